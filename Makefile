@@ -1,0 +1,39 @@
+# The commands of the project; CI calls these very ones.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# The tools find one another (snakemake calls python and dvc) as in an activated environment.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: run test lint docs clean lock
+run: $(VENV)/installed  ## the default run: everything, from data to report
+	snakemake --cores all
+
+test: lint  ## linters, then all tests
+	pytest
+
+lint: $(VENV)/installed
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile rules
+	snakemake --lint
+	python scripts/write_config_docs.py --check
+
+docs: $(VENV)/installed  ## config/README.md from config/schema.yaml
+	python scripts/write_config_docs.py
+
+lock: $(VENV)/installed  ## requirements.lock from what is installed
+	( grep '^#' requirements.lock; pip freeze --exclude-editable | sed 's/+cpu//'; \
+	  pip freeze --all | grep '^setuptools==' ) > requirements.new
+	mv requirements.new requirements.lock
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@
+
+clean:  ## the environment and caches; results stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,35 @@
+# WARP as a DAG: data → SFT → reward model → (M × RL → merge → LITI) × I → evaluation → figures.
+# Read next: rules/common.smk (names and paths), then the rules in the order of the flow.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+report: "docs/captions/workflow.rst"
+
+
+include: "rules/common.smk"
+include: "rules/track.smk"
+include: "rules/data.smk"
+include: "rules/supervised.smk"
+include: "rules/warp.smk"
+include: "rules/evaluate.smk"
+include: "rules/figures.smk"
+
+
+# They write what belongs to the whole run (DVC's state, tables, figures): never on a compute node.
+localrules:
+    all,
+    track,
+    collect_evaluations,
+    report,
+
+
+rule all:
+    default_target: True
+    input:
+        FIGURES,
+        f"{RESULTS}/report.html",

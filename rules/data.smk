@@ -1,0 +1,54 @@
+# Nothing, or the user's files → RESULTS/generate_data/data or RESULTS/prepare_data/data:
+# sft.jsonl, preferences.jsonl, train_prompts.jsonl, eval_prompts.jsonl, tokenizer/.
+
+USER_FILES = sorted(
+    {path for key, path in config["prepare_data"].items() if key.endswith("_path") and path}
+)
+
+
+rule generate_data:
+    """The embedded synthetic language: corpus, noisy preferences and prompts from a seed."""
+    input:
+        code=code("generate_data"),
+    output:
+        f"{RESULTS}/generate_data/provenance.json",
+    log:
+        f"{LOGS}/generate_data.log",
+    benchmark:
+        f"{LOGS}/generate_data.tsv"
+    params:
+        made=f"{RESULTS}/generate_data/data",
+        settings=flags({"seed": config["seed"]} | config["generate_data"]),
+    threads: 1
+    resources:
+        mem_mb=2000,
+    shell:
+        RUN + "{params.made} -- python {input.code[0]} --out {params.made} {params.settings} > {log} 2>&1"
+
+
+rule prepare_data:
+    """The user's corpus, preferences and prompts, read from JSONL or CSV files."""
+    input:
+        code=code("prepare_data"),
+        files=USER_FILES,
+    output:
+        f"{RESULTS}/prepare_data/provenance.json",
+    log:
+        f"{LOGS}/prepare_data.log",
+    benchmark:
+        f"{LOGS}/prepare_data.tsv"
+    params:
+        made=f"{RESULTS}/prepare_data/data",
+        settings=flags(
+            {
+                "seed": config["seed"],
+                "tokenizer_path": config["policy"]["path"],
+                "max_prompt_tokens": config["policy"]["max_prompt_tokens"] - 1,  # BOS comes on top
+            }
+            | config["prepare_data"]
+        ),
+    threads: 1
+    resources:
+        mem_mb=4000,
+    shell:
+        RUN + "{params.made} -- python {input.code[0]} --out {params.made} {params.settings} > {log} 2>&1"

@@ -1,0 +1,54 @@
+# Data → θ_sft (RESULTS/train_sft/checkpoint) → reward model (RESULTS/train_reward_model/checkpoint).
+import json
+
+
+rule train_sft:
+    """Fine-tune the policy on completions; every KL is measured to the result."""
+    input:
+        code=code("train_sft"),
+        data=DATA,
+    output:
+        f"{RESULTS}/train_sft/provenance.json",
+    log:
+        f"{LOGS}/train_sft.log",
+    benchmark:
+        f"{LOGS}/train_sft.tsv"
+    params:
+        made=f"{RESULTS}/train_sft/checkpoint",
+        policy=flags(
+            {"policy": config["policy"]["path"]}
+            if config["policy"]["path"]
+            else {"architecture": json.dumps(config["policy"]["architecture"], sort_keys=True)}
+        ),
+        settings=flags({"seed": config["seed"]} | config["train_sft"]),
+    threads: 1
+    resources:
+        mem_mb=4000,
+        gpu=TRAINING_GPUS,
+    shell:
+        RUN + "{params.made} -- python {input.code[0]} --data {input.data} "
+        "--out {params.made} {params.policy} {params.settings} > {log} 2>&1"
+
+
+rule train_reward_model:
+    """Bradley–Terry reward model on preference pairs, from the SFT weights; or the user's own."""
+    input:
+        code=code("train_reward_model"),
+        data=DATA,
+        sft=SFT,
+    output:
+        f"{RESULTS}/train_reward_model/provenance.json",
+    log:
+        f"{LOGS}/train_reward_model.log",
+    benchmark:
+        f"{LOGS}/train_reward_model.tsv"
+    params:
+        made=f"{RESULTS}/train_reward_model/checkpoint",
+        settings=flags({"seed": config["seed"]} | config["train_reward_model"]),
+    threads: 1
+    resources:
+        mem_mb=4000,
+        gpu=TRAINING_GPUS,
+    shell:
+        RUN + "{params.made} -- python {input.code[0]} --data {input.data} --sft {input.sft} "
+        "--out {params.made} {params.settings} > {log} 2>&1"

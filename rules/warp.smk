@@ -1,0 +1,85 @@
+# The WARP loop (Algorithm 1). From the init of iteration i, which PLAN.init names (θ_sft, then the
+# LITI point of the iteration before): M policies → their merge → LITI points.
+
+
+rule train_policy:
+    """Stage 1: one RL run against its anchor; member m of iteration i."""
+    input:
+        code=code("train_policy"),
+        init=lambda w: pointer(PLAN.init[w.experiment, int(w.iteration)]),
+        sft=SFT,
+        reward_model=REWARD_MODEL,
+        data=DATA,
+    output:
+        f"{RESULTS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}/provenance.json",
+    log:
+        f"{LOGS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}.log",
+    benchmark:
+        f"{LOGS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}.tsv"
+    params:
+        made=f"{RESULTS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}/checkpoint",
+        tensorboard=f"{LOGS}/tensorboard/{{experiment}}/iteration{{iteration}}/member{{member}}",
+        settings=lambda w: flags(
+            {"seed": config["seed"], "gold": config["evaluate_policy"]["gold"]}
+            | SAMPLING
+            | policy_settings(PLAN.experiments[w.experiment], int(w.iteration))
+        ),
+    threads: 1
+    resources:
+        mem_mb=4000,
+        gpu=TRAINING_GPUS,
+    shell:
+        RUN + "{params.made} --unkeyed '--tensorboard {params.tensorboard}' -- "
+        "python {input.code[0]} --init {input.init} --sft {input.sft} --data {input.data} "
+        "--reward_model {input.reward_model} --iteration {wildcards.iteration} "
+        "--member {wildcards.member} --out {params.made} {params.settings} > {log} 2>&1"
+
+
+rule merge_policies:
+    """Stage 2: merge the M policies of an iteration; SLERP of their task vectors, by layer."""
+    input:
+        code=code("merge_policies"),
+        init=lambda w: pointer(PLAN.init[w.experiment, int(w.iteration)]),
+        policies=lambda w: [
+            pointer(PLAN.policies[w.experiment, int(w.iteration), member])
+            for member in range(PLAN.experiments[w.experiment].members)
+        ],
+    output:
+        f"{RESULTS}/merge_policies/{{experiment}}/iteration{{iteration}}/provenance.json",
+    log:
+        f"{LOGS}/merge_policies/{{experiment}}/iteration{{iteration}}.log",
+    benchmark:
+        f"{LOGS}/merge_policies/{{experiment}}/iteration{{iteration}}.tsv"
+    params:
+        made=f"{RESULTS}/merge_policies/{{experiment}}/iteration{{iteration}}/checkpoint",
+        settings=lambda w: flags(PLAN.experiments[w.experiment].merge_policies),
+    threads: 1
+    resources:
+        mem_mb=2000,
+    shell:
+        RUN + "{params.made} -- python {input.code[0]} --init {input.init} "
+        "--policies {input.policies} --out {params.made} {params.settings} > {log} 2>&1"
+
+
+rule interpolate_policy:
+    """Stage 3: LITI, the merge interpolated towards SFT (the front) or its own init (the next one)."""
+    input:
+        code=code("interpolate_policy"),
+        init=lambda w: (
+            SFT if w.towards == "sft" else pointer(PLAN.init[w.experiment, int(w.iteration)])
+        ),
+        policy=lambda w: pointer(PLAN.merged[w.experiment, int(w.iteration)]),
+    output:
+        f"{RESULTS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/provenance.json",
+    log:
+        f"{LOGS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}.log",
+    benchmark:
+        f"{LOGS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}.tsv"
+    params:
+        made=f"{RESULTS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/checkpoint",
+    threads: 1
+    resources:
+        mem_mb=2000,
+    shell:
+        RUN + "{params.made} -- python {input.code[0]} --init {input.init} "
+        "--policy {input.policy} --eta {wildcards.eta} --out {params.made} > {log} 2>&1"

@@ -1,0 +1,83 @@
+"""Evaluate one policy: reward, gold, KL to SFT, length, diversity, and some of its completions.
+
+Writes one JSON file: `metrics` (a row of evaluations.csv) and `completions` (a table to read).
+Next in reading order: warpflow.evaluation.evaluate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from warpflow.cli import parse_arguments
+from warpflow.evaluation import EvaluationSettings, Samples, evaluate, summarise
+from warpflow.judging import load_judges
+from warpflow.models import load_policy
+from warpflow.rewards import prompt_texts, response_texts
+
+
+@dataclass
+class Arguments:
+    policy: str = field(metadata={"help": "checkpoint to evaluate"})
+    sft: str = field(metadata={"help": "checkpoint of θ_sft"})
+    reward_model: str = field(metadata={"help": "checkpoint of the reward model"})
+    data: str = field(metadata={"help": "data folder"})
+    out: str = field(metadata={"help": "JSON file to write"})
+    seed: int = field(metadata={"help": "base seed, the same for every policy"})
+    completions: int = field(metadata={"help": "completions to keep, of the first prompts"})
+    max_prompt_tokens: int = field(metadata={"help": "longer prompts are an error"})
+    gold: str | None = field(default=None, metadata={"help": "package.module:function"})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments, settings = parse_arguments(__doc__, argv, Arguments, EvaluationSettings)
+    judges = load_judges(
+        arguments.sft,
+        arguments.reward_model,
+        arguments.data,
+        gold=arguments.gold,
+        max_prompt_tokens=arguments.max_prompt_tokens,
+    )
+    samples = evaluate(
+        load_policy(arguments.policy),
+        judges.sft,
+        judges.reward,
+        judges.gold,
+        judges.eval_prompts,
+        settings,
+        eos_id=judges.tokenizer.eos_token_id,
+        pad_id=judges.tokenizer.pad_token_id,
+        seed=arguments.seed,
+    )
+    prompts, responses = (
+        [text for batch in samples.batch for text in texts(batch, judges.tokenizer)]
+        for texts in (prompt_texts, response_texts)
+    )
+    metrics = summarise(samples, responses, settings.samples_per_prompt)
+    table = completion_rows(
+        samples, prompts, responses, settings.samples_per_prompt, arguments.completions
+    )
+    document = {"metrics": metrics, "completions": table}
+    Path(arguments.out).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def completion_rows(
+    samples: Samples, prompts: list[str], responses: list[str], samples_per_prompt: int, count: int
+) -> list[dict[str, object]]:
+    """The first completion of each of the first `count` prompts, with its scores."""
+    return [
+        {
+            "prompt": prompts[i],
+            "completion": responses[i],
+            "reward": round(samples.reward[i].item(), 4),
+            "gold": None if samples.gold is None else round(samples.gold[i].item(), 4),
+            "finished": bool(samples.finished[i]),
+        }
+        for i in range(0, min(len(responses), count * samples_per_prompt), samples_per_prompt)
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""Draw reward, KL and gold reward against η (eta_sweep.png, eta_sweep.svg)."""
+
+from warpflow.plotting import plot_eta_sweep
+from warpflow.plotting_cli import draw_figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    tables = ["evaluations"]
+    draw_figure("eta_sweep", tables, plot_eta_sweep, __doc__, argv)
+
+
+if __name__ == "__main__":
+    main()

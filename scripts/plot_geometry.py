@@ -1,0 +1,13 @@
+"""Draw angles and norms of task vectors (geometry.png, geometry.svg)."""
+
+from warpflow.plotting import plot_geometry
+from warpflow.plotting_cli import draw_figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    tables = ["evaluations", "geometry"]
+    draw_figure("geometry", tables, plot_geometry, __doc__, argv)
+
+
+if __name__ == "__main__":
+    main()

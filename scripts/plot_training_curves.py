@@ -1,0 +1,13 @@
+"""Draw the RL runs over their steps (training_curves.png, training_curves.svg)."""
+
+from warpflow.plotting import plot_training_curves
+from warpflow.plotting_cli import draw_figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    tables = ["evaluations", "training", "trajectories"]
+    draw_figure("training_curves", tables, plot_training_curves, __doc__, argv)
+
+
+if __name__ == "__main__":
+    main()

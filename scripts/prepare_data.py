@@ -1,0 +1,29 @@
+"""Write the data folder from the user's own files; the flags are the keys of `prepare_data`.
+
+A flag that is left out stands for null in the config.
+Next in reading order: warpflow.data.prepare_data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from warpflow.cli import parse_arguments
+from warpflow.data import PrepareData, prepare_data
+
+
+@dataclass
+class Arguments:
+    out: str = field(metadata={"help": "data folder to write"})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments, settings = parse_arguments(__doc__, argv, Arguments, PrepareData)
+    for line in prepare_data(settings, Path(arguments.out)):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Train the reward model r(x, y) on preference pairs (Bradley–Terry), or store a given one.
+
+It starts from the SFT policy's weights with a fresh one-label head. Scores are standardised to
+mean 0 and standard deviation 1 over the rejected and chosen sequences, so that β means the same
+whatever the head's scale; the two numbers are stored in the checkpoint's config.
+Next in reading order: warpflow.supervised.bradley_terry_loss.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from warpflow.cli import parse_arguments
+from warpflow.models import load_reward_model, load_tokenizer, save_checkpoint
+from warpflow.rows import read_rows
+from warpflow.seeds import derive_seed
+from warpflow.supervised import (
+    SupervisedSettings,
+    bradley_terry_loss,
+    encode_example,
+    preference_collator,
+    preference_scores,
+    train,
+)
+
+
+@dataclass
+class Arguments:
+    data: str = field(metadata={"help": "data folder"})
+    sft: str = field(metadata={"help": "SFT checkpoint to start from"})
+    out: str = field(metadata={"help": "checkpoint folder to write"})
+    seed: int = field(metadata={"help": "base seed"})
+    held_out: int = field(metadata={"help": "pairs kept from training, for the accuracy"})
+    path: str | None = field(
+        default=None, metadata={"help": "trained Hugging Face reward model: stored, not trained"}
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments, settings = parse_arguments(__doc__, argv, Arguments, SupervisedSettings)
+    if arguments.path:
+        model = load_reward_model(arguments.path)
+        save_checkpoint(model, load_tokenizer(arguments.path), arguments.out)
+        return
+    tokenizer = load_tokenizer(arguments.sft)
+    rows = read_rows(f"{arguments.data}/preferences.jsonl")
+    pairs = [
+        {side: encode_example(tokenizer, row["prompt"], row[side])[0] for side in SIDES}
+        for row in rows
+    ]
+    if len(pairs) <= arguments.held_out:
+        raise ValueError(
+            f"{arguments.data}/preferences.jsonl has {len(pairs)} pairs and "
+            f"train_reward_model.held_out is {arguments.held_out}: nothing is left to train on"
+        )
+    held_out, training = pairs[: arguments.held_out], pairs[arguments.held_out :]
+    seed = derive_seed(arguments.seed, "train_reward_model")
+    torch.manual_seed(seed)  # the fresh head
+    model = AutoModelForSequenceClassification.from_pretrained(
+        arguments.sft, num_labels=1, dtype=torch.float32
+    )
+    with tempfile.TemporaryDirectory() as work_folder:
+        train(
+            model,
+            training,
+            preference_collator(tokenizer.pad_token_id),
+            settings,
+            seed=seed,
+            work_folder=work_folder,
+            loss=bradley_terry_loss,
+        )
+    chosen, rejected = preference_scores(model, held_out, settings.batch_size)
+    scores = torch.cat([chosen, rejected])
+    model.config.reward_mean, model.config.reward_std = scores.mean().item(), scores.std().item()
+    save_checkpoint(model, tokenizer, arguments.out)
+    metrics = {"held_out_accuracy": (chosen > rejected).float().mean().item()}
+    Path(arguments.out, "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    logging.info("%s", metrics)
+
+
+SIDES = ("chosen", "rejected")
+
+if __name__ == "__main__":
+    main()

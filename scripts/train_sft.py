@@ -1,0 +1,71 @@
+"""Fine-tune the policy on completions: θ_sft, where every KL in this project is measured to.
+
+Reads a data folder, writes a Hugging Face checkpoint. With `--steps 0` and `--policy` it only
+stores the given policy in fp32 (the policy is SFT'd already).
+Next in reading order: warpflow.supervised.train.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from warpflow.cli import parse_arguments
+from warpflow.models import build_policy, load_policy, load_tokenizer, save_checkpoint
+from warpflow.rows import read_rows
+from warpflow.seeds import derive_seed
+from warpflow.supervised import (
+    SupervisedSettings,
+    encode_example,
+    language_model_collator,
+    train,
+)
+
+
+@dataclass
+class Arguments:
+    data: str = field(metadata={"help": "data folder"})
+    out: str = field(metadata={"help": "checkpoint folder to write"})
+    seed: int = field(metadata={"help": "base seed"})
+    policy: str | None = field(
+        default=None, metadata={"help": "Hugging Face policy to start from; else --architecture"}
+    )
+    architecture: str | None = field(
+        default=None, metadata={"help": "JSON: a Hugging Face config, model_type included"}
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments, settings = parse_arguments(__doc__, argv, Arguments, SupervisedSettings)
+    if arguments.policy:
+        tokenizer = load_tokenizer(arguments.policy)
+        model = load_policy(arguments.policy)
+    else:
+        tokenizer = load_tokenizer(f"{arguments.data}/tokenizer")
+        architecture = json.loads(arguments.architecture)
+        model = build_policy(architecture, tokenizer, derive_seed(arguments.seed, "build_policy"))
+    history: list[dict[str, float]] = []
+    if settings.steps:
+        rows = read_rows(f"{arguments.data}/sft.jsonl")
+        encoded = (encode_example(tokenizer, row["prompt"], row["completion"]) for row in rows)
+        examples = [{"ids": ids, "prompt_length": length} for ids, length in encoded]
+        with tempfile.TemporaryDirectory() as work_folder:
+            history = train(
+                model,
+                examples,
+                language_model_collator(tokenizer.pad_token_id),
+                settings,
+                seed=derive_seed(arguments.seed, "train_sft"),
+                work_folder=work_folder,
+            )
+    save_checkpoint(model, tokenizer, arguments.out)
+    columns = ["step", "loss", "learning_rate", "grad_norm"]
+    pd.DataFrame(history, columns=columns).to_csv(f"{arguments.out}/training.csv", index=False)
+
+
+if __name__ == "__main__":
+    main()

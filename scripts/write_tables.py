@@ -1,0 +1,45 @@
+"""The evaluations and a few completions of each policy as HTML tables for the report.
+
+Next in reading order: warpflow.tables, where the CSV tables come from.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+STYLE = """<style>
+body { font: 13px sans-serif }
+td, th { padding: 2px 8px; text-align: left }
+tr:nth-child(even) { background: #f3f3f3 }
+</style>
+"""
+COLUMNS = ["experiment", "stage", "iteration", "member", "towards", "eta", "reward", "reward_se"]
+COLUMNS += ["gold", "gold_se", "kl_exact", "kl_exact_se", "kl", "kl_se", "length", "unfinished"]
+COLUMNS += ["distinct_2", "self_similarity"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tables", required=True, help="folder of evaluations.csv, completions.csv"
+    )
+    parser.add_argument("--out", required=True, help="folder to write the two HTML files to")
+    arguments = parser.parse_args(argv)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    evaluations = pd.read_csv(Path(arguments.tables, "evaluations.csv"))[COLUMNS]
+    completions = pd.read_csv(Path(arguments.tables, "completions.csv"))
+    for name, table in {"evaluations": evaluations, "completions": completions}.items():
+        table = table.dropna(axis="columns", how="all")
+        html = table.to_html(index=False, na_rep="", float_format="{:.3f}".format, border=0)
+        (out / f"{name}.html").write_text(f"<meta charset='utf-8'>{STYLE}{html}\n")
+
+
+if __name__ == "__main__":
+    main()

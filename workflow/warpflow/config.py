@@ -1,0 +1,188 @@
+"""Checks of the configuration, before any job starts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from warpflow.plan import Experiment, resolve_experiments
+from warpflow.rows import iterate_rows, require_columns
+
+SCHEMA = Path(__file__).parents[2] / "config" / "schema.yaml"
+
+REQUIRED_FILE_KEYS = (
+    "sft_path",
+    "sft_completion",
+    "preferences_path",
+    "prompts_path",
+    "prompts_column",
+    "eval_prompts",
+    "max_text_tokens",
+)
+
+
+class ConfigError(ValueError):
+    """What is wrong with the config: key, what came, what was expected, what to do."""
+
+
+def check_config(config: Mapping[str, Any], schema: Path = SCHEMA) -> None:
+    """Raise one ConfigError with every problem of the config; touches and starts nothing."""
+    validator = jsonschema.Draft202012Validator(yaml.safe_load(schema.read_text()))
+    problems = [
+        line
+        for error in sorted(validator.iter_errors(config), key=lambda e: list(map(str, e.path)))
+        for line in describe(error)
+    ]
+    if not problems:  # the cross-checks rely on types being right
+        problems = list(cross_check(config))
+    if problems:
+        raise ConfigError(
+            "\n".join(["The configuration is wrong; nothing was started.", *problems])
+        )
+
+
+def describe(error: Any) -> list[str]:
+    """A `jsonschema.ValidationError` in the words of whoever wrote the config."""
+    key = ".".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = list(error.schema.get("properties", {}))
+        unknown = [name for name in error.instance if name not in known]
+        return [f"- {join(key, name)}: unknown key{closest(name, known)}" for name in unknown]
+    if error.validator == "required":
+        missing = [name for name in error.validator_value if name not in error.instance]
+        return [f"- {join(key, name)}: missing; see config/README.md" for name in missing[:1]]
+    if error.validator == "not":
+        return [f"- {key or 'experiments'}: {error.instance!r} is the base experiment's name"]
+    hint = ""
+    if isinstance(error.instance, str) and is_number(error.instance):
+        hint = f"; YAML reads {error.instance} as text: write it as {float(error.instance):.1e}"
+    return [f"- {key}: got {error.instance!r}, expected {expectation(error)}{hint}"]
+
+
+def join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def closest(name: str, known: list[str]) -> str:
+    """A suggestion for a misspelt key."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(sorted(known))}"
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def expectation(error: Any) -> str:
+    """What the failed schema rule asks for."""
+    value = error.validator_value
+    phrases = {
+        "type": lambda: " or ".join(value) if isinstance(value, list) else value,
+        "enum": lambda: "one of " + ", ".join(map(str, value)),
+        "minimum": lambda: f"at least {value}",
+        "maximum": lambda: f"at most {value}",
+        "exclusiveMinimum": lambda: f"more than {value}",
+        "exclusiveMaximum": lambda: f"less than {value}",
+        "minItems": lambda: f"at least {value} item",
+        "uniqueItems": lambda: "no value twice",
+        "pattern": lambda: f"text like {value}",
+        "oneOf": lambda: "a whole number of at least 1, or a list of them",
+    }
+    return str(phrases.get(str(error.validator), lambda: error.message)())
+
+
+def cross_check(config: Mapping[str, Any]) -> Iterator[str]:
+    """Problems that lie between keys, and files that are not there."""
+    yield from check_policy(config)
+    if config["data"] == "prepare_data":
+        yield from check_files(config["prepare_data"], config["policy"]["path"])
+    for experiment in resolve_experiments(config).values():
+        yield from check_experiment(experiment)
+
+
+def check_policy(config: Mapping[str, Any]) -> Iterator[str]:
+    policy = config["policy"]
+    needed = policy["max_prompt_tokens"] + policy["max_new_tokens"]
+    context = policy["architecture"].get("max_position_embeddings")
+    if policy["path"] is None and context is not None and needed > context:
+        yield (
+            f"- policy: max_prompt_tokens + max_new_tokens = {needed} exceed the context of "
+            f"architecture.max_position_embeddings = {context}: lower those or raise this"
+        )
+    if policy["path"] is None and config["train_sft"]["steps"] == 0:
+        yield "- train_sft.steps: got 0, expected 1 or more, since policy.path is null"
+    for key, path in (
+        ("policy.path", policy["path"]),
+        ("train_reward_model.path", config["train_reward_model"]["path"]),
+    ):
+        # A hub name is owner/name; anything that looks like a path must be there.
+        is_local = path and (path.startswith((".", "/", "~")) or path.count("/") > 1)
+        if is_local and not Path(path, "config.json").is_file():
+            yield f"- {key}: no config.json in {path}: expected a Hugging Face model folder"
+
+
+def check_experiment(experiment: Experiment) -> Iterator[str]:
+    where = "" if experiment.name == "warp" else f"experiments.{experiment.name}: "
+    rl, merging = experiment.train_policy, experiment.merge_policies
+    if rl["batch_size"] % rl["samples_per_prompt"]:
+        yield (
+            f"- {where}train_policy.batch_size: got {rl['batch_size']}, expected a multiple of "
+            f"samples_per_prompt = {rl['samples_per_prompt']}"
+        )
+    if rl["baseline"] == "rloo" and rl["samples_per_prompt"] < 2:
+        yield f"- {where}train_policy.samples_per_prompt: got 1, baseline rloo needs 2 or more"
+    if merging["weight"] is not None and experiment.members != 2:
+        yield (
+            f"- {where}merge_policies.weight: λ = {merging['weight']} is for two policies, but "
+            f"members = {experiment.members}: set members to 2 or weight to null"
+        )
+
+
+def check_files(section: Mapping[str, Any], policy_path: str | None) -> Iterator[str]:
+    """Missing keys and files of the user's data, and columns absent from their first row."""
+    missing = [key for key in REQUIRED_FILE_KEYS if section.get(key) is None]
+    yield from (f"- prepare_data.{key}: missing; see config/README.md" for key in missing)
+    if policy_path is None and section.get("vocab_size") is None:
+        yield "- prepare_data.vocab_size: missing; policy.path is null, so a tokenizer is trained"
+    pairs = [section.get("preferences_chosen"), section.get("preferences_rejected")]
+    labelled = [section.get("preferences_text"), section.get("preferences_label")]
+    if (None in pairs) == (None in labelled):
+        yield (
+            "- prepare_data: give either preferences_chosen and preferences_rejected, or "
+            "preferences_text and preferences_label"
+        )
+    for kind in ("sft", "preferences", "prompts"):
+        path = section.get(f"{kind}_path")
+        if path is None:
+            continue
+        if not Path(path).is_file():
+            yield f"- prepare_data.{kind}_path: {path} is not a file (from {Path.cwd().name}/)"
+            continue
+        columns = {
+            key: column
+            for key, column in section.items()
+            if key.startswith(f"{kind}_") and isinstance(column, str) and key != f"{kind}_path"
+        }
+        yield from check_columns(path, columns)
+
+
+def check_columns(path: str, columns: Mapping[str, str]) -> Iterator[str]:
+    """Whether a file has a row and that row the columns; `prepare_data` checks the other rows."""
+    try:
+        first = next(iterate_rows(path), None)
+        if first is None:
+            yield f"- {path}: the dataset is empty; expected at least one row"
+            return
+        for key, column in columns.items():
+            require_columns([first], [column], path, f"prepare_data.{key}")
+    except ValueError as error:
+        yield f"- {error}"

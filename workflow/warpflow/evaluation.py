@@ -1,0 +1,154 @@
+"""What a policy is worth: reward, gold, KL to the SFT policy, length and diversity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from warpflow.log_probs import Completions, gather_log_probs, response_logits
+from warpflow.rewards import Reward
+from warpflow.sampling import pad_left, sample_completions
+from warpflow.seeds import make_generator
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Section `evaluate_policy` of the config, with what it shares with `train_policy`."""
+
+    prompts: int
+    samples_per_prompt: int
+    batch_size: int
+    temperature: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Completions of one policy with their scores; each [N], rows of one prompt adjacent."""
+
+    batch: list[Completions]
+    reward: Tensor
+    gold: Tensor | None
+    kl: Tensor  # log π(y|x) − log π_sft(y|x): unbiased, noisy, may be negative
+    kl_exact: Tensor  # Σ_t KL(π(·|x, y_<t) ‖ π_sft(·|x, y_<t)): same mean, less variance
+    length: Tensor
+    finished: Tensor
+
+
+@torch.no_grad()
+def sequence_kls(
+    policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Two estimators of KL(π ‖ π_sft) over whole sequences, in nats, [B] each.
+
+    The first is the log-ratio of the sampled sequence. The second replaces each token's log-ratio
+    by its exact expectation over the vocabulary given the sampled prefix (Rao–Blackwell). Both
+    are unbiased for completions sampled from `policy` at `temperature`.
+    """
+    logits = response_logits(policy, batch, temperature)
+    sft_logits = response_logits(sft, batch, temperature)
+    sampled = gather_log_probs(logits, batch) - gather_log_probs(sft_logits, batch)
+    log_p, log_q = logits.log_softmax(-1), sft_logits.log_softmax(-1)
+    # The policy's own probabilities weigh the log-ratio; the reverse would be another divergence.
+    exact = (log_p.exp() * (log_p - log_q)).sum(-1).masked_fill(~batch.is_response, 0.0)
+    return sampled.sum(1), exact.sum(1)
+
+
+def evaluate(
+    policy: PreTrainedModel,
+    sft: PreTrainedModel,
+    reward: Reward,
+    gold: Reward | None,
+    prompts: Sequence[Sequence[int]],
+    settings: EvaluationSettings,
+    *,
+    eos_id: int,
+    pad_id: int,
+    seed: int,
+) -> Samples:
+    """Sample from `policy` on the first `settings.prompts` prompts and score the completions.
+
+    Every policy sees the same prompts with the same random stream, so differences between
+    policies are paired.
+    """
+    chosen = prompts[: settings.prompts]
+    rows = [ids for ids in chosen for _ in range(settings.samples_per_prompt)]
+    generator = make_generator(policy.device, seed, "evaluate_policy")
+    parts: list[tuple[Completions, Tensor, Tensor | None, Tensor, Tensor]] = []
+    for start in range(0, len(rows), settings.batch_size):
+        ids, mask = pad_left(rows[start : start + settings.batch_size], pad_id, policy.device)
+        batch = sample_completions(
+            policy,
+            ids,
+            mask,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            eos_id=eos_id,
+            pad_id=pad_id,
+            generator=generator,
+        )
+        kls = sequence_kls(policy, sft, batch, settings.temperature)
+        parts.append((batch, reward(batch), gold(batch) if gold else None, *kls))
+    return Samples(
+        batch=[part[0] for part in parts],
+        reward=torch.cat([part[1] for part in parts]).cpu(),
+        gold=torch.cat([part[2] for part in parts]).cpu() if gold else None,  # type: ignore[misc]
+        kl=torch.cat([part[3] for part in parts]).cpu(),
+        kl_exact=torch.cat([part[4] for part in parts]).cpu(),
+        length=torch.cat([part[0].lengths for part in parts]).float().cpu(),
+        finished=torch.cat([part[0].finished for part in parts]).cpu(),
+    )
+
+
+def mean_and_error(values: Tensor, samples_per_prompt: int) -> tuple[float, float]:
+    """Mean of [N] values and its standard error over prompts.
+
+    Completions of one prompt are not independent, so they are averaged first. The error of a
+    single prompt is NaN: one draw says nothing of the spread.
+    """
+    prompts = values.double().view(-1, samples_per_prompt).mean(1)
+    error = prompts.std().item() / math.sqrt(len(prompts)) if len(prompts) > 1 else math.nan
+    return prompts.mean().item(), error
+
+
+def summarise(samples: Samples, texts: Sequence[str], samples_per_prompt: int) -> dict[str, object]:
+    """The row of `evaluations.csv` for one policy. `texts`: the decoded responses, [N]."""
+    row: dict[str, object] = {"n_prompts": len(texts) // samples_per_prompt}
+    for name in ("reward", "gold", "kl", "kl_exact", "length"):
+        values = getattr(samples, name)
+        mean, error = (None, None) if values is None else mean_and_error(values, samples_per_prompt)
+        row |= {name: mean, f"{name}_se": error}
+    row["unfinished"] = 1 - samples.finished.float().mean().item()
+    row["distinct_2"] = distinct_n(texts, 2)
+    row["self_similarity"] = self_similarity(texts, samples_per_prompt)
+    return row
+
+
+def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    """All n-grams of white-space separated words, in order."""
+    words = text.split()
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Share of n-grams, over all texts, that differ from one another; 0 without n-grams."""
+    grams = [gram for text in texts for gram in ngrams(text, n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def self_similarity(texts: Sequence[str], samples_per_prompt: int) -> float | None:
+    """Mean Jaccard similarity of the bigrams of two completions of one prompt (as Fig. 19:
+    diversity lost); None where each prompt has one completion."""
+    if samples_per_prompt < 2:
+        return None
+    similarities = []
+    for start in range(0, len(texts), samples_per_prompt):
+        first, second = (set(ngrams(texts[start + k], 2)) for k in (0, 1))
+        union = first | second
+        similarities.append(len(first & second) / len(union) if union else 1.0)
+    return sum(similarities) / len(similarities)

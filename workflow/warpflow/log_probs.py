@@ -1,0 +1,85 @@
+"""Log-probabilities of completions under a causal language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Completions:
+    """A batch of sampled completions: left-padded prompts, right-padded responses.
+
+    Attributes:
+        prompt_ids: [B, P] int64.
+        is_prompt: [B, P] bool, True on real prompt tokens (pads are on the left).
+        response_ids: [B, C] int64, pad after the end.
+        is_response: [B, C] bool, True on sampled tokens, the EOS included.
+        finished: [B] bool, True where EOS was sampled within the limit.
+    """
+
+    prompt_ids: Tensor
+    is_prompt: Tensor
+    response_ids: Tensor
+    is_response: Tensor
+    finished: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] int64: sampled tokens, the EOS included."""
+        return self.is_response.sum(1)
+
+    def rows(self, index: Tensor | slice) -> Completions:
+        """The completions at `index`, trimmed to the longest prompt and response among them."""
+        is_prompt, is_response = self.is_prompt[index], self.is_response[index]
+        first = self.is_prompt.shape[1] - int(is_prompt.sum(1).max())
+        length = int(is_response.sum(1).max())
+        return Completions(
+            self.prompt_ids[index][:, first:],
+            is_prompt[:, first:],
+            self.response_ids[index][:, :length],
+            is_response[:, :length],
+            self.finished[index],
+        )
+
+
+def positions(is_token: Tensor) -> Tensor:
+    """[B, T] position ids that count real tokens only.
+
+    Hugging Face models do not derive them from the attention mask: without them a left-padded
+    GPT-2 is scored wrongly.
+    """
+    return (is_token.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def response_logits(model: PreTrainedModel, batch: Completions, temperature: float) -> Tensor:
+    """[B, C, V] float32 logits, divided by `temperature`, that predict each response token."""
+    is_token = torch.cat([batch.is_prompt, batch.is_response], 1)
+    length = batch.response_ids.shape[1]
+    output = model(
+        input_ids=torch.cat([batch.prompt_ids, batch.response_ids], 1),
+        attention_mask=is_token.long(),
+        position_ids=positions(is_token),
+        use_cache=False,
+        logits_to_keep=length + 1,
+    )
+    # Position t predicts token t + 1, so C tokens need C + 1 positions and the last is unused.
+    return output.logits[:, -length - 1 : -1].float() / temperature
+
+
+def token_log_probs(model: PreTrainedModel, batch: Completions, temperature: float) -> Tensor:
+    """[B, C] float32 log π(y_t | x, y_<t) at `temperature`; 0 on pads, the EOS counts.
+
+    `temperature` must be the one the completions were sampled at, for the policy and the anchor
+    alike: otherwise the log-ratio is not the one in the paper's r_β.
+    """
+    return gather_log_probs(response_logits(model, batch, temperature), batch)
+
+
+def gather_log_probs(logits: Tensor, batch: Completions) -> Tensor:
+    """[B, C] log-softmax of `logits` [B, C, V] at the response tokens; 0 on pads."""
+    chosen = logits.gather(2, batch.response_ids[..., None])[..., 0]
+    return (chosen - logits.logsumexp(-1)).masked_fill(~batch.is_response, 0.0)

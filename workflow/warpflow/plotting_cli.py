@@ -1,0 +1,127 @@
+"""Command line shared by the `scripts/plot_*.py`: read tables, draw one figure, save it."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from warpflow.plotting import FigureStyle, save_figure
+
+# The columns that the figures use; a table may have more.
+TABLE_COLUMNS = {
+    "evaluations": (
+        "experiment",
+        "stage",
+        "iteration",
+        "member",
+        "towards",
+        "eta",
+        "anchor",
+        "beta",
+        "mu",
+        "members",
+        "merge_method",
+        "merge_weight",
+        "policy",
+        "reward",
+        "reward_se",
+        "gold",
+        "gold_se",
+        "kl_exact",
+        "kl_exact_se",
+    ),
+    "trajectories": (
+        "experiment",
+        "iteration",
+        "member",
+        "step",
+        "reward",
+        "reward_se",
+        "gold",
+        "gold_se",
+        "kl_exact",
+        "kl_exact_se",
+    ),
+    "training": (
+        "experiment",
+        "iteration",
+        "member",
+        "step",
+        "reward",
+        "kl_to_anchor",
+    ),
+    "geometry": (
+        "experiment",
+        "iteration",
+        "group",
+        "member_a",
+        "member_b",
+        "cosine_task_vectors",
+        "cosine_weights",
+        "norm_a",
+        "norm_b",
+    ),
+}
+
+
+def read_tables(folder: Path, names: Sequence[str]) -> list[pd.DataFrame]:
+    """Read folder/NAME.csv for each name.
+
+    Raises ValueError if a file or a column that the figures use is missing.
+    """
+    missing = [f"{name}.csv" for name in names if not (folder / f"{name}.csv").is_file()]
+    if missing:
+        raise ValueError(
+            f"--tables {folder}: {', '.join(missing)} not found there; run `snakemake` to compute "
+            f"the tables, or `dvc pull` to fetch them"
+        )
+    return [read_table(folder / f"{name}.csv", TABLE_COLUMNS[name]) for name in names]
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read one CSV; text columns without any value stay empty columns."""
+    try:
+        table = pd.read_csv(path)
+    except pd.errors.EmptyDataError as error:
+        raise ValueError(
+            f"{path}: expected a header line, got an empty file; delete it and run `snakemake`"
+        ) from error
+    absent = [column for column in columns if column not in table.columns]
+    if absent:
+        raise ValueError(
+            f"{path}: expected the columns {', '.join(absent)}, got only "
+            f"{', '.join(table.columns)}; run `snakemake` to make the table anew"
+        )
+    return table
+
+
+def parse_arguments(description: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The folders, and one flag per field of `FigureStyle`, with its default."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--tables", type=Path, required=True, help="folder with the CSV tables")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the PNG and the SVG")
+    for field in fields(FigureStyle):
+        default = field.default
+        parser.add_argument(
+            f"--{field.name}", type=type(default), default=default, help="default: %(default)s"
+        )
+    return parser.parse_args(argv)
+
+
+def draw_figure(
+    name: str,
+    tables: Sequence[str],
+    plot: Callable[..., Figure],
+    description: str | None,
+    argv: Sequence[str] | None,
+) -> None:
+    """Parse the flags, call `plot(*tables, style)` and save the figure under `name`."""
+    arguments = parse_arguments(description, argv)
+    style = FigureStyle(
+        **{field.name: getattr(arguments, field.name) for field in fields(FigureStyle)}
+    )
+    figure = plot(*read_tables(arguments.tables, tables), style)
+    save_figure(figure, arguments.out, name)

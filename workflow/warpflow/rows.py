@@ -1,0 +1,130 @@
+"""Tables of rows on disk: JSON lines, JSON lists and CSV, plain or gzipped."""
+
+import csv
+import difflib
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+Row = dict[str, Any]
+
+FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
+
+
+def _open_text(path: Path) -> IO[str]:
+    """Text handle of a plain or gzipped file; utf-8-sig skips the mark that Excel writes."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")
+
+
+def _parse_jsonl(handle: IO[str], path: Path) -> Iterator[Row]:
+    for number, line in enumerate(handle, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error
+        yield _require_object(row, f"{path}, line {number}")
+
+
+def _parse_json(handle: IO[str], path: Path) -> Iterator[Row]:
+    try:
+        rows = json.load(handle)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected a JSON list of objects, got {type(rows).__name__}")
+    for number, row in enumerate(rows, start=1):
+        yield _require_object(row, f"{path}, row {number}")
+
+
+def _require_object(row: Any, place: str) -> Row:
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: expected a JSON object, got {type(row).__name__}")
+    return row
+
+
+def _parse_csv(handle: IO[str], path: Path) -> Iterator[Row]:
+    reader = csv.DictReader(handle, strict=True)
+    try:
+        for row in reader:
+            # DictReader marks extra fields by a None key, missing ones by None values
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or ())} "
+                    "fields as in the header; is a comma or quote missing?"
+                )
+            yield row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
+
+
+def iterate_rows(path: str | Path) -> Iterator[Row]:
+    """The rows of a .jsonl, .json (a list of objects) or .csv file, each also with .gz.
+
+    Raises FileNotFoundError, or ValueError for an unknown extension or a broken line (with its
+    number, counted from 1).
+    """
+    path = Path(path)
+    name = path.name.removesuffix(".gz")
+    parsers = {".jsonl": _parse_jsonl, ".json": _parse_json, ".csv": _parse_csv}
+    parser = parsers.get(Path(name).suffix)
+    if parser is None:
+        raise ValueError(f"{path}: unknown extension; expected one of {', '.join(FORMATS)}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; correct the path in the config")
+    try:
+        with _open_text(path) as handle:
+            yield from parser(handle, path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path}: broken gzip file ({error}); copy it again") from error
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of a file, as `iterate_rows`; ValueError where there are none."""
+    rows = list(iterate_rows(path))
+    if not rows:
+        raise ValueError(f"{path}: the dataset is empty; expected at least one row")
+    return rows
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as UTF-8 JSON lines with sorted keys; folders are made as needed."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="\n") as handle:
+        for row in rows:
+            handle.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def require_columns(
+    rows: Sequence[Row], columns: Sequence[str], path: str | Path, key: str
+) -> None:
+    """Raise ValueError unless every row has every column; `key` is the config key that named it."""
+    for number, row in enumerate(rows, start=1):
+        for column in columns:
+            if column in row:
+                continue
+            close = difflib.get_close_matches(column, list(row), n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"{path}, row {number}: no column {column!r}, which the config key {key} names. "
+                f"Columns present: {', '.join(map(str, row)) or 'none'}.{hint}"
+            )
+
+
+def read_texts(rows: Sequence[Row], column: str, path: str | Path, key: str) -> list[str]:
+    """The strings of one column; ValueError where it is missing or holds something else."""
+    require_columns(rows, [column], path, key)
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row[column], str):
+            raise ValueError(
+                f"{path}, row {number}: column {column!r} ({key}) must be text, got "
+                f"{row[column]!r:.80}"
+            )
+    return [row[column] for row in rows]
