@@ -58,7 +58,7 @@ def code(script):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("warpflow."):
                 name = node.module.removeprefix("warpflow.")
                 pending.append(Path("workflow", "warpflow", f"{name}.py"))
-    return [files[0], *sorted(files[1:])]
+    return sorted(files)
 
 
 def function_files(name):
@@ -80,6 +80,7 @@ def flags(settings):
 
 # The wrapper of every heavy job's command; {output.provenance} is written last.
 RUN = "python -m warpflow.jobs run --inputs {input} --makes "
+
 
 def visible_gpus():
     """How many GPUs this machine shows."""

@@ -16,14 +16,15 @@ rule generate_data:
         f"{LOGS}/generate_data.log",
     benchmark:
         f"{LOGS}/generate_data.tsv"
-    params:
-        made=f"{RESULTS}/generate_data/data",
-        settings=flags({"seed": config["seed"]} | config["generate_data"]),
     threads: 1
     resources:
         mem_mb=2000,
+    params:
+        made=f"{RESULTS}/generate_data/data",
+        settings=flags({"seed": config["seed"]} | config["generate_data"]),
     shell:
-        RUN + "{params.made} -- python {input.code[0]} --out {params.made} {params.settings} > {log} 2>&1"
+        RUN
+        + "{params.made} -- python scripts/generate_data.py --out {params.made} {params.settings} > {log} 2>&1"
 
 
 rule prepare_data:
@@ -37,6 +38,9 @@ rule prepare_data:
         f"{LOGS}/prepare_data.log",
     benchmark:
         f"{LOGS}/prepare_data.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
     params:
         made=f"{RESULTS}/prepare_data/data",
         settings=flags(
@@ -47,8 +51,6 @@ rule prepare_data:
             }
             | config["prepare_data"]
         ),
-    threads: 1
-    resources:
-        mem_mb=4000,
     shell:
-        RUN + "{params.made} -- python {input.code[0]} --out {params.made} {params.settings} > {log} 2>&1"
+        RUN
+        + "{params.made} -- python scripts/prepare_data.py --out {params.made} {params.settings} > {log} 2>&1"

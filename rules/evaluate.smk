@@ -37,14 +37,14 @@ rule evaluate_policy:
         f"{LOGS}/evaluate_policy/{{result}}.log",
     benchmark:
         f"{LOGS}/evaluate_policy/{{result}}.tsv"
-    params:
-        settings=flags({"seed": config["seed"]} | SAMPLING | config["evaluate_policy"]),
     threads: 1
     resources:
         mem_mb=4000,
         gpu=TRAINING_GPUS,
+    params:
+        settings=flags({"seed": config["seed"]} | SAMPLING | config["evaluate_policy"]),
     shell:
-        RUN + "{output.evaluation} -- python {input.code[0]} --policy {input.policy} "
+        RUN + "{output.evaluation} -- python scripts/evaluate_policy.py --policy {input.policy} "
         "--sft {input.sft} --reward_model {input.reward_model} --data {input.data} "
         "--out {output.evaluation} {params.settings} > {log} 2>&1"
 
@@ -69,5 +69,5 @@ rule collect_evaluations:
             }
         ),
     shell:
-        "python {input.code[0]} --results {RESULTS} --out {RESULTS}/collect_evaluations "
+        "python scripts/collect_evaluations.py --results {RESULTS} --out {RESULTS}/collect_evaluations "
         "--plan {params.plan:q} > {log} 2>&1"

@@ -26,6 +26,9 @@ for figure in FIGURE_NAMES:
             f"{RESULTS}/figures/{figure}.png",
         log:
             f"{LOGS}/plot_{figure}.log",
+        localrule: True
+        resources:
+            dvc=1,
         params:
             command=(
                 f"dvc repro plot_{figure}"
@@ -34,9 +37,6 @@ for figure in FIGURE_NAMES:
                 f"--out {RESULTS}/figures {flags(config['figures'])}"
             ),
             settings=config["figures"],
-        localrule: True
-        resources:
-            dvc=1,
         shell:
             "{params.command} > {log} 2>&1"
 
@@ -63,7 +63,7 @@ rule write_tables:
         f"{LOGS}/write_tables.log",
     localrule: True
     shell:
-        "python {input.code[0]} --tables {RESULTS}/collect_evaluations --out {RESULTS}/figures "
+        "python scripts/write_tables.py --tables {RESULTS}/collect_evaluations --out {RESULTS}/figures "
         "> {log} 2>&1"
 
 

@@ -13,6 +13,10 @@ rule train_sft:
         f"{LOGS}/train_sft.log",
     benchmark:
         f"{LOGS}/train_sft.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        gpu=TRAINING_GPUS,
     params:
         made=f"{RESULTS}/train_sft/checkpoint",
         policy=flags(
@@ -21,12 +25,8 @@ rule train_sft:
             else {"architecture": json.dumps(config["policy"]["architecture"], sort_keys=True)}
         ),
         settings=flags({"seed": config["seed"]} | config["train_sft"]),
-    threads: 1
-    resources:
-        mem_mb=4000,
-        gpu=TRAINING_GPUS,
     shell:
-        RUN + "{params.made} -- python {input.code[0]} --data {input.data} "
+        RUN + "{params.made} -- python scripts/train_sft.py --data {input.data} "
         "--out {params.made} {params.policy} {params.settings} > {log} 2>&1"
 
 
@@ -42,13 +42,14 @@ rule train_reward_model:
         f"{LOGS}/train_reward_model.log",
     benchmark:
         f"{LOGS}/train_reward_model.tsv"
-    params:
-        made=f"{RESULTS}/train_reward_model/checkpoint",
-        settings=flags({"seed": config["seed"]} | config["train_reward_model"]),
     threads: 1
     resources:
         mem_mb=4000,
         gpu=TRAINING_GPUS,
+    params:
+        made=f"{RESULTS}/train_reward_model/checkpoint",
+        settings=flags({"seed": config["seed"]} | config["train_reward_model"]),
     shell:
-        RUN + "{params.made} -- python {input.code[0]} --data {input.data} --sft {input.sft} "
+        RUN
+        + "{params.made} -- python scripts/train_reward_model.py --data {input.data} --sft {input.sft} "
         "--out {params.made} {params.settings} > {log} 2>&1"

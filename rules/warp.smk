@@ -16,6 +16,10 @@ rule train_policy:
         f"{LOGS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}.log",
     benchmark:
         f"{LOGS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        gpu=TRAINING_GPUS,
     params:
         made=f"{RESULTS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}/checkpoint",
         tensorboard=f"{LOGS}/tensorboard/{{experiment}}/iteration{{iteration}}/member{{member}}",
@@ -24,13 +28,9 @@ rule train_policy:
             | SAMPLING
             | policy_settings(PLAN.experiments[w.experiment], int(w.iteration))
         ),
-    threads: 1
-    resources:
-        mem_mb=4000,
-        gpu=TRAINING_GPUS,
     shell:
         RUN + "{params.made} --unkeyed '--tensorboard {params.tensorboard}' -- "
-        "python {input.code[0]} --init {input.init} --sft {input.sft} --data {input.data} "
+        "python scripts/train_policy.py --init {input.init} --sft {input.sft} --data {input.data} "
         "--reward_model {input.reward_model} --iteration {wildcards.iteration} "
         "--member {wildcards.member} --out {params.made} {params.settings} > {log} 2>&1"
 
@@ -50,14 +50,14 @@ rule merge_policies:
         f"{LOGS}/merge_policies/{{experiment}}/iteration{{iteration}}.log",
     benchmark:
         f"{LOGS}/merge_policies/{{experiment}}/iteration{{iteration}}.tsv"
-    params:
-        made=f"{RESULTS}/merge_policies/{{experiment}}/iteration{{iteration}}/checkpoint",
-        settings=lambda w: flags(PLAN.experiments[w.experiment].merge_policies),
     threads: 1
     resources:
         mem_mb=2000,
+    params:
+        made=f"{RESULTS}/merge_policies/{{experiment}}/iteration{{iteration}}/checkpoint",
+        settings=lambda w: flags(PLAN.experiments[w.experiment].merge_policies),
     shell:
-        RUN + "{params.made} -- python {input.code[0]} --init {input.init} "
+        RUN + "{params.made} -- python scripts/merge_policies.py --init {input.init} "
         "--policies {input.policies} --out {params.made} {params.settings} > {log} 2>&1"
 
 
@@ -75,11 +75,11 @@ rule interpolate_policy:
         f"{LOGS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}.log",
     benchmark:
         f"{LOGS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}.tsv"
-    params:
-        made=f"{RESULTS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/checkpoint",
     threads: 1
     resources:
         mem_mb=2000,
+    params:
+        made=f"{RESULTS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/checkpoint",
     shell:
-        RUN + "{params.made} -- python {input.code[0]} --init {input.init} "
+        RUN + "{params.made} -- python scripts/interpolate_policy.py --init {input.init} "
         "--policy {input.policy} --eta {wildcards.eta} --out {params.made} > {log} 2>&1"

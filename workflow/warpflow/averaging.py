@@ -155,7 +155,8 @@ def gram_matrix(init: Sequence[Tensor], policies: Sequence[Sequence[Tensor]]) ->
 
 
 def combine(init: Tensor, policies: Sequence[Tensor], coefficients: Tensor) -> Tensor:
-    """θ_init + Σ c_m (θ_m − θ_init), in fp32, in the dtype of `init`.
+    """θ_init + Σ c_m (θ_m − θ_init), computed in fp32, in the wider dtype of init and policies
+    (fp32 policies of a bf16 init would lose their small task vectors in its dtype).
 
     A coefficient of 1 with all others 0 returns that policy bit for bit (M = 1, λ = 0 or 1).
     """
@@ -166,7 +167,7 @@ def combine(init: Tensor, policies: Sequence[Tensor], coefficients: Tensor) -> T
     merged = start.clone()
     for policy, coefficient in zip(policies, values, strict=True):
         merged.add_(policy.float() - start, alpha=coefficient)
-    return merged.to(init.dtype)
+    return merged.to(torch.promote_types(init.dtype, policies[0].dtype))
 
 
 def merge(
@@ -229,16 +230,23 @@ def interpolate(
     init: Mapping[str, Tensor], policy: Mapping[str, Tensor], eta: float
 ) -> dict[str, Tensor]:
     """LITI: (1 − η) θ_init + η θ (Section 3.3). η = 0 and 1 return the endpoints bit for bit;
-    η in (1, 2] extrapolates."""
+    η in (1, 2] extrapolates. Dtypes as in `combine`."""
     if not 0 <= eta <= 2:
         raise ValueError(f"eta {eta}: expected 0 <= eta <= 2")
     check_same_tensors(init, policy, "the policy")
     return {
-        name: torch.lerp(start.float(), policy[name].float(), eta).to(start.dtype)
+        name: _between(start, policy[name], eta)
         if start.is_floating_point()
         else _copy_equal(name, start, [policy[name]])
         for name, start in init.items()
     }
+
+
+def _between(start: Tensor, end: Tensor, eta: float) -> Tensor:
+    if eta in (0, 1):  # torch.lerp turns −0 into 0
+        return (end if eta else start).clone()
+    between = torch.lerp(start.float(), end.float(), eta)
+    return between.to(torch.promote_types(start.dtype, end.dtype))
 
 
 # --- geometry (Fig. 11) ------------------------------------------------------------------------

@@ -69,11 +69,11 @@ def read_pointer(pointer: Path) -> dict[str, Any]:
     return yaml.safe_load(pointer.read_text())["outs"][0]
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write aside and rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    aside.write_text(text)
+    aside.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(aside, path)
 
 
@@ -105,10 +105,16 @@ def cached_run(key: str) -> Path:
     return cache_folder() / "runs" / key[:2] / key
 
 
+def remembered_runs(key: str) -> list[dict[str, Any]]:
+    """What the run cache holds for a key, without what a kill left half-written."""
+    paths = [path for path in cached_run(key).glob("*") if ".tmp" not in path.name]
+    return [json.loads(path.read_text()) for path in sorted(paths)]
+
+
 def find_result(key: str) -> dict[str, Any] | None:
     """The `outs` entry of an earlier run of this key whose every byte is in the local cache."""
-    for path in sorted(cached_run(key).glob("*")):
-        out = json.loads(path.read_text())["outs"][0]
+    for entry in remembered_runs(key):
+        out = entry["outs"][0]
         if cached_object(out["md5"]).is_file() and all(
             cached_object(row["md5"]).is_file() for row in cached_listing(out["md5"])
         ):
@@ -215,13 +221,13 @@ def run(made: Path, inputs: Sequence[str], command: Sequence[str], unkeyed: str)
         make(made, inputs, [*command, *shlex.split(unkeyed)])
         details = {"environment": environment(), "seconds": round(time.time() - started, 1)}
         if made.is_dir():
-            write_atomically(seal_path(made), json.dumps(seal(made, record["key"])))
+            write_atomically(seal_path(made), json.dumps([*seal(made, record["key"]), details]))
         elif tracking_problem() is None:
             remember_run(record | details, store_file(made))
     else:
         if found is not None and is_file_result(made):
-            write_atomically(made, cached_object(found["md5"]).read_text())
-        details = remembered_details(record["key"]) | {"restored": True}
+            write_atomically(made, cached_object(found["md5"]).read_bytes())
+        details = remembered_details(made, record["key"]) | {"restored": True}
         print(f"{made}: already made from the same inputs, not computed again")
     parameters = command_parameters(command)
     document = record | {"parameters": parameters} | details
@@ -247,6 +253,8 @@ def make(made: Path, inputs: Sequence[str], command: Sequence[str]) -> None:
     if result.returncode:
         remove(aside)
         sys.exit(result.returncode)
+    if not aside.exists():
+        sys.exit(f"{command}: exit status 0, but nothing was written to {aside}")
     remove(made)
     aside.rename(made)
 
@@ -268,23 +276,25 @@ def command_parameters(command: Sequence[str]) -> dict[str, str]:
     }
 
 
-def remembered_details(key: str) -> dict[str, Any]:
-    """Environment and seconds of the run that first made the result of a key, if in the cache."""
-    for path in sorted(cached_run(key).glob("*")):
-        return json.loads(path.read_text())["params"]["provenance"]
-    return {}
+def remembered_details(made: Path, key: str) -> dict[str, Any]:
+    """Environment and seconds of the run that made the result of a key: from the run cache or,
+    where the result is not tracked yet, from its seal."""
+    for entry in remembered_runs(key):
+        return entry["params"]["provenance"]
+    return json.loads(seal_path(made).read_text())[2]
 
 
 def store_file(path: Path) -> dict[str, Any]:
     """Put one small result file into the DVC cache (an atomic copy; no lock is needed)."""
     md5 = file_md5(path)
     if not cached_object(md5).exists():
-        write_atomically(cached_object(md5), path.read_text())
+        write_atomically(cached_object(md5), path.read_bytes())
         cached_object(md5).chmod(0o444)
     return {"path": path.name, "hash": "md5", "md5": md5, "size": path.stat().st_size}
 
 
 # A seal says: the bytes in this folder are what the run of this key left there, untracked as yet.
+# The file holds the seal, and the environment and seconds of that run.
 
 
 def seal_path(folder: Path) -> Path:
@@ -298,7 +308,9 @@ def seal(folder: Path, key: str) -> list[Any]:
 
 def is_sealed(folder: Path, key: str) -> bool:
     path = seal_path(folder)
-    return path.is_file() and folder.is_dir() and json.loads(path.read_text()) == seal(folder, key)
+    if not (path.is_file() and folder.is_dir()):
+        return False
+    return json.loads(path.read_text())[:2] == seal(folder, key)
 
 
 # --- track -------------------------------------------------------------------------------------
@@ -340,7 +352,8 @@ def track(provenance: Path, pointer: Path) -> None:
             f"the result of {provenance} is neither in {folder}/ nor in the DVC cache: "
             f"delete {provenance} to compute it again"
         )
-    seal_path(folder).unlink(missing_ok=True)
+    if not problem:  # without a cache the seal is all that tells the result from an edited one
+        seal_path(folder).unlink(missing_ok=True)
     pointer.touch()
 
 

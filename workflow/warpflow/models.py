@@ -90,7 +90,13 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def save_checkpoint(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
 ) -> None:
-    """Weights (safetensors), config and tokenizer, readable by whoever may read the folder."""
+    """Weights (safetensors), config and tokenizer, readable by whoever may read the folder.
+
+    A model without a pad token (GPT-2) gets the tokenizer's: a reward model that starts from it
+    could not score batches otherwise.
+    """
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     make_readable(folder)

@@ -109,9 +109,10 @@ def learning_rate_at(step: int, settings: ReinforceSettings) -> float:
 
 
 def choose_anchor(settings: ReinforceSettings, init: PreTrainedModel, sft: PreTrainedModel):
-    """The frozen model that the KL is measured to: the EMA starts as a copy of the init."""
+    """The frozen model that the KL is measured to, dropout off: the EMA starts as a copy of the
+    init."""
     source = sft if settings.anchor == "sft" else init
-    return copy.deepcopy(source).requires_grad_(False)
+    return copy.deepcopy(source).requires_grad_(False).eval()
 
 
 def train_policy(

@@ -6,6 +6,7 @@ Both become a `Reward`: a function from a batch of completions to one float per 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -61,7 +62,8 @@ def sequence_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Te
 def text_reward(scorer: TextScorer, policy_tokenizer: PreTrainedTokenizerBase, name: str) -> Reward:
     """The reward of a function ``(prompts, completions, finished) -> floats``.
 
-    A wrong count or a value that is not finite stops the run: it is never replaced by 0.
+    A wrong count (ValueError) or a value that is not finite (FloatingPointError) stops the run:
+    it is never replaced by 0.
     """
 
     def score(batch: Completions) -> Tensor:
@@ -72,6 +74,9 @@ def text_reward(scorer: TextScorer, policy_tokenizer: PreTrainedTokenizerBase, n
         values = [float(v) for v in scorer(prompts, responses, batch.finished.tolist())]
         if len(values) != len(prompts):
             raise ValueError(f"{name} returned {len(values)} scores for {len(prompts)} completions")
+        for value, prompt, response in zip(values, prompts, responses, strict=True):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} returned {value} for {prompt!r} + {response!r}")
         return torch.tensor(values, dtype=torch.float32, device=batch.response_ids.device)
 
     return score

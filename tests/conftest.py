@@ -1,0 +1,152 @@
+"""Tiny models made on the spot, their tokenizer, and exact enumeration of what they can say."""
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from warpflow.log_probs import Completions
+from warpflow.models import build_policy
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests load local folders only
+torch.set_num_threads(1)  # same sums in the same order on every machine, and no over-subscription
+
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
+PAD, BOS, EOS = 0, 1, 2
+WORDS = [f"w{i}" for i in range(16)]
+
+LLAMA_LIKE = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.4,  # far from uniform predictions, so that mistakes show
+}
+# Both tied (gemma, gpt2, qwen2) and untied; mistral's window is shorter than the sequences here.
+ARCHITECTURES: dict[str, dict[str, object]] = {
+    "gemma": {**LLAMA_LIKE, "model_type": "gemma", "head_dim": 8},
+    "llama": {**LLAMA_LIKE, "model_type": "llama", "tie_word_embeddings": False},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 256,
+        "initializer_range": 0.4,
+    },
+    "qwen2": {**LLAMA_LIKE, "model_type": "qwen2", "tie_word_embeddings": True},
+    "gpt_neox": {
+        **{key: value for key, value in LLAMA_LIKE.items() if key != "num_key_value_heads"},
+        "model_type": "gpt_neox",
+    },
+    "mistral": {**LLAMA_LIKE, "model_type": "mistral", "sliding_window": 4},
+}
+
+MakeTokenizer = Callable[..., PreTrainedTokenizerBase]
+MakeModel = Callable[..., PreTrainedModel]
+Perturb = Callable[..., PreTrainedModel]
+Enumerate = Callable[..., Completions]
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    """Each architecture in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> MakeTokenizer:
+    """A word-level tokenizer of the special tokens and `words`, saved nowhere."""
+
+    def make(words: Sequence[str] = WORDS) -> PreTrainedTokenizerBase:
+        vocabulary = {word: index for index, word in enumerate([*SPECIAL, *words])}
+        model = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+        model.pre_tokenizer = WhitespaceSplit()
+        names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+        return PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", **names)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(make_tokenizer: MakeTokenizer) -> MakeModel:
+    """A random two-layer model of an architecture, for the tokenizer of `words`."""
+
+    def make(
+        name: str = "llama", seed: int = 0, words: Sequence[str] = WORDS, **changes: object
+    ) -> PreTrainedModel:
+        model = build_policy(ARCHITECTURES[name] | changes, make_tokenizer(words), seed)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():  # biases and norms start equal everywhere: no test could miss them
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def perturb() -> Perturb:
+    """A copy of a model, every parameter moved by its own random step: a stand-in for RL."""
+
+    def copy_moved(model: PreTrainedModel, seed: int, scale: float = 0.05) -> PreTrainedModel:
+        moved = type(model)(model.config).eval()
+        moved.load_state_dict(model.state_dict())
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in moved.parameters():
+                parameter += scale * torch.randn(parameter.shape, generator=generator)
+        return moved
+
+    return copy_moved
+
+
+@pytest.fixture(scope="session")
+def enumerate_completions() -> Enumerate:
+    """Every completion that a model can sample for one prompt, each once.
+
+    A completion ends with its first EOS or at `limit` tokens; the whole vocabulary counts, the
+    special tokens included, since the sampler draws from all of it.
+    """
+
+    def enumerate_all(prompt: Sequence[int], vocabulary: int, limit: int) -> Completions:
+        rows = []
+        for length in range(1, limit + 1):
+            for ids in itertools.product(range(vocabulary), repeat=length):
+                if EOS not in ids[:-1] and (ids[-1] == EOS or length == limit):
+                    rows.append(ids)
+        response = torch.tensor([[*ids, *[PAD] * (limit - len(ids))] for ids in rows])
+        lengths = torch.tensor([len(ids) for ids in rows])
+        prompt_ids = torch.tensor([list(prompt)] * len(rows))
+        return Completions(
+            prompt_ids,
+            torch.ones_like(prompt_ids, dtype=torch.bool),
+            response,
+            torch.arange(limit)[None] < lengths[:, None],
+            torch.tensor([ids[-1] == EOS for ids in rows]),
+        )
+
+    return enumerate_all
+
+
+@pytest.fixture
+def save(tmp_path: Path, make_tokenizer: MakeTokenizer) -> Callable[..., Path]:
+    """Save a model with its tokenizer below tmp_path; small `max_shard_size` shards it."""
+
+    def save_model(model: PreTrainedModel, name: str, max_shard_size: str = "1GB") -> Path:
+        folder = tmp_path / name
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        make_tokenizer().save_pretrained(folder)
+        return folder
+
+    return save_model

@@ -1,0 +1,583 @@
+"""The three averages: EMA, merging of task vectors, LITI; and the folders they live in."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MakeModel, Perturb
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from warpflow.averaging import (
+    GRANULARITIES,
+    METHODS,
+    angle,
+    geometry,
+    gram_matrix,
+    interpolate,
+    layer_groups,
+    lerp_norm_matched_coefficients,
+    merge,
+    slerp_coefficients,
+    update_ema_,
+)
+from warpflow.checkpoints import read_tensors, shard_files, write_checkpoint
+
+Tensors = dict[str, Tensor]
+NAMES = [
+    "model.embed_tokens.weight",
+    "model.layers.0.mlp.weight",
+    "model.layers.0.norm.weight",
+    "model.layers.1.mlp.weight",
+    "model.layers.10.mlp.weight",
+    "lm_head.weight",
+]
+
+
+def tensors(seed: int, scale: float = 1.0, names: Sequence[str] = NAMES) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: scale * torch.randn(6, 5, generator=generator) for name in names}
+
+
+def plus(start: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> Tensors:
+    return {name: start[name] + delta[name] for name in start}
+
+
+def task_vector(policy: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
+    """All task vectors end to end, in fp64."""
+    return torch.cat([(policy[n].double() - start[n].double()).flatten() for n in start])
+
+
+def same_bits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(
+        torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)) for name in a
+    )
+
+
+def assert_close(a: Mapping[str, Tensor], b: Mapping[str, Tensor], atol: float = 1e-6) -> None:
+    assert list(a) == list(b)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=atol, rtol=0, msg=name, check_dtype=False)
+
+
+def one_tensor(*deltas: Sequence[float]) -> tuple[Tensors, list[Tensors]]:
+    """An init far from the origin, and policies with the given task vectors."""
+    init = {"w": torch.tensor([4.0, -3.0, 2.0])[: len(deltas[0])]}
+    return init, [{"w": init["w"] + torch.tensor(delta)} for delta in deltas]
+
+
+def merged_delta(method: str, weight: float | None, *deltas: Sequence[float]) -> Tensor:
+    init, policies = one_tensor(*deltas)
+    return merge(init, policies, method, weight=weight)["w"] - init["w"]
+
+
+def slerp_vectors(a: Tensor, b: Tensor, step: float) -> Tensor:
+    """The paper's formula on two fp64 vectors, for vectors that are not collinear."""
+    omega = torch.acos(a @ b / (a.norm() * b.norm()))
+    return (torch.sin((1 - step) * omega) * a + torch.sin(step * omega) * b) / torch.sin(omega)
+
+
+def slerp_sequence(vectors: Sequence[Tensor], steps: Sequence[float]) -> Tensor:
+    merged = vectors[0]
+    for vector, step in zip(vectors[1:], steps, strict=True):
+        merged = slerp_vectors(merged, vector, step)
+    return merged
+
+
+# --- stage 1: EMA ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mu", [0.01, 0.3])
+def test_ema_of_a_constant_policy_has_the_closed_form(mu: float) -> None:
+    start, policy = torch.randn(7), torch.randn(7)
+    anchor = [start.clone()]
+    for _ in range(20):
+        update_ema_(anchor, [policy], mu)
+    expected = policy.double() + (start.double() - policy.double()) * (1 - mu) ** 20
+    torch.testing.assert_close(anchor[0].double(), expected, atol=1e-6, rtol=0)
+
+
+def test_ema_rate_0_keeps_the_anchor_and_1_copies_the_policy() -> None:
+    start, policy = torch.randn(50), torch.randn(50) * 1e3
+    for mu, expected in ((0.0, start), (1.0, policy)):
+        anchor = [start.clone()]
+        update_ema_(anchor, [policy], mu)
+        assert torch.equal(anchor[0], expected)
+
+
+def test_ema_moves_the_anchor_by_mu_towards_the_policy_and_leaves_the_policy() -> None:
+    anchor, policy = [torch.zeros(3), torch.zeros(2)], [torch.ones(3), torch.full((2,), 2.0)]
+    update_ema_(anchor, policy, 0.1)
+    torch.testing.assert_close(anchor, [torch.full((3,), 0.1), torch.full((2,), 0.2)])
+    assert torch.equal(policy[0], torch.ones(3))
+
+
+def test_ema_registers_a_step_of_the_papers_size() -> None:
+    """mu 0.01 of an Adam step of 1e-6 on a weight of 0.05 rounds to nothing in bf16."""
+    anchor, policy = [torch.full((4,), 0.05)], [torch.full((4,), 0.05 + 1e-6)]
+    update_ema_(anchor, policy, 0.01)
+    assert (anchor[0] > 0.05).all()
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_ema_refuses_bf16(side: int) -> None:
+    pair = [[torch.zeros(2)], [torch.zeros(2)]]
+    pair[side] = [torch.zeros(2, dtype=torch.bfloat16)]
+    with pytest.raises(TypeError, match="float32"):
+        update_ema_(pair[0], pair[1], 0.1)
+
+
+def test_ema_of_a_tied_model_stays_tied(make_model: MakeModel) -> None:
+    anchor, policy = make_model("gemma", 0), make_model("gemma", 1)
+    before = anchor.get_input_embeddings().weight.clone()
+    update_ema_(list(anchor.parameters()), list(policy.parameters()), 0.5)
+    embedding = anchor.get_input_embeddings().weight
+    assert anchor.get_output_embeddings().weight is embedding
+    torch.testing.assert_close(embedding, (before + policy.get_input_embeddings().weight) / 2)
+
+
+# --- stage 2: merging --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["slerp", "lerp"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_merge_endpoints_are_the_policies_bit_for_bit(method: str, granularity: str) -> None:
+    init, policies = tensors(0, 100.0), [tensors(1), tensors(2, 1e-4)]
+    for weight in (0, 1):
+        assert same_bits(merge(init, policies, method, granularity, weight), policies[weight])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_merge_of_one_policy_is_that_policy_bit_for_bit(method: str) -> None:
+    init, policy = tensors(0, 100.0), tensors(1)
+    policy["lm_head.weight"][0, 0] = -0.0
+    assert same_bits(merge(init, [policy], method), policy)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("weight", [0.1, 0.5, 0.8])
+def test_merge_of_two_is_symmetric(method: str, weight: float) -> None:
+    init, a, b = tensors(0), tensors(1), tensors(2, 3.0)
+    assert_close(
+        merge(init, [a, b], method, weight=weight), merge(init, [b, a], method, weight=1 - weight)
+    )
+
+
+def test_weight_is_that_of_the_second_policy() -> None:
+    a, b = [1.0, 0.0], [0.0, 1.0]
+    for method in ("slerp", "lerp"):
+        near_a, near_b = (merged_delta(method, weight, a, b) for weight in (0.1, 0.9))
+        assert near_a[0] > near_a[1]
+        assert near_b[0] < near_b[1]
+
+
+@pytest.mark.parametrize("degrees", [10, 60, 90, 150])
+@pytest.mark.parametrize("weight", [0.2, 0.5, 0.9])
+def test_lemmas_1_and_2_norms_of_slerp_and_lerp(degrees: float, weight: float) -> None:
+    norm, omega = 2.0, math.radians(degrees)
+    a, b = [norm, 0.0], [norm * math.cos(omega), norm * math.sin(omega)]
+    assert merged_delta("slerp", weight, a, b).norm().item() == pytest.approx(norm, rel=1e-5)
+    shrunk = norm * math.sqrt(1 - 2 * (1 - math.cos(omega)) * (weight - weight**2))
+    assert merged_delta("lerp", weight, a, b).norm().item() == pytest.approx(shrunk, rel=1e-5)
+
+
+@pytest.mark.parametrize("degrees", [30, 90, 120])
+def test_slerp_at_one_half_is_lerp_over_cos_of_half_the_angle(degrees: float) -> None:
+    omega = math.radians(degrees)
+    a, b = [1.0, 0.0], [math.cos(omega), math.sin(omega)]
+    ratio = merged_delta("slerp", None, a, b) / merged_delta("lerp", None, a, b)
+    torch.testing.assert_close(ratio, torch.full((2,), 1 / math.cos(omega / 2)), atol=1e-5, rtol=0)
+
+
+def test_the_angle_is_between_task_vectors_not_full_weights() -> None:
+    """Full weights are collinear here: with their angle SLERP would be LERP, not 1.414 times it."""
+    init, (a, b) = one_tensor([1e-3, 0.0], [0.0, 1e-3])
+    assert torch.nn.functional.cosine_similarity(a["w"], b["w"], 0) > 0.99999
+    delta = merge(init, [a, b], "slerp")["w"] - init["w"]
+    torch.testing.assert_close(delta, torch.full((2,), 1e-3 / math.sqrt(2)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ([1.0, 2.0], [2.0, 4.0], [1.5, 3.0]),
+        ([1.0, 2.0], [1.0, 2.0], [1.0, 2.0]),
+        ([1.0, 2.0], [-1.0, -2.0], [0.0, 0.0]),
+        ([0.0, 0.0], [0.0, 0.0], [0.0, 0.0]),
+    ],
+    ids=["collinear", "equal", "opposite", "both zero"],
+)
+def test_degenerate_angles_fall_back_to_lerp(
+    method: str, a: list[float], b: list[float], expected: list[float]
+) -> None:
+    torch.testing.assert_close(merged_delta(method, None, a, b), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("method", ["slerp", "lerp"])
+def test_a_zero_task_vector_counts_as_lerp(method: str) -> None:
+    """mergekit gives .707 here; the paper's formula is undefined, its limit by convention LERP."""
+    torch.testing.assert_close(
+        merged_delta(method, 0.25, [0.0, 0.0], [4.0, 0.0]), torch.tensor([1.0, 0.0])
+    )
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("excess", [0, 1e-15, 1e-12, 1e-9])
+def test_rounding_beyond_the_range_of_acos_gives_no_nan(sign: int, excess: float) -> None:
+    cosine = sign * (1 + excess)
+    assert angle(1.0, 1.0, cosine) == (0 if sign == 1 else math.pi)
+    gram = torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=torch.float64)
+    assert slerp_coefficients(gram, 0.3).tolist() == pytest.approx([0.7, 0.3])
+
+
+def test_nearly_collinear_task_vectors_merge_to_their_mean() -> None:
+    for noise in (1e-3, 1e-5, 1e-7, 1e-9):
+        a, b = torch.randn(100, dtype=torch.float64), torch.randn(100, dtype=torch.float64)
+        stack = torch.stack([a, a + noise * b])
+        coefficients = slerp_coefficients(stack @ stack.T)
+        assert coefficients.tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
+
+
+@pytest.mark.parametrize("members", [3, 4, 5])
+def test_more_than_two_are_merged_in_sequence_with_weight_one_over_m(members: int) -> None:
+    """Eq. 26. A known bug is 1/M at every merge, under which the first policy dominates."""
+    init = {"w": torch.randn(40)}
+    policies = [{"w": init["w"] + (1 + m) * torch.randn(40)} for m in range(members)]
+    merged = task_vector(merge(init, policies), init)
+    vectors = [task_vector(policy, init) for policy in policies]
+    expected = slerp_sequence(vectors, [1 / m for m in range(2, members + 1)])
+    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=0)
+    bug = slerp_sequence(vectors, [1 / members] * (members - 1))
+    assert (merged - bug).norm() > 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("members", [2, 3, 5])
+def test_lerp_is_the_mean_of_all_policies(members: int) -> None:
+    policies = [tensors(m) for m in range(1, members + 1)]
+    mean = {name: torch.stack([p[name] for p in policies]).mean(0) for name in NAMES}
+    assert_close(merge(tensors(0), policies, "lerp"), mean)
+
+
+@pytest.mark.parametrize("members", [2, 3, 5])
+def test_lemma_1_holds_through_the_sequence(members: int) -> None:
+    """Orthogonal task vectors of norm 1: the merge keeps norm 1, and the last to come has the
+    coefficient sin(π / 2M)."""
+    coefficients = slerp_coefficients(torch.eye(members, dtype=torch.float64))
+    assert coefficients.norm().item() == pytest.approx(1)
+    assert coefficients[-1].item() == pytest.approx(math.sin(math.pi / (2 * members)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_every_tensor_is_merged(method: str, granularity: str) -> None:
+    """A known bug is a loop that stops after the first tensor."""
+    init, policies = tensors(0), [tensors(1), tensors(2)]
+    merged = merge(init, policies, method, granularity)
+    assert list(merged) == NAMES
+    for name in NAMES:
+        for other in (init, *policies):
+            assert (merged[name] - other[name]).abs().min() > 0
+
+
+def test_norm_matched_lerp_has_the_direction_of_lerp_and_the_mean_norm() -> None:
+    a, b, weight = [3.0, 0.0, 0.0], [1.0, 0.0, 1.0], 0.3
+    matched, lerp = (merged_delta(m, weight, a, b) for m in ("lerp_norm_matched", "lerp"))
+    torch.testing.assert_close(matched / matched.norm(), lerp / lerp.norm(), atol=1e-6, rtol=0)
+    assert matched.norm().item() == pytest.approx(0.7 * 3 + 0.3 * math.sqrt(2), rel=1e-5)
+
+
+def test_norm_matched_lerp_is_slerp_for_two_of_equal_norm_at_one_half() -> None:
+    gram = torch.tensor([[4.0, 1.0], [1.0, 4.0]], dtype=torch.float64)
+    torch.testing.assert_close(lerp_norm_matched_coefficients(gram), slerp_coefficients(gram))
+
+
+def angled(degrees: Mapping[str, float]) -> tuple[Tensors, list[Tensors]]:
+    """Two policies whose task vectors stand at the given angle in each tensor, norms 1."""
+    init = {name: torch.tensor([5.0, 5.0]) for name in degrees}
+    second = {
+        name: torch.tensor([math.cos(math.radians(d)), math.sin(math.radians(d))])
+        for name, d in degrees.items()
+    }
+    first = {name: torch.tensor([1.0, 0.0]) for name in degrees}
+    return init, [plus(init, first), plus(init, second)]
+
+
+def test_granularities_differ_where_angles_differ() -> None:
+    init, policies = angled(dict(zip(NAMES, [90, 30, 120, 60, 100, 20], strict=True)))
+    layer, tensor, model = (merge(init, policies, "slerp", g) for g in ("layer", "tensor", "model"))
+    in_blocks = [name for name in NAMES if name.startswith("model.layers.0.")]
+    for name in NAMES:
+        # A group of one tensor has that tensor's own angle; block 0 has two with one angle.
+        same = torch.allclose(layer[name], tensor[name], atol=1e-6)
+        assert same == (name not in in_blocks), name
+        assert not torch.allclose(model[name], layer[name], atol=1e-3), name
+
+
+def test_granularities_agree_where_angles_agree_and_for_lerp() -> None:
+    init, policies = angled(dict.fromkeys(NAMES, 70.0))
+    by_layer = merge(init, policies, "slerp", "layer")
+    for granularity in ("tensor", "model"):
+        assert_close(by_layer, merge(init, policies, "slerp", granularity))
+    init, policies = tensors(0), [tensors(1), tensors(2)]
+    for granularity in ("tensor", "model"):
+        assert_close(merge(init, policies, "lerp"), merge(init, policies, "lerp", granularity))
+
+
+def test_layer_groups_hold_each_tensor_once(make_model: MakeModel, architecture: str) -> None:
+    names = [name for name, _ in make_model(architecture).named_parameters()]
+    groups = layer_groups(names)
+    assert sorted(name for group in groups.values() for name in group) == sorted(names)
+    blocks = {group: members for group, members in groups.items() if len(members) > 1}
+    assert list(blocks) == ["layer 0", "layer 1"]
+    assert all(len(members) > 5 for members in blocks.values())
+
+
+def test_layers_1_and_10_are_not_confused() -> None:
+    assert list(layer_groups(NAMES)) == [
+        "model.embed_tokens.weight",
+        "layer 0",
+        "layer 1",
+        "layer 10",
+        "lm_head.weight",
+    ]
+
+
+def test_integer_buffers_are_carried_over_and_must_agree() -> None:
+    init, a, b = ({"w": torch.randn(3), "steps": torch.tensor([7])} for _ in range(3))
+    for merged in (merge(init, [a, b]), interpolate(init, a, 0.3)):
+        assert torch.equal(merged["steps"], torch.tensor([7]))
+        assert merged["steps"].dtype == torch.int64
+    b["steps"] = torch.tensor([8])
+    with pytest.raises(ValueError, match="integer tensor steps"):
+        merge(init, [a, b])
+    with pytest.raises(ValueError, match="integer tensor steps"):
+        interpolate(init, b, 1)
+
+
+def test_small_task_vectors_of_bf16_checkpoints_are_measured_exactly() -> None:
+    start = torch.randn(1000).bfloat16()
+    policies = [torch.nextafter(start, torch.full_like(start, sign * 9)) for sign in (1, -1)]
+    vectors = torch.stack([p.double() - start.double() for p in policies])
+    gram = gram_matrix([start], [[p] for p in policies])
+    torch.testing.assert_close(gram, vectors @ vectors.T, rtol=1e-12, atol=0)
+
+
+def test_fp32_policies_of_a_bf16_init_are_not_rounded_to_bf16() -> None:
+    """An init stored in bf16 with fp32 policies: rounding the result would lose the task vectors."""
+    start = torch.randn(1000).bfloat16()
+    init = {"w": start}
+    policies = [{"w": start.float() + 1e-4 * torch.randn(1000)} for _ in range(2)]
+    mean = {"w": (policies[0]["w"] + policies[1]["w"]) / 2}
+    assert_close(merge(init, policies, "lerp"), mean, atol=1e-6)
+    halfway = {"w": (start.float() + policies[0]["w"]) / 2}
+    assert_close(interpolate(init, policies[0], 0.5), halfway, atol=1e-6)
+    assert same_bits(interpolate(init, policies[0], 1), policies[0])
+
+
+def test_merge_errors_name_what_is_wrong() -> None:
+    init, policy = tensors(0), tensors(1)
+    with pytest.raises(ValueError, match="'mean': expected one of slerp, lerp"):
+        merge(init, [policy], "mean")
+    with pytest.raises(ValueError, match="'block': expected one of layer, tensor, model"):
+        merge(init, [policy], granularity="block")
+    with pytest.raises(ValueError, match="at least one"):
+        merge(init, [])
+    with pytest.raises(ValueError, match=r"0\.3 for 3"):
+        merge(init, [policy] * 3, weight=0.3)
+    less = {name: tensor for name, tensor in policy.items() if name != "lm_head.weight"}
+    with pytest.raises(ValueError, match=r"policy 1 .*missing=\['lm_head.weight'\]"):
+        merge(init, [policy, less])
+    with pytest.raises(ValueError, match=r"extra=\['lm_head.weight'\]"):
+        merge(less, [policy])
+    with pytest.raises(ValueError, match=r"lm_head.weight has shape \(2,\), expected \(6, 5\)"):
+        merge(init, [policy | {"lm_head.weight": torch.zeros(2)}])
+
+
+def test_averaging_lora_factors_is_not_averaging_their_product() -> None:
+    """Why only full weights are merged: an adapter's update is B A, which is not linear in the
+    pair (A, B), so a merge of the factors is another policy; and their angles say nothing, since
+    (B R, R⁻¹ A) is the same policy for every invertible R."""
+    start = torch.zeros(8, 8)
+    pairs = [(torch.randn(8, 2), torch.randn(2, 8)) for _ in range(2)]
+    policies = [{"w": start + b @ a} for b, a in pairs]
+    merged = merge({"w": start}, policies, "lerp")["w"]
+    of_factors = (pairs[0][0] + pairs[1][0]) / 2 @ (pairs[0][1] + pairs[1][1]) / 2
+    assert (merged - of_factors).norm() > 0.1 * merged.norm()
+    flipped = [policies[0], {"w": start + (-pairs[1][0]) @ (-pairs[1][1])}]
+    torch.testing.assert_close(merge({"w": start}, flipped, "lerp")["w"], merged)
+
+
+def test_geometry_reports_angles_of_task_vectors_and_of_weights() -> None:
+    init, policies = angled(dict(zip(NAMES, [90, 60, 60, 60, 180, 0], strict=True)))
+    rows = geometry(init, [*policies, init])
+    pairs = [(row["member_a"], row["member_b"]) for row in rows[:3]]
+    assert pairs == [(0, 1), (0, 2), (1, 2)]
+    first = {row["group"]: row for row in rows if (row["member_a"], row["member_b"]) == (0, 1)}
+    assert list(first) == list(layer_groups(NAMES))
+    cosines = [row["cosine_task_vectors"] for row in first.values()]
+    assert cosines == pytest.approx([0, 0.5, 0.5, -1, 1], abs=1e-5)
+    assert all(row["cosine_weights"] > 0.9 for row in first.values())
+    assert first["layer 0"]["norm_b"] == pytest.approx(math.sqrt(2), rel=1e-5)
+    with_init = [row for row in rows if row["member_b"] == 2]
+    assert all(math.isnan(row["cosine_task_vectors"]) for row in with_init)
+
+
+# --- stage 3: LITI -----------------------------------------------------------------------------
+
+
+def test_liti_endpoints_are_bit_for_bit() -> None:
+    init, policy = tensors(0, 1e3), tensors(1, 1e-3)
+    init["lm_head.weight"][0, 0] = policy["lm_head.weight"][0, 0] = -0.0
+    assert same_bits(interpolate(init, policy, 0), init)
+    assert same_bits(interpolate(init, policy, 1), policy)
+
+
+@pytest.mark.parametrize("eta", [0.1, 0.3, 0.5, 0.8, 1.5, 2.0])
+def test_liti_is_linear_and_extrapolates(eta: float) -> None:
+    init, policy = tensors(0), tensors(1)
+    moved = task_vector(interpolate(init, policy, eta), init)
+    torch.testing.assert_close(moved, eta * task_vector(policy, init), atol=1e-5, rtol=0)
+
+
+def test_liti_twice_is_liti_of_the_product() -> None:
+    init, policy = tensors(0), tensors(1)
+    twice = interpolate(init, interpolate(init, policy, 0.5), 0.6)
+    assert_close(twice, interpolate(init, policy, 0.3))
+
+
+@pytest.mark.parametrize("eta", [-0.1, 2.1, math.nan])
+def test_liti_refuses_eta_out_of_range(eta: float) -> None:
+    with pytest.raises(ValueError, match="eta"):
+        interpolate(tensors(0), tensors(1), eta)
+
+
+def test_liti_refuses_another_architecture() -> None:
+    with pytest.raises(ValueError, match="missing"):
+        interpolate(tensors(0), tensors(1, names=NAMES[:2]), 0.5)
+
+
+# --- checkpoints -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gemma", "llama", "gpt2"])
+def test_merged_checkpoints_match_an_fp64_reference(
+    name: str, make_model: MakeModel, perturb: Perturb, save: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = make_model(name)
+    folders = [save(model, "init"), *(save(perturb(model, s), f"p{s}") for s in (1, 2, 3))]
+    init, *policies = map(read_tensors, folders)
+    write_checkpoint(merge(init, policies), folders[0], tmp_path / "merged")
+    merged = read_tensors(tmp_path / "merged")
+
+    groups: dict[str, list[str]] = {}
+    for key in init:
+        numbers = [part for part in key.split(".") if part.isdigit()]
+        groups.setdefault(numbers[0] if numbers else key, []).append(key)
+    assert len([group for group in groups if group.isdigit()]) == 2
+    for names in groups.values():
+        start = {key: init[key] for key in names}
+        vectors = [task_vector(policy, start) for policy in policies]
+        expected = slerp_sequence(vectors, [1 / 2, 1 / 3])
+        torch.testing.assert_close(task_vector(merged, start), expected, atol=1e-6, rtol=0)
+
+
+def test_merged_models_load_with_every_weight_and_ties_kept(
+    architecture: str,
+    make_model: MakeModel,
+    perturb: Perturb,
+    save: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    model = make_model(architecture)
+    folders = [save(model, "init"), save(perturb(model, 1), "a"), save(perturb(model, 2), "b")]
+    init, *policies = map(read_tensors, folders)
+    out = tmp_path / "merged"
+    write_checkpoint(merge(init, policies, "lerp"), folders[0], out)
+    loaded, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert tied == (architecture in ("gemma", "gpt2", "qwen2"))
+    ours = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+    assert ours == tied
+    # A tied head is in the file once, or it would come untied.
+    assert len(read_tensors(out)) == len(list(model.parameters()))
+    means = zip(perturb(model, 1).parameters(), perturb(model, 2).parameters(), strict=True)
+    for parameter, (a, b) in zip(loaded.parameters(), means, strict=True):
+        torch.testing.assert_close(parameter, (a + b) / 2, atol=1e-6, rtol=0)
+
+
+def test_sharded_checkpoints_read_as_whole_ones_and_are_written_whole(
+    make_model: MakeModel, save: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = make_model("llama")
+    whole, sharded = save(model, "whole"), save(model, "sharded", "10KB")
+    assert len(shard_files(sharded)) > 1
+    tensors_of = read_tensors(sharded)
+    assert same_bits(dict(sorted(read_tensors(whole).items())), dict(sorted(tensors_of.items())))
+    write_checkpoint(tensors_of, sharded, tmp_path / "out")
+    assert [p.name for p in shard_files(tmp_path / "out")] == ["model.safetensors"]
+    assert not list((tmp_path / "out").glob("*index*"))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+
+
+def test_checkpoints_carry_over_config_and_tokenizer_only(
+    make_model: MakeModel, save: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = save(make_model("llama"), "source")
+    for name in ("training.csv", "geometry.csv", "training_args.bin", "optimizer.pt"):
+        (source / name).write_text("of one run")
+    write_checkpoint(read_tensors(source), source, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.json", "generation_config.json", "tokenizer.json"} <= names
+    assert not names & {"training.csv", "geometry.csv", "training_args.bin", "optimizer.pt"}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_checkpoints_get_the_mode_the_umask_asks_for(
+    umask: int, mode: int, make_model: MakeModel, save: Callable[..., Path], tmp_path: Path
+) -> None:
+    """safetensors writes 0600 whatever the umask: colleagues could not read a shared cache."""
+    source = save(make_model("llama"), "source")
+    before = os.umask(umask)
+    try:
+        write_checkpoint(read_tensors(source), source, tmp_path / "out")
+        assert os.umask(umask) == umask, "the process's umask was changed"
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {mode}
+
+
+def test_writing_the_same_tensors_gives_the_same_bytes(
+    make_model: MakeModel, save: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = save(make_model("gpt2"), "source")
+    for out in ("a", "b"):
+        write_checkpoint(read_tensors(source), source, tmp_path / out)
+    for path in sorted((tmp_path / "a").iterdir()):
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_pickles_missing_shards_and_adapters_are_refused(
+    make_model: MakeModel, save: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="is a pickle.*convert it"):
+        read_tensors(tmp_path)
+    sharded = save(make_model("llama"), "sharded", "10KB")
+    lost = shard_files(sharded)[1]
+    lost.unlink()
+    with pytest.raises(FileNotFoundError, match=lost.name):
+        read_tensors(sharded)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    (adapter / "adapter_config.json").write_text(json.dumps({}))
+    with pytest.raises(FileNotFoundError, match=r"missing .*model\.safetensors"):
+        read_tensors(adapter)

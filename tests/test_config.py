@@ -1,0 +1,152 @@
+"""Bad configurations get one clear message, before any job and without touching a file."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from snakemake.utils import update_config
+
+from warpflow.config import ConfigError, check_config
+from warpflow.plan import resolve_experiments
+from warpflow.reinforce import ReinforceSettings
+from warpflow.supervised import SupervisedSettings
+
+CONFIG = Path(__file__).parents[1] / "config"
+
+
+@pytest.fixture
+def config():
+    return yaml.safe_load((CONFIG / "config.yaml").read_text())
+
+
+def message(config) -> str:
+    with pytest.raises(ConfigError) as error:
+        check_config(config)
+    return str(error.value)
+
+
+def test_shipped_config_is_valid(config):
+    check_config(config)
+
+
+@pytest.mark.parametrize("name", ["smoke.yaml", "movie_sentences.yaml"])
+def test_shipped_overlays_are_valid(config, name, tmp_path, monkeypatch):
+    overlay = yaml.safe_load((CONFIG / name).read_text())
+    update_config(config, overlay)  # as Snakemake lays one file over another
+    if config["data"] == "prepare_data":
+        table = tmp_path / "rows.jsonl"
+        table.write_text('{"text": "a b c d e f", "label": 1}\n')
+        for key in ("sft_path", "preferences_path", "prompts_path"):
+            config["prepare_data"][key] = str(table)
+    check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "parts"),
+    [
+        (("train_policy", "bta"), 0.1, ["train_policy.bta", "unknown key", "did you mean beta?"]),
+        (("mambers",), 2, ["mambers", "unknown key", "members"]),
+        (("train_policy", "beta"), "high", ["train_policy.beta", "'high'", "number"]),
+        (("train_policy", "learning_rate"), "1e-4", ["learning_rate", "write it as 1.0e-04"]),
+        (("members",), 0, ["members", "got 0", "at least 1"]),
+        (("interpolate_policy", "etas"), [0.5, 2.5], ["etas.1", "2.5", "at most 2"]),
+        (("interpolate_policy", "etas"), [], ["etas", "at least 1"]),
+        (("train_policy", "anchor"), "emma", ["anchor", "'emma'", "one of ema, init, sft"]),
+        (("train_policy", "mu"), 1.5, ["mu", "1.5", "at most 1"]),
+        (("train_policy", "batch_size"), 15, ["batch_size", "15", "samples_per_prompt"]),
+        (("train_policy", "samples_per_prompt"), 1, ["samples_per_prompt", "rloo"]),
+        (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 3"]),
+        (("policy", "max_new_tokens"), 500, ["max_new_tokens", "max_position_embeddings = 128"]),
+        (("policy", "path"), "./nowhere", ["policy.path", "config.json", "./nowhere"]),
+        (("experiments", "lerp"), {"merge_policies": {"methd": "lerp"}}, ["lerp", "methd"]),
+        (("experiments", "warp"), {}, ["warp"]),
+        (("results",), "/elsewhere", ["results", "/elsewhere"]),
+    ],
+)
+def test_bad_value_is_named_with_a_remedy(config, path, value, parts):
+    section = config
+    for key in path[:-1]:
+        section = section[key]
+    section[path[-1]] = value
+    text = message(config)
+    assert "nothing was started" in text
+    for part in parts:
+        assert part in text
+
+
+def test_missing_key_is_named(config):
+    del config["train_policy"]["beta"]
+    assert "train_policy.beta: missing" in message(config)
+
+
+def test_all_problems_are_reported_at_once(config):
+    config["members"] = 0
+    config["train_policy"]["bta"] = 1
+    text = message(config)
+    assert "members" in text
+    assert "bta" in text
+
+
+def files_config(config, path):
+    config["data"] = "prepare_data"
+    config["prepare_data"] = {
+        "sft_path": str(path),
+        "sft_completion": "text",
+        "preferences_path": str(path),
+        "preferences_text": "text",
+        "preferences_label": "label",
+        "prompts_path": str(path),
+        "prompts_column": "text",
+        "eval_prompts": 4,
+        "vocab_size": 300,
+        "max_text_tokens": 50,
+    }
+    return config
+
+
+def test_missing_file(config, tmp_path):
+    text = message(files_config(config, tmp_path / "absent.jsonl"))
+    assert "prepare_data.sft_path" in text
+    assert "absent.jsonl is not a file" in text
+
+
+def test_empty_dataset(config, tmp_path):
+    path = tmp_path / "empty.jsonl"
+    path.write_text("")
+    text = message(files_config(config, path))
+    assert "the dataset is empty" in text
+    assert "empty.jsonl" in text
+
+
+def test_absent_column(config, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"texts": "a", "label": 1}\n')
+    text = message(files_config(config, path))
+    assert "prepare_data.sft_completion" in text
+    assert "'text'" in text
+    assert "texts" in text
+
+
+def test_preferences_need_one_form(config, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "label": 1}\n')
+    config = files_config(config, path)
+    config["prepare_data"]["preferences_label"] = None
+    assert "preferences_chosen" in message(config)
+
+
+def test_settings_are_spelt_alike_in_config_schema_and_code(config):
+    """A key means one thing: the dataclasses that scripts parse have the schema's keys."""
+    schema = yaml.safe_load((CONFIG / "schema.yaml").read_text())["properties"]
+    for section in ("train_sft", "train_policy", "merge_policies", "evaluate_policy"):
+        assert set(schema[section]["properties"]) == set(config[section])
+    fields = set(ReinforceSettings.__dataclass_fields__) - {"temperature", "max_new_tokens"}
+    assert fields < set(schema["train_policy"]["properties"])
+    assert set(SupervisedSettings.__dataclass_fields__) == set(schema["train_sft"]["properties"])
+
+
+def test_experiments_do_not_change_the_base(config):
+    before = copy.deepcopy(config)
+    resolve_experiments(config)
+    assert config == before

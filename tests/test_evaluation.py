@@ -1,0 +1,143 @@
+"""Evaluation: standard errors, diversity, summaries; KL of a policy to itself."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import BOS, EOS, PAD, MakeModel, Perturb
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from warpflow.evaluation import (
+    EvaluationSettings,
+    Samples,
+    distinct_n,
+    evaluate,
+    mean_and_error,
+    self_similarity,
+    summarise,
+)
+from warpflow.log_probs import Completions
+
+PROMPTS = [[BOS, 5], [BOS, 6, 7, 8], [BOS], [BOS, 9, 10]]
+SETTINGS = EvaluationSettings(
+    prompts=3, samples_per_prompt=2, batch_size=4, temperature=0.8, max_new_tokens=5
+)
+
+
+def count_tokens(batch: Completions) -> Tensor:
+    return batch.lengths.float()
+
+
+def evaluate_on(
+    policy: PreTrainedModel,
+    sft: PreTrainedModel,
+    seed: int = 0,
+    gold: Callable[[Completions], Tensor] | None = None,
+) -> Samples:
+    return evaluate(
+        policy, sft, count_tokens, gold, PROMPTS, SETTINGS, eos_id=EOS, pad_id=PAD, seed=seed
+    )
+
+
+def test_standard_errors_are_over_prompts() -> None:
+    """Completions of one prompt are not independent: copies of them must not lower the error."""
+    values = torch.tensor([1.0, 2.0, 4.0, 9.0])
+    mean, error = mean_and_error(values, 1)
+    assert (mean, error) == pytest.approx((4.0, math.sqrt(38 / 3) / 2))
+    copies = values.repeat_interleave(3)
+    assert mean_and_error(copies, 3) == pytest.approx((mean, error))
+    assert mean_and_error(copies, 1)[1] < error
+
+
+def test_standard_error_of_one_prompt_is_unknown() -> None:
+    mean, error = mean_and_error(torch.tensor([1.0, 3.0]), 2)
+    assert mean == 2
+    assert math.isnan(error)
+
+
+def test_standard_error_covers_the_mean_as_often_as_it_says() -> None:
+    """68 % of intervals of one error hold the true mean of prompts with common effects."""
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(400):
+        prompts = torch.randn(50, 1, generator=generator)
+        values = prompts + 0.5 * torch.randn(50, 4, generator=generator)
+        mean, error = mean_and_error(values.flatten(), 4)
+        held += abs(mean) < error
+    assert 0.6 < held / 400 < 0.76
+
+
+def test_distinct_n() -> None:
+    assert distinct_n(["a b c", "d e"], 2) == 1
+    assert distinct_n(["a b a b a b"], 2) == pytest.approx(2 / 5)
+    assert distinct_n(["a b", "a b"], 2) == 0.5
+    assert distinct_n(["a", ""], 2) == 0
+    assert distinct_n(["a b", "b c"], 2) == 1, "no bigram across two texts"
+
+
+def test_self_similarity() -> None:
+    assert self_similarity(["a b c", "a b c", "x y", "z w"], 2) == 0.5
+    assert self_similarity(["a b c", "c b a"], 2) == 0
+    assert self_similarity(["a b c", "a b d"], 2) == pytest.approx(1 / 3)
+    assert self_similarity(["a", ""], 2) == 1, "two texts without bigrams are equal in them"
+    assert self_similarity(["a b"], 1) is None
+
+
+def test_same_seed_same_samples(make_model: MakeModel, perturb: Perturb) -> None:
+    sft = make_model("gpt2")
+    policy = perturb(sft, 1)
+    first, again, other = (evaluate_on(policy, sft, seed) for seed in (1, 1, 2))
+    assert torch.equal(first.kl, again.kl)
+    assert torch.equal(first.reward, again.reward)
+    assert not torch.equal(first.kl, other.kl)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_kl_of_a_policy_to_itself_is_zero(make_model: MakeModel, name: str) -> None:
+    samples = evaluate_on(make_model(name), make_model(name))
+    assert (samples.kl == 0).all()
+    assert (samples.kl_exact == 0).all()
+
+
+def test_kl_of_another_policy_is_positive(make_model: MakeModel, perturb: Perturb) -> None:
+    sft = make_model("llama")
+    samples = evaluate_on(perturb(sft, 1), sft)
+    assert (samples.kl_exact > 0).all()
+    assert samples.kl.min() < samples.kl_exact.mean() < samples.kl.max()
+
+
+def test_first_prompts_are_used_with_their_completions_adjacent(make_model: MakeModel) -> None:
+    samples = evaluate_on(make_model("llama"), make_model("llama"), gold=lambda b: -count_tokens(b))
+    rows = [
+        ids[mask].tolist()
+        for batch in samples.batch
+        for ids, mask in zip(batch.prompt_ids, batch.is_prompt, strict=True)
+    ]
+    assert rows == [prompt for prompt in PROMPTS[:3] for _ in range(2)]
+    assert len(samples.batch) == 2, "six completions in batches of four"
+    assert torch.equal(samples.reward, samples.length)
+    assert samples.gold is not None
+    assert torch.equal(samples.gold, -samples.length)
+    for values in (samples.kl, samples.kl_exact, samples.finished):
+        assert values.shape == (6,)
+
+
+@pytest.mark.parametrize("with_gold", [True, False])
+def test_summary_with_and_without_gold(make_model: MakeModel, with_gold: bool) -> None:
+    gold = (lambda batch: 2 * count_tokens(batch)) if with_gold else None
+    samples = evaluate_on(make_model("llama"), make_model("llama"), gold=gold)
+    row = summarise(samples, ["a b c", "a b d"] * 3, SETTINGS.samples_per_prompt)
+    assert row["n_prompts"] == 3
+    assert row["reward"] == row["length"] == samples.length.mean().item()
+    assert row["kl"] == row["kl_exact"] == 0
+    assert row["unfinished"] == pytest.approx(1 - samples.finished.float().mean().item())
+    assert row["self_similarity"] == pytest.approx(1 / 3)
+    assert row["distinct_2"] == 0.25
+    if with_gold:
+        assert row["gold"] == 2 * samples.length.mean().item()
+        assert row["gold_se"] == pytest.approx(2 * mean_and_error(samples.length, 2)[1])
+    else:
+        assert row["gold"] is None
+        assert row["gold_se"] is None

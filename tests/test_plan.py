@@ -1,0 +1,232 @@
+"""Which results experiments need, and which of them they share."""
+
+import time
+from typing import Any
+
+import pytest
+
+from warpflow.plan import (
+    Plan,
+    evaluations,
+    eta_text,
+    make_plan,
+    points_of,
+    policy_settings,
+    resolve_experiments,
+)
+
+
+def config(**experiments: Any) -> dict[str, Any]:
+    """A base of two iterations and two members with the given experiments."""
+    return {
+        "iterations": 2,
+        "members": 2,
+        "train_policy": {"steps": 10, "anchor": "ema", "beta": 0.1, "mu": 0.01},
+        "merge_policies": {"method": "slerp", "granularity": "layer", "weight": None},
+        "interpolate_policy": {"etas": [0, 0.5, 1], "next_eta": 0.3},
+        "experiments": experiments,
+    }
+
+
+def results(plan: Plan) -> set[str]:
+    return {*plan.policies.values(), *plan.merged.values(), *plan.points.values()}
+
+
+def test_iterations_follow_one_another() -> None:
+    plan = make_plan(config())
+    assert plan.init["warp", 1] == "train_sft"
+    assert plan.init["warp", 2] == "interpolate_policy/warp/iteration1/init/eta0.3"
+    assert plan.init["warp", 2] == plan.points["warp", 1, "init", "0.3"]
+    assert plan.policies["warp", 2, 1] == "train_policy/warp/iteration2/member1"
+    assert plan.merged["warp", 2] == "merge_policies/warp/iteration2"
+    assert ("warp", 2, "init", "0.3") not in plan.points, "nothing starts from the last iteration"
+    assert len(results(plan)) == 4 + 2 + 2 * 3 + 1
+
+
+def test_next_init_is_towards_the_own_init_not_towards_sft() -> None:
+    base = config() | {"iterations": 3}
+    base["interpolate_policy"] = {"etas": [0.3, 1], "next_eta": 0.3}
+    plan = make_plan(base)
+    # From SFT both are one result; later the front (towards SFT) and the next start differ.
+    assert plan.points["warp", 1, "init", "0.3"] == plan.points["warp", 1, "sft", "0.3"]
+    assert plan.points["warp", 2, "init", "0.3"] != plan.points["warp", 2, "sft", "0.3"]
+    assert plan.init["warp", 3] == "interpolate_policy/warp/iteration2/init/eta0.3"
+
+
+def test_lerp_shares_the_first_policies_and_nothing_after_them() -> None:
+    plan = make_plan(config(lerp={"merge_policies": {"method": "lerp"}}))
+    for member in (0, 1):
+        assert plan.policies["lerp", 1, member] == plan.policies["warp", 1, member]
+        assert plan.policies["lerp", 2, member] == f"train_policy/lerp/iteration2/member{member}"
+    assert plan.merged["lerp", 1] == "merge_policies/lerp/iteration1"
+    assert plan.init["lerp", 2] == "interpolate_policy/lerp/iteration1/init/eta0.3"
+
+
+def test_one_run_shares_member_0_and_its_merge_does_not_depend_on_the_method() -> None:
+    plan = make_plan(
+        config(
+            one_run={"members": 1},
+            one_run_lerp={"members": 1, "merge_policies": {"method": "lerp"}},
+        )
+    )
+    assert plan.policies["one_run", 1, 0] == plan.policies["warp", 1, 0]
+    assert plan.merged["one_run", 1] != plan.merged["warp", 1]
+    assert plan.merged["one_run_lerp", 2] == plan.merged["one_run", 2]
+
+
+def test_experiments_without_a_difference_need_nothing_more() -> None:
+    assert results(make_plan(config(same={}, again={"members": 2}))) == results(make_plan(config()))
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [{"beta": 0.2}, {"mu": 0.02}, {"anchor": "sft"}, {"steps": 11}],
+    ids=lambda difference: next(iter(difference)),
+)
+def test_other_training_settings_share_nothing(difference: dict[str, Any]) -> None:
+    plan = make_plan(config(other={"train_policy": difference}))
+    mine = {name for key, name in plan.policies.items() if key[0] == "other"}
+    assert mine == {f"train_policy/other/iteration{i}/member{m}" for i in (1, 2) for m in (0, 1)}
+    assert not results(make_plan(config())) & {
+        *mine,
+        *(name for key, name in plan.merged.items() if key[0] == "other"),
+        *(name for key, name in plan.points.items() if key[0] == "other"),
+    }
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [{"weight": 0.3}, {"granularity": "tensor"}, {"method": "lerp"}],
+    ids=lambda difference: next(iter(difference)),
+)
+def test_other_merge_settings_share_the_policies_only(difference: dict[str, Any]) -> None:
+    plan = make_plan(config(other={"iterations": 1, "merge_policies": difference}))
+    assert plan.policies["other", 1, 1] == plan.policies["warp", 1, 1]
+    assert plan.merged["other", 1] != plan.merged["warp", 1]
+    assert plan.points["other", 1, "sft", "1"] != plan.points["warp", 1, "sft", "1"]
+
+
+def test_more_etas_add_points_only() -> None:
+    base, wider = config(), config()
+    wider["interpolate_policy"] = wider["interpolate_policy"] | {"etas": [0, 0.5, 0.8, 1]}
+    added = results(make_plan(wider)) - results(make_plan(base))
+    assert added == {f"interpolate_policy/warp/iteration{i}/sft/eta0.8" for i in (1, 2)}
+
+
+def test_one_more_iteration_keeps_the_earlier_ones() -> None:
+    longer = make_plan(config() | {"iterations": 3})
+    assert results(make_plan(config())) < results(longer)
+
+
+def test_another_next_eta_changes_what_follows_only() -> None:
+    plan = make_plan(config(fast={"interpolate_policy": {"next_eta": 0.5}}))
+    assert plan.merged["fast", 1] == plan.merged["warp", 1]
+    assert plan.init["fast", 2] == plan.points["warp", 1, "sft", "0.5"]
+    assert plan.policies["fast", 2, 0] == "train_policy/fast/iteration2/member0"
+
+
+def test_steps_per_iteration() -> None:
+    experiment = resolve_experiments(
+        config(listed={"iterations": 5, "train_policy": {"steps": [9, 7, 5]}})
+    )["listed"]
+    steps = [policy_settings(experiment, i)["steps"] for i in range(1, 6)]
+    assert steps == [9, 7, 5, 5, 5]
+    assert experiment.train_policy["steps"] == [9, 7, 5], "settings are not changed in place"
+
+
+def test_a_list_of_steps_shares_with_the_same_number() -> None:
+    plan = make_plan(config(listed={"train_policy": {"steps": [10, 7]}}))
+    assert plan.policies["listed", 1, 0] == plan.policies["warp", 1, 0]
+    assert plan.policies["listed", 2, 0] != plan.policies["warp", 2, 0]
+
+
+def test_differences_are_laid_over_the_base_without_changing_it() -> None:
+    base = config(other={"train_policy": {"beta": 0.5}, "members": 3})
+    before = repr(base)
+    experiments = resolve_experiments(base)
+    assert list(experiments) == ["warp", "other"]
+    assert experiments["other"].train_policy == base["train_policy"] | {"beta": 0.5}
+    assert (experiments["other"].members, experiments["warp"].members) == (3, 2)
+    assert repr(base) == before
+
+
+def test_null_experiments_are_dropped() -> None:
+    plan = make_plan(config(gone=None, lerp={"merge_policies": {"method": "lerp"}}))
+    assert list(plan.experiments) == ["warp", "lerp"]
+    assert not any("gone" in name for name in results(plan))
+    assert {row["experiment"] for row in evaluations(plan)} == {"warp", "lerp"}
+
+
+@pytest.mark.parametrize(("eta", "text"), [(1, "1"), (1.0, "1"), (0.3, "0.3"), (0, "0"), (2, "2")])
+def test_eta_has_one_spelling(eta: float, text: str) -> None:
+    assert eta_text(eta) == text
+
+
+def test_the_papers_size_plans_fast_with_each_name_made_once() -> None:
+    experiments = {f"beta{k}": {"train_policy": {"beta": k / 100}} for k in range(20)}
+    large = config(**experiments) | {"iterations": 5, "members": 5}
+    large["interpolate_policy"] = {"etas": [k / 10 for k in range(21)], "next_eta": 0.3}
+    started = time.perf_counter()
+    plan = make_plan(large)
+    rows = evaluations(plan)
+    assert time.perf_counter() - started < 1
+    # β = 0.1 is the base once more; every other experiment trains its own 25 policies.
+    assert len(set(plan.policies.values())) == 20 * 25
+    assert len(rows) > 21 * 5 * (5 + 21)
+
+
+COLUMNS = {
+    "experiment",
+    "anchor",
+    "beta",
+    "mu",
+    "members",
+    "merge_method",
+    "merge_weight",
+    "stage",
+    "iteration",
+    "policy",
+}
+
+
+def test_evaluations_name_every_policy_and_point_once_per_experiment() -> None:
+    base = config(
+        one_run={"members": 1, "iterations": 1},
+        half={"iterations": 1, "merge_policies": {"method": "lerp", "weight": 0.5}},
+        sft={"train_policy": {"anchor": "sft", "beta": 0.01}},
+    )
+    plan = make_plan(base)
+    rows = evaluations(plan)
+    keys = [
+        (
+            r["experiment"],
+            r["stage"],
+            r["iteration"],
+            r.get("member"),
+            r.get("towards"),
+            r.get("eta"),
+        )
+        for r in rows
+    ]
+    assert len(set(keys)) == len(keys)
+    for row in rows:
+        extra = {"member"} if row["stage"] == "train_policy" else {"towards", "eta"}
+        assert set(row) == COLUMNS | extra
+        assert row["policy"] in results(plan)
+    for experiment in plan.experiments.values():
+        mine = [row for row in rows if row["experiment"] == experiment.name]
+        expected = sum(
+            experiment.members + len(points_of(experiment, i))
+            for i in range(1, experiment.iterations + 1)
+        )
+        assert len(mine) == expected
+        assert {row["anchor"] for row in mine} == {experiment.train_policy["anchor"]}
+    half = next(row for row in rows if row["experiment"] == "half")
+    assert (half["merge_method"], half["merge_weight"], half["beta"]) == ("lerp", 0.5, 0.1)
+
+
+def test_a_next_start_that_is_on_the_front_is_evaluated_once() -> None:
+    base = config()
+    base["interpolate_policy"] = {"etas": [0.3, 1], "next_eta": 0.3}
+    towards = [row["towards"] for row in evaluations(make_plan(base)) if "towards" in row]
+    assert towards == ["sft"] * 4

@@ -1,0 +1,364 @@
+"""REINFORCE against exact gradients by enumeration, and the training loop's guarantees."""
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from conftest import BOS, EOS, PAD, Enumerate, MakeModel, Perturb
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from warpflow import reinforce
+from warpflow.evaluation import sequence_kls
+from warpflow.log_probs import Completions, token_log_probs
+from warpflow.reinforce import (
+    ReinforceSettings,
+    StepRow,
+    advantages,
+    learning_rate_at,
+    penalised_rewards,
+    prompt_order,
+    reinforce_loss,
+    train_policy,
+    update_policy,
+)
+from warpflow.rewards import Reward
+
+TEMPERATURE, BETA = 0.7, 0.3
+PROMPTS = [[BOS, 5, 6], [BOS, 7], [BOS, 8, 9, 10], [BOS]]
+
+SETTINGS = ReinforceSettings(
+    steps=3,
+    batch_size=8,
+    samples_per_prompt=2,
+    learning_rate=1e-2,
+    warmup_steps=0,
+    max_grad_norm=1.0,
+    temperature=0.9,
+    max_new_tokens=6,
+    beta=0.1,
+    mu=0.3,
+    anchor="ema",
+    baseline="rloo",
+    length_penalty=0.0,
+)
+
+
+def settings(**changes: Any) -> ReinforceSettings:
+    return dataclasses.replace(SETTINGS, **changes)
+
+
+@dataclasses.dataclass
+class Enumerated:
+    """A policy, an anchor, and everything that can be sampled for one prompt (40 completions)."""
+
+    policy: PreTrainedModel
+    anchor: PreTrainedModel
+    batch: Completions
+    rewards: Tensor
+
+    def log_probs(self, model: PreTrainedModel, temperature: float = TEMPERATURE) -> Tensor:
+        return token_log_probs(model, self.batch, temperature)
+
+
+@pytest.fixture
+def small(make_model: MakeModel, perturb: Perturb, enumerate_completions: Enumerate) -> Enumerated:
+    policy = make_model("llama", words=[], initializer_range=0.2)
+    batch = enumerate_completions([BOS, 3], vocabulary=4, limit=3)
+    rewards = torch.randn(len(batch.response_ids), generator=torch.Generator().manual_seed(0))
+    return Enumerated(policy, perturb(policy, 1, 0.1), batch, rewards + 2)
+
+
+def gradient(scalar: Tensor, model: PreTrainedModel) -> Tensor:
+    grads = torch.autograd.grad(scalar, list(model.parameters()))
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def exact_gradient(small: Enumerated) -> Tensor:
+    """∇ Σ_y π(y) (r(y) − β log(π(y)/π_anchor(y))), differentiated through everything: the
+    penalty's own derivative has mean zero, so REINFORCE may leave it out."""
+    policy = small.log_probs(small.policy).sum(1)
+    anchor = small.log_probs(small.anchor).sum(1).detach()
+    value = (policy.exp() * (small.rewards - BETA * (policy - anchor))).sum()
+    return gradient(value, small.policy)
+
+
+def estimator_gradient(small: Enumerated, baseline: str, draws: int) -> Tensor:
+    """The expected −∇loss over all batches of `draws` completions, each weighted by its
+    probability."""
+    log_probs = small.log_probs(small.policy)
+    anchor = small.log_probs(small.anchor).detach()
+    shaped = penalised_rewards(small.rewards, log_probs, anchor, BETA)
+    probabilities = log_probs.detach().sum(1).exp()
+    total = torch.zeros(())
+    for rows in itertools.product(range(len(shaped)), repeat=draws):
+        index = torch.tensor(rows)
+        advantage = advantages(shaped[index], baseline, draws)
+        loss = reinforce_loss(log_probs[index], advantage)
+        total = total - probabilities[index].prod() * loss
+    return gradient(total, small.policy)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "draws", "factor"), [("none", 1, 1.0), ("rloo", 2, 1.0), ("batch", 2, 0.5)]
+)
+def test_expected_gradient_is_the_exact_one(
+    small: Enumerated, baseline: str, draws: int, factor: float
+) -> None:
+    """Unbiased without baseline and with leave-one-out; the batch mean scales by (B − 1)/B."""
+    exact = exact_gradient(small)
+    expected = estimator_gradient(small, baseline, draws)
+    torch.testing.assert_close(expected, factor * exact, atol=2e-5, rtol=1e-3)
+    assert exact.norm() > 0.1
+
+
+def test_penalty_is_inside_the_reward_over_the_whole_sequence_without_gradient() -> None:
+    policy = torch.tensor([[-1.0, -2.0, 0.0], [-0.5, -0.5, -1.0]], requires_grad=True)
+    anchor = torch.tensor([[-1.5, -1.0, 0.0], [-0.5, -1.5, -2.0]], requires_grad=True)
+    shaped = penalised_rewards(torch.tensor([1.0, 2.0]), policy, anchor, 0.1)
+    torch.testing.assert_close(shaped, torch.tensor([1 + 0.05, 2 - 0.2]))
+    assert not shaped.requires_grad
+    assert torch.equal(penalised_rewards(torch.ones(2), policy, anchor, 0.0), torch.ones(2))
+
+
+def test_loss_has_no_gradient_through_the_advantage() -> None:
+    log_probs = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]], requires_grad=True)
+    advantage = torch.tensor([2.0, -4.0], requires_grad=True)
+    reinforce_loss(log_probs, advantage).backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad.tolist() == [[-1.0, -1.0], [2.0, 2.0]]
+    assert advantage.grad is None
+
+
+@pytest.mark.parametrize("baseline", ["none", "batch", "rloo"])
+def test_baselines_ignore_no_reward_and_shift_as_they_should(baseline: str) -> None:
+    rewards = torch.tensor([1.0, 3.0, 10.0, 10.0])
+    shifted = advantages(rewards + 5, baseline, 2) - advantages(rewards, baseline, 2)
+    assert shifted.tolist() == [5.0 if baseline == "none" else 0.0] * 4
+
+
+def test_rloo_compares_completions_of_one_prompt_only() -> None:
+    rewards = torch.tensor([1.0, 3.0, 10.0, 10.0])
+    assert advantages(rewards, "rloo", 2).tolist() == [-2.0, 2.0, 0.0, 0.0]
+    assert advantages(rewards, "rloo", 4)[0].item() == pytest.approx(1 - 23 / 3)
+
+
+def test_baseline_errors() -> None:
+    with pytest.raises(ValueError, match="samples_per_prompt >= 2"):
+        advantages(torch.ones(2), "rloo", 1)
+    with pytest.raises(ValueError, match="'mean': expected none, batch or rloo"):
+        advantages(torch.ones(2), "mean", 1)
+
+
+# --- KL ----------------------------------------------------------------------------------------
+
+
+def test_kl_estimators_have_the_exact_kl_as_mean(small: Enumerated) -> None:
+    """Weighted by the policy. A known bug weighs by the reference: that gives another number."""
+    with torch.no_grad():
+        policy = small.log_probs(small.policy).sum(1).double()
+        sft = small.log_probs(small.anchor).sum(1).double()
+    probabilities = policy.exp()
+    exact = (probabilities * (policy - sft)).sum().item()
+    reverse = (sft.exp() * (sft - policy)).sum().item()
+    by_reference = (sft.exp() * (policy - sft)).sum().item()
+    kls = sequence_kls(small.policy, small.anchor, small.batch, TEMPERATURE)
+    sampled, by_token = ((probabilities * kl).sum().item() for kl in kls)
+    assert sampled == pytest.approx(exact, rel=1e-4)
+    assert by_token == pytest.approx(exact, rel=1e-4)
+    assert min(abs(exact - reverse), abs(exact - by_reference)) > 0.02 * exact
+    assert (kls[1] >= 0).all()
+    variances = [(probabilities * (kl - exact) ** 2).sum().item() for kl in kls]
+    assert variances[1] < variances[0]
+
+
+def test_kl_is_exactly_zero_where_policy_and_anchor_are_equal(
+    small: Enumerated, make_model: MakeModel
+) -> None:
+    """At a temperature other than 1: an untempered anchor would show here."""
+    twin = make_model("llama", words=[], initializer_range=0.2)
+    for kl in sequence_kls(small.policy, twin, small.batch, TEMPERATURE):
+        assert (kl == 0).all()
+    optimizer = torch.optim.Adam(small.policy.parameters())
+    arguments = (small.rewards, small.batch, optimizer, settings(temperature=TEMPERATURE), 1)
+    same = update_policy(small.policy, twin, *arguments)
+    assert same.kl_to_anchor == 0
+    assert update_policy(small.policy, small.anchor, *arguments).kl_to_anchor != 0
+
+
+def test_update_leaves_the_clipped_gradient_and_reports_the_batch(small: Enumerated) -> None:
+    optimizer = torch.optim.Adam(small.policy.parameters())
+    chosen = settings(beta=0.0, baseline="none", temperature=TEMPERATURE, max_grad_norm=1e-3)
+    row = update_policy(
+        small.policy, small.anchor, small.rewards, small.batch, optimizer, chosen, 7
+    )
+    left = torch.cat([p.grad.flatten() for p in small.policy.parameters() if p.grad is not None])
+    expected = gradient(
+        -(small.rewards * small.log_probs(small.policy).sum(1)).mean(), small.policy
+    )
+    assert row.grad_norm == pytest.approx(expected.norm().item(), rel=1e-4)
+    assert left.norm().item() == pytest.approx(1e-3, rel=1e-2)
+    torch.testing.assert_close(left / left.norm(), expected / expected.norm(), atol=1e-5, rtol=1e-3)
+    assert row.step == 7
+    assert row.reward == pytest.approx(small.rewards.mean().item())
+    assert row.length == pytest.approx(small.batch.lengths.float().mean().item())
+    assert row.unfinished == pytest.approx(27 / 40)
+
+
+def test_length_penalty_counts_tokens_in_the_loss_but_not_in_the_reported_reward(
+    small: Enumerated,
+) -> None:
+    optimizer = torch.optim.Adam(small.policy.parameters())
+    losses, rewards = [], []
+    for given, penalty in ((small.rewards, 0.5), (small.rewards - 0.5 * small.batch.lengths, 0.0)):
+        chosen = settings(length_penalty=penalty)
+        row = update_policy(small.policy, small.anchor, given, small.batch, optimizer, chosen, 1)
+        losses.append(row.loss)
+        rewards.append(row.reward)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert rewards[0] == pytest.approx(small.rewards.mean().item())
+
+
+# --- the loop ----------------------------------------------------------------------------------
+
+
+def count_fives(batch: Completions) -> Tensor:
+    """A reward that is easy to raise."""
+    return ((batch.response_ids == 5) & batch.is_response).float().sum(1)
+
+
+def run(
+    policy: PreTrainedModel,
+    sft: PreTrainedModel,
+    chosen: ReinforceSettings,
+    seed: int = 0,
+    reward: Reward = count_fives,
+) -> list[StepRow]:
+    return list(
+        train_policy(policy, sft, reward, PROMPTS, chosen, eos_id=EOS, pad_id=PAD, seed=seed)
+    )
+
+
+def weights(model: PreTrainedModel) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+def test_a_seed_decides_the_run_and_members_differ(make_model: MakeModel) -> None:
+    results = {}
+    for label, seed in (("first", 1), ("again", 1), ("other", 2)):
+        policy = make_model("gpt2")
+        torch.manual_seed(len(results))  # the global stream must not matter
+        rows = run(policy, make_model("gpt2"), SETTINGS, seed)
+        results[label] = (rows, weights(policy))
+    assert results["first"][0] == results["again"][0]
+    assert torch.equal(results["first"][1], results["again"][1])
+    assert results["first"][0] != results["other"][0]
+    assert not torch.equal(results["first"][1], results["other"][1])
+
+
+def test_training_raises_the_reward(make_model: MakeModel) -> None:
+    policy = make_model("llama", initializer_range=0.1)
+    chosen = settings(steps=60, batch_size=16, beta=0.01)
+    rows = run(policy, make_model("llama", initializer_range=0.1), chosen)
+    first, last = (sum(r.reward for r in part) / 10 for part in (rows[:10], rows[-10:]))
+    assert last > first + 1
+    assert [row.step for row in rows] == list(range(1, 61))
+
+
+@pytest.mark.parametrize("kind", ["ema", "init", "sft"])
+def test_anchors_start_and_move_as_they_should(
+    kind: str, make_model: MakeModel, perturb: Perturb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the EMA moves, from the init, by mu towards the policy at every step. A known bug is
+    an EMA that is never updated."""
+    policy, chosen = make_model("llama"), settings(anchor=kind)
+    sft = perturb(policy, 5)
+    init, sft_before = weights(policy), weights(sft)
+    anchors: list[PreTrainedModel] = []
+    choose = reinforce.choose_anchor
+    monkeypatch.setattr(
+        reinforce, "choose_anchor", lambda *a: anchors.append(choose(*a)) or anchors[0]
+    )
+    expected = (sft_before if kind == "sft" else init).double()
+    rows = []
+    for row in train_policy(
+        policy, sft, count_fives, PROMPTS, chosen, eos_id=EOS, pad_id=PAD, seed=0
+    ):
+        rows.append(row)
+        if kind == "ema":
+            expected = (1 - chosen.mu) * expected + chosen.mu * weights(policy).double()
+        torch.testing.assert_close(weights(anchors[0]).double(), expected, atol=1e-6, rtol=0)
+    assert (rows[0].kl_to_anchor == 0) == (kind != "sft")
+    assert rows[1].kl_to_anchor != 0
+    assert torch.equal(weights(sft), sft_before)
+    assert not torch.equal(weights(policy), init)
+
+
+def test_mu_1_leaves_no_penalty_after_any_step(make_model: MakeModel) -> None:
+    """The anchor is then the policy itself, at every step."""
+    rows = run(make_model("llama"), make_model("llama"), settings(mu=1.0))
+    assert [row.kl_to_anchor for row in rows] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_reward_that_is_not_finite_stops_the_run_before_it_spoils_the_policy(
+    make_model: MakeModel, value: float
+) -> None:
+    policy = make_model("llama")
+    calls = 0
+
+    def breaks_at_the_third(batch: Completions) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return torch.full((8,), value) if calls == 3 else count_fives(batch)
+
+    with pytest.raises(FloatingPointError, match="step 3, seed 11"):
+        run(policy, make_model("llama"), settings(steps=5), 11, breaks_at_the_third)
+    assert torch.isfinite(weights(policy)).all()
+
+
+def test_warm_up_is_linear_then_constant(make_model: MakeModel) -> None:
+    chosen = settings(learning_rate=1.0, warmup_steps=4)
+    rates = [learning_rate_at(step, chosen) for step in range(1, 8)]
+    assert rates == [0.25, 0.5, 0.75, 1, 1, 1, 1]
+    assert learning_rate_at(1, settings(warmup_steps=0)) == SETTINGS.learning_rate
+    rows = run(make_model("llama"), make_model("llama"), settings(warmup_steps=2))
+    assert [row.learning_rate for row in rows] == [0.005, 0.01, 0.01]
+
+
+def test_dropout_is_off_in_policy_and_anchor(make_model: MakeModel) -> None:
+    """Also for models handed over in training mode: with dropout the first KL were not 0."""
+    dropout = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
+    policy, sft = (make_model("gpt2", **dropout).train() for _ in range(2))
+    assert run(policy, sft, settings(anchor="sft"))[0].kl_to_anchor == 0
+    policy = make_model("gpt2", **dropout).train()
+    assert run(policy, sft, settings(anchor="ema"))[0].kl_to_anchor == 0
+
+
+def test_prompts_come_once_in_each_pass_and_in_another_order() -> None:
+    order = prompt_order(7, torch.Generator().manual_seed(0))
+    passes = [[next(order) for _ in range(7)] for _ in range(4)]
+    assert all(sorted(one) == list(range(7)) for one in passes)
+    assert len({tuple(one) for one in passes}) > 1
+
+
+def test_completions_of_a_prompt_are_adjacent(make_model: MakeModel) -> None:
+    seen: list[Completions] = []
+
+    def reward(batch: Completions) -> Tensor:
+        seen.append(batch)
+        return count_fives(batch)
+
+    run(
+        make_model("llama"), make_model("llama"), settings(steps=1, samples_per_prompt=4), 0, reward
+    )
+    rows = [
+        tuple(ids[mask].tolist())
+        for ids, mask in zip(seen[0].prompt_ids, seen[0].is_prompt, strict=True)
+    ]
+    assert len(rows) == 8
+    assert len(set(rows[:4])) == len(set(rows[4:])) == 1
+    assert rows[0] != rows[4]

@@ -1,0 +1,180 @@
+"""The sampler draws from the model's own distribution, whatever batch a prompt is in."""
+
+import collections
+import math
+
+import pytest
+import torch
+from conftest import BOS, EOS, PAD, Enumerate, MakeModel, MakeTokenizer
+from transformers import PreTrainedModel
+
+from warpflow.log_probs import Completions, token_log_probs
+from warpflow.sampling import encode_prompts, pad_left, sample_completions
+
+PROMPTS = [[BOS, 5, 6, 7, 8, 9], [BOS], [BOS, 10, 11]]
+
+
+def sample(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    max_new_tokens: int = 8,
+    temperature: float = 1.0,
+    seed: int = 0,
+    eos_id: int = EOS,
+) -> Completions:
+    ids, mask = pad_left(prompts, PAD)
+    return sample_completions(
+        model,
+        ids,
+        mask,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        eos_id=eos_id,
+        pad_id=PAD,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def responses(batch: Completions) -> list[tuple[int, ...]]:
+    rows = zip(batch.response_ids, batch.is_response, strict=True)
+    return [tuple(ids[mask].tolist()) for ids, mask in rows]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_samples_follow_the_exact_distribution(
+    name: str, make_model: MakeModel, enumerate_completions: Enumerate
+) -> None:
+    """Two prompts of different lengths in one batch, 40 possible completions each: chi-square of
+    39 degrees of freedom, whose 99.99 % point is 82. Rows that end early leave the batch, so a
+    mistake in that bookkeeping shows here too."""
+    model = make_model(name, words=[], initializer_range=0.2)
+    prompts, draws, temperature = [[BOS, 3, 3, 1], [BOS]], 6000, 0.9
+    sampled = responses(sample(model, prompts * draws, 3, temperature))
+    for which, prompt in enumerate(prompts):
+        everything = enumerate_completions(prompt, vocabulary=4, limit=3)
+        with torch.no_grad():
+            exact = token_log_probs(model, everything, temperature).sum(1).exp()
+        assert exact.sum().item() == pytest.approx(1, abs=1e-5)
+        counts = collections.Counter(sampled[which :: len(prompts)])
+        observed = torch.tensor([counts.pop(row, 0) for row in responses(everything)])
+        assert not counts, "something that cannot be sampled was"
+        expected = draws * exact
+        assert ((observed - expected) ** 2 / expected).sum().item() < 82
+
+
+def test_the_whole_vocabulary_is_sampled(make_model: MakeModel) -> None:
+    """`generate()` would cut at the 50 likeliest of these 104 tokens."""
+    model = make_model("llama", words=[f"w{i}" for i in range(100)], initializer_range=0.02)
+    draws = 4000
+    batch = sample(model, [[BOS, 5]] * draws, max_new_tokens=1)
+    with torch.no_grad():
+        probabilities = model(torch.tensor([[BOS, 5]])).logits[0, -1].softmax(-1)
+    rare = probabilities.argsort()[:54]
+    expected = probabilities[rare].sum().item()
+    assert expected > 0.2
+    share = torch.isin(batch.response_ids, rare).float().mean().item()
+    assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / draws)
+    assert len(batch.response_ids.unique()) > 95
+
+
+@torch.no_grad()
+def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
+    """The likeliest continuation of one prompt alone, without a cache."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_near_temperature_zero_every_row_is_its_own_greedy_continuation(
+    make_model: MakeModel, architecture: str
+) -> None:
+    """Rows of a left-padded batch leave it at different steps; mistral's window of 4 is long
+    passed. Which token ends a row is chosen so that the first row ends early."""
+    lengths = set()
+    for seed in range(3):
+        model = make_model(architecture, seed=seed)
+        alone = [greedy(model, prompt, 12) for prompt in PROMPTS]
+        eos_id = alone[0][4]
+        batch = sample(model, PROMPTS * 2, 12, temperature=1e-4, eos_id=eos_id)
+        for expected, response in zip(alone * 2, responses(batch), strict=True):
+            length = expected.index(eos_id) + 1 if eos_id in expected else 12
+            assert response == tuple(expected[:length])
+            lengths.add(length)
+    assert len(lengths) > 1
+
+
+def test_rows_that_end_leave_the_batch_and_sampling_stops_with_the_last(
+    make_model: MakeModel,
+) -> None:
+    model = make_model("llama", words=[], initializer_range=0.05)
+    sizes: list[int] = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    batch = sample(model, [[BOS]] * 6, max_new_tokens=200)
+    steps = int(batch.lengths.max())
+    assert batch.finished.all()
+    assert steps < 200
+    assert batch.response_ids.shape == (6, steps)
+    assert sizes == [int((batch.lengths > step).sum()) for step in range(steps)]
+    assert len(set(sizes)) > 1
+
+
+def test_lengths_masks_and_finished_agree_with_the_ids(make_model: MakeModel) -> None:
+    limit = 4
+    batch = sample(
+        make_model("gpt2", words=[], initializer_range=0.1), [[BOS, 3], [BOS]] * 50, limit
+    )
+    for ids, mask, length, finished in zip(
+        batch.response_ids.tolist(),
+        batch.is_response.tolist(),
+        batch.lengths.tolist(),
+        batch.finished.tolist(),
+        strict=True,
+    ):
+        assert mask == [t < length for t in range(limit)]
+        assert EOS not in ids[: length - 1]
+        assert finished == (ids[length - 1] == EOS)
+        assert finished or length == limit
+        assert set(ids[length:]) <= {PAD}
+    assert 0 < batch.finished.sum() < 100
+    ends_at_the_limit = batch.finished & (batch.lengths == limit)
+    assert ends_at_the_limit.any(), "EOS as the last allowed token counts as finished"
+
+
+def test_the_generator_alone_decides(make_model: MakeModel) -> None:
+    model = make_model("llama")
+    torch.manual_seed(1)
+    first = responses(sample(model, PROMPTS * 4, seed=3))
+    torch.manual_seed(2)
+    assert responses(sample(model, PROMPTS * 4, seed=3)) == first
+    assert responses(sample(model, PROMPTS * 4, seed=4)) != first
+
+
+def test_sampling_goes_on_from_where_the_generator_stands(make_model: MakeModel) -> None:
+    model, (ids, mask) = make_model("llama"), pad_left(PROMPTS, PAD)
+    generator = torch.Generator().manual_seed(0)
+    settings = {"max_new_tokens": 6, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD}
+    sample_completions(model, ids, mask, generator=generator, **settings)
+    state = generator.get_state()
+    second = sample_completions(model, ids, mask, generator=generator, **settings)
+    resumed = torch.Generator()
+    resumed.set_state(state)
+    again = sample_completions(model, ids, mask, generator=resumed, **settings)
+    assert responses(again) == responses(second)
+
+
+def test_pad_left() -> None:
+    ids, mask = pad_left([[5], [6, 7, 8]], pad_id=9)
+    assert ids.tolist() == [[9, 9, 5], [6, 7, 8]]
+    assert mask.tolist() == [[False, False, True], [True, True, True]]
+
+
+def test_prompts_start_with_bos_where_there_is_one(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer(["a", "b"])
+    assert encode_prompts(tokenizer, ["a b", ""]) == [[BOS, 4, 5], [BOS]]
+    tokenizer.bos_token = None
+    assert encode_prompts(tokenizer, ["a b"]) == [[4, 5]]
+    with pytest.raises(ValueError, match="'' has no tokens"):
+        encode_prompts(tokenizer, ["a", ""])

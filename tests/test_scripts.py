@@ -1,0 +1,215 @@
+"""Every script, called as a function, one after another as the rules call them."""
+
+import json
+from pathlib import Path
+
+import collect_evaluations
+import evaluate_policy
+import generate_data
+import interpolate_policy
+import merge_policies
+import pandas as pd
+import pytest
+import torch
+import train_policy
+import train_reward_model
+import train_sft
+import write_config_docs
+import write_tables
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from warpflow.models import load_reward_model
+
+TINY = {
+    "model_type": "gemma",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
+GOLD = "warpflow.language:gold_score"
+
+
+def flags(**settings) -> list[str]:
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def supervised(**settings) -> list[str]:
+    base = {"steps": 3, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1}
+    return flags(**base, weight_decay=0.0, **settings)
+
+
+SAMPLING = {"max_prompt_tokens": 16, "max_new_tokens": 6, "temperature": 0.9}
+REINFORCE = {
+    "steps": 3,
+    "batch_size": 4,
+    "samples_per_prompt": 2,
+    "learning_rate": 1e-3,
+    "warmup_steps": 1,
+    "max_grad_norm": 1.0,
+    "beta": 0.1,
+    "mu": 0.5,
+    "anchor": "ema",
+    "baseline": "rloo",
+    "length_penalty": 0.0,
+    "log_every": 1,
+    "evaluate_every": 2,
+    "evaluate_prompts": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """data, SFT, reward model and two members, made by the scripts."""
+    folder = tmp_path_factory.mktemp("results")
+    sizes = {"sft_examples": 40, "preference_pairs": 20, "preference_noise_scale": 2.0}
+    generate_data.main(
+        flags(out=folder / "data", seed=0, train_prompts=20, eval_prompts=8, **sizes)
+    )
+    data, sft, reward = folder / "data", folder / "sft", folder / "reward_model"
+    architecture = json.dumps(TINY)
+    train_sft.main(supervised(data=data, out=sft, seed=0, architecture=architecture))
+    train_reward_model.main(supervised(data=data, sft=sft, out=reward, seed=0, held_out=8))
+    for member in (0, 1):
+        run_train_policy(folder, member, folder / f"train_policy/member{member}/checkpoint")
+    return folder
+
+
+def run_train_policy(folder: Path, member: int, out: Path, **changes) -> None:
+    paths = {name: folder / name for name in ("sft", "reward_model", "data")}
+    settings = {**SAMPLING, **REINFORCE, "gold": GOLD, "seed": 0, "iteration": 1, **changes}
+    train_policy.main(flags(init=folder / "sft", member=member, out=out, **paths, **settings))
+
+
+def run_evaluate(folder: Path, policy: Path, out: Path) -> dict:
+    paths = {name: folder / name for name in ("sft", "reward_model", "data")}
+    sizes = {"prompts": 8, "samples_per_prompt": 2, "batch_size": 4, "completions": 3}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    evaluate_policy.main(
+        flags(policy=policy, out=out, seed=0, gold=GOLD, **paths, **sizes, **SAMPLING)
+    )
+    return json.loads(out.read_text())
+
+
+def test_sft_writes_a_policy_and_its_curve(results):
+    assert len(pd.read_csv(results / "sft/training.csv")) == 3
+    assert AutoModelForCausalLM.from_pretrained(results / "sft").dtype == torch.float32
+
+
+def test_sft_of_zero_steps_stores_the_given_policy(results, tmp_path):
+    arguments = flags(data=results / "data", out=tmp_path / "sft", seed=0, policy=results / "sft")
+    train_sft.main(
+        arguments
+        + flags(steps=0, batch_size=1, learning_rate=1e-3, warmup_steps=0, weight_decay=0.0)
+    )
+    before, after = (
+        load_file(p / "model.safetensors") for p in (results / "sft", tmp_path / "sft")
+    )
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_reward_model_has_one_label_and_its_unit(results):
+    model = load_reward_model(results / "reward_model")
+    assert model.config.num_labels == 1
+    assert model.config.reward_std > 0
+    accuracy = json.loads((results / "reward_model/metrics.json").read_text())["held_out_accuracy"]
+    assert 0 <= accuracy <= 1
+
+
+def test_reward_model_needs_pairs_to_train_on(results, tmp_path):
+    with pytest.raises(ValueError, match="held_out is 20: nothing is left"):
+        train_reward_model.main(
+            supervised(
+                data=results / "data", sft=results / "sft", out=tmp_path, seed=0, held_out=20
+            )
+        )
+
+
+def test_given_reward_model_is_stored_as_it_is(results, tmp_path):
+    given, stored = results / "reward_model", tmp_path / "stored"
+    train_reward_model.main(
+        supervised(
+            data=results / "data", sft=results / "sft", out=stored, seed=0, held_out=2, path=given
+        )
+    )
+    before, after = (load_file(p / "model.safetensors") for p in (given, stored))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_train_policy_logs_steps_and_trajectory(results):
+    folder = results / "train_policy/member0/checkpoint"
+    assert pd.read_csv(folder / "training.csv").step.tolist() == [1, 2, 3]
+    trajectory = pd.read_csv(folder / "trajectory.csv")
+    assert trajectory.step.tolist() == [0, 2, 3]
+    assert trajectory.kl_exact[0] == 0  # step 0 is the SFT policy
+    assert trajectory.gold.notna().all()
+
+
+def test_train_policy_is_deterministic_and_members_differ(results, tmp_path):
+    run_train_policy(results, 0, tmp_path / "again", tensorboard=tmp_path / "events")
+    member0, member1 = (results / f"train_policy/member{m}/checkpoint" for m in (0, 1))
+    for path in sorted(member0.iterdir()):
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+    weights = "model.safetensors"
+    assert (member0 / weights).read_bytes() != (member1 / weights).read_bytes()
+    assert list((tmp_path / "events").glob("events.out.tfevents*"))
+
+
+def test_train_policy_refuses_a_long_prompt(results, tmp_path):
+    with pytest.raises(ValueError, match=r"max_prompt_tokens.*train_prompts|train_prompts.*tokens"):
+        run_train_policy(results, 0, tmp_path / "out", max_prompt_tokens=3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_merge_interpolate_evaluate_collect(results, tmp_path):
+    policies = [results / f"train_policy/member{m}/checkpoint" for m in (0, 1)]
+    merged = tmp_path / "merge_policies/warp/checkpoint"
+    point = tmp_path / "interpolate_policy/warp/checkpoint"
+    merge_policies.main(
+        ["--policies", *map(str, policies), *flags(init=results / "sft", out=merged)]
+    )
+    interpolate_policy.main(flags(init=results / "sft", policy=merged, eta=0.5, out=point))
+    geometry = pd.read_csv(merged / "geometry.csv")
+    assert {"layer 0", "model.embed_tokens.weight"} <= set(geometry.group)
+    document = run_evaluate(
+        results, point, tmp_path / "evaluate_policy/interpolate_policy/warp/evaluation.json"
+    )
+    assert document["metrics"]["kl_exact"] > 0
+    assert len(document["completions"]) == 3
+    for member, policy in enumerate(policies):
+        target = tmp_path / f"train_policy/member{member}"
+        target.mkdir(parents=True)
+        (target / "checkpoint").symlink_to(policy)
+    row = {"experiment": "warp", "stage": "interpolate_policy", "iteration": 1, "towards": "sft"}
+    plan = {
+        "evaluations": [row | {"eta": 0.5, "members": 2, "policy": "interpolate_policy/warp"}],
+        "policies": [["warp", 1, m, f"train_policy/member{m}"] for m in (0, 1)],
+        "merges": [["warp", 1, "merge_policies/warp"]],
+    }
+    tables = tmp_path / "tables"
+    collect_evaluations.main(flags(results=tmp_path, out=tables, plan=json.dumps(plan)))
+    evaluations = pd.read_csv(tables / "evaluations.csv")
+    assert evaluations.reward[0] == document["metrics"]["reward"]
+    assert len(pd.read_csv(tables / "trajectories.csv")) == 6
+    metrics = json.loads((tables / "metrics.json").read_text())
+    assert set(metrics["warp"]["iteration1"]["sft_eta0.5"]) == {"reward", "kl_exact", "gold"}
+    write_tables.main(flags(tables=tables, out=tmp_path / "figures"))
+    assert "review of the" in (tmp_path / "figures/completions.html").read_text()
+
+
+def test_sft_evaluates_to_zero_kl(results, tmp_path):
+    document = run_evaluate(results, results / "sft", tmp_path / "evaluation.json")
+    assert document["metrics"]["kl"] == document["metrics"]["kl_exact"] == 0
+
+
+def test_config_docs_are_current():
+    write_config_docs.main(["--check"])
+
+
+@pytest.mark.parametrize("script", [train_policy, train_sft, evaluate_policy, merge_policies])
+def test_unknown_flag_is_an_error(script, capsys):
+    with pytest.raises((SystemExit, ValueError)):
+        script.main(["--no_such_flag", "1"])
