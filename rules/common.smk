@@ -14,7 +14,7 @@ from snakemake.exceptions import WorkflowError
 
 from warpflow.config import ConfigError, check_config
 from warpflow.freshness import touch_changed_inputs
-from warpflow.jobs import tracking_problem
+from warpflow.dvc_cache import tracking_problem
 from warpflow.plan import evaluations, make_plan, policy_settings
 
 try:

@@ -16,6 +16,7 @@ from warpflow.log_probs import Completions
 from warpflow.models import build_policy
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests load local folders only
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the CPU everywhere: exact comparisons hold there
 torch.set_num_threads(1)  # same sums in the same order on every machine, and no over-subscription
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
@@ -57,6 +58,12 @@ Perturb = Callable[..., PreTrainedModel]
 Enumerate = Callable[..., Completions]
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Each test draws the same numbers whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=ARCHITECTURES)
 def architecture(request: pytest.FixtureRequest) -> str:
     """Each architecture in turn."""
@@ -89,7 +96,7 @@ def make_model(make_tokenizer: MakeTokenizer) -> MakeModel:
         with torch.no_grad():  # biases and norms start equal everywhere: no test could miss them
             for parameter in model.parameters():
                 if parameter.dim() == 1:
-                    parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
         return model
 
     return make
@@ -105,7 +112,7 @@ def perturb() -> Perturb:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in moved.parameters():
-                parameter += scale * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
         return moved
 
     return copy_moved

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -368,7 +369,7 @@ def test_small_task_vectors_of_bf16_checkpoints_are_measured_exactly() -> None:
 
 
 def test_fp32_policies_of_a_bf16_init_are_not_rounded_to_bf16() -> None:
-    """An init stored in bf16 with fp32 policies: rounding the result would lose the task vectors."""
+    """Rounding the result to the init's bf16 would lose the task vectors."""
     start = torch.randn(1000).bfloat16()
     init = {"w": start}
     policies = [{"w": start.float() + 1e-4 * torch.randn(1000)} for _ in range(2)]
@@ -414,7 +415,7 @@ def test_averaging_lora_factors_is_not_averaging_their_product() -> None:
 
 def test_geometry_reports_angles_of_task_vectors_and_of_weights() -> None:
     init, policies = angled(dict(zip(NAMES, [90, 60, 60, 60, 180, 0], strict=True)))
-    rows = geometry(init, [*policies, init])
+    rows: list[dict[str, Any]] = geometry(init, [*policies, init])
     pairs = [(row["member_a"], row["member_b"]) for row in rows[:3]]
     assert pairs == [(0, 1), (0, 2), (1, 2)]
     first = {row["group"]: row for row in rows if (row["member_a"], row["member_b"]) == (0, 1)}
@@ -498,7 +499,8 @@ def test_merged_models_load_with_every_weight_and_ties_kept(
     init, *policies = map(read_tensors, folders)
     out = tmp_path / "merged"
     write_checkpoint(merge(init, policies, "lerp"), folders[0], out)
-    loaded, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    loading: Any = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    loaded, report = loading
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
@@ -568,7 +570,7 @@ def test_pickles_missing_shards_and_adapters_are_refused(
     make_model: MakeModel, save: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match="is a pickle.*convert it"):
+    with pytest.raises(FileNotFoundError, match=r"is a pickle.*convert it"):
         read_tensors(tmp_path)
     sharded = save(make_model("llama"), "sharded", "10KB")
     lost = shard_files(sharded)[1]

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from warpflow import data
 from warpflow.language import write_tokenizer
+from warpflow.rows import FORMATS, read_rows, read_texts, require_columns, write_jsonl
 
 ROOT = Path(__file__).parents[1]
 MOVIES = ROOT.parent / "shared" / "data" / "movie_sentences.jsonl.gz"
@@ -76,24 +77,24 @@ def settings(tmp_path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------- reading
 
 
-@pytest.mark.parametrize("extension", data.FORMATS)
+@pytest.mark.parametrize("extension", FORMATS)
 def test_every_format_reads_the_same_rows(tmp_path: Path, extension: str) -> None:
     path = write(tmp_path / f"my.rows{extension}", ROWS)
-    assert data.read_rows(path) == ROWS
-    assert data.read_rows(str(path)) == ROWS
+    assert read_rows(path) == ROWS
+    assert read_rows(str(path)) == ROWS
 
 
 def test_written_rows_read_back_with_sorted_keys(tmp_path: Path) -> None:
     path = tmp_path / "new" / "rows.jsonl"
-    data.write_jsonl(path, ROWS)
-    assert data.read_rows(path) == ROWS
+    write_jsonl(path, ROWS)
+    assert read_rows(path) == ROWS
     assert path.read_bytes().startswith(b'{"label": "1", "text": "a b"}\n')
     assert "é" in path.read_text(encoding="utf-8")
 
 
 def test_missing_file_names_the_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.csv.*no such file"):
-        data.read_rows(tmp_path / "absent.csv")
+        read_rows(tmp_path / "absent.csv")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_broken_files_are_clear_errors(
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message) as error:
-        data.read_rows(path)
+        read_rows(path)
     assert name in str(error.value)
 
 
@@ -128,18 +129,18 @@ def test_other_encodings_are_a_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "latin.csv"
     path.write_bytes("text\ncafé\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.csv: not UTF-8"):
-        data.read_rows(path)
+        read_rows(path)
 
 
 def test_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> None:
     path = tmp_path / "excel.csv"
     path.write_text("text,label\na,1\n", encoding="utf-8-sig")
-    assert data.read_rows(path) == [{"text": "a", "label": "1"}]
+    assert read_rows(path) == [{"text": "a", "label": "1"}]
 
 
 def test_missing_column_names_everything_to_fix_it() -> None:
     with pytest.raises(ValueError) as error:
-        data.require_columns(
+        require_columns(
             ROWS, ["text", "lable"], Path("mine.csv"), "prepare_data: preferences_label"
         )
     message = str(error.value)
@@ -149,12 +150,12 @@ def test_missing_column_names_everything_to_fix_it() -> None:
 
 def test_column_missing_in_a_later_row_names_the_row() -> None:
     with pytest.raises(ValueError, match=r"row 2: no column 'b'"):
-        data.require_columns([{"b": 1}, {"a": 1}], ["b"], Path("x.jsonl"), "key")
+        require_columns([{"b": 1}, {"a": 1}], ["b"], Path("x.jsonl"), "key")
 
 
 def test_text_columns_must_hold_text() -> None:
     with pytest.raises(ValueError, match=r"row 2.*'a'.*must be text, got None"):
-        data.read_texts([{"a": "x"}, {"a": None}], "a", Path("x.jsonl"), "key")
+        read_texts([{"a": "x"}, {"a": None}], "a", Path("x.jsonl"), "key")
 
 
 # ------------------------------------------------------------------------------- preparation
@@ -163,12 +164,12 @@ def test_text_columns_must_hold_text() -> None:
 def test_folder_holds_what_later_stages_read(settings: dict[str, Any]) -> None:
     run_script(settings)
     out = settings["out"]
-    source = {row["text"] for row in data.read_rows(settings["sft_path"])}
-    assert {(r["prompt"], r["completion"]) for r in data.read_rows(out / "sft.jsonl")} == {
+    source = {row["text"] for row in read_rows(settings["sft_path"])}
+    assert {(r["prompt"], r["completion"]) for r in read_rows(out / "sft.jsonl")} == {
         ("", text) for text in source
     }
-    train = data.read_rows(out / "train_prompts.jsonl")
-    evaluation = data.read_rows(out / "eval_prompts.jsonl")
+    train = read_rows(out / "train_prompts.jsonl")
+    evaluation = read_rows(out / "eval_prompts.jsonl")
     assert (len(train), len(evaluation)) == (20, 10)
     prompts = [row["prompt"] for row in train + evaluation]
     assert len(set(prompts)) == 30
@@ -201,10 +202,10 @@ def test_same_settings_give_the_same_bytes(settings: dict[str, Any], tmp_path: P
 
 def test_labels_pair_each_preferred_text_with_one_that_is_not(settings: dict[str, Any]) -> None:
     run_script(settings)
-    rows = data.read_rows(settings["sft_path"])
+    rows = read_rows(settings["sft_path"])
     preferred = [row["text"] for row in rows if row["label"] == 1]
     others = {row["text"] for row in rows if row["label"] == 0}
-    pairs = data.read_rows(settings["out"] / "preferences.jsonl")
+    pairs = read_rows(settings["out"] / "preferences.jsonl")
     assert [pair["chosen"] for pair in pairs] == preferred
     assert all(pair["rejected"] in others and pair["prompt"] == "" for pair in pairs)
     assert len({pair["rejected"] for pair in pairs}) > 10
@@ -235,11 +236,11 @@ def test_pairs_from_columns_carry_their_space(settings: dict[str, Any], tmp_path
         "preferences_rejected": "no", "preferences_text": None, "preferences_label": None,
     }  # fmt: skip
     run_script(settings | columns | {"sft_path": path, "sft_prompt": "q", "sft_completion": "yes"})
-    pairs = data.read_rows(settings["out"] / "preferences.jsonl")
+    pairs = read_rows(settings["out"] / "preferences.jsonl")
     assert [(p["chosen"], p["rejected"]) for p in pairs] == [
         (" Me.", " You."), ("Hello", "\nNo"), ("free", "text"),
     ]  # fmt: skip
-    assert [row["completion"] for row in data.read_rows(settings["out"] / "sft.jsonl")] == [
+    assert [row["completion"] for row in read_rows(settings["out"] / "sft.jsonl")] == [
         " Me.", "Hello", "free",
     ]  # fmt: skip
 
@@ -250,7 +251,7 @@ def test_blank_and_long_texts_are_dropped_and_counted(
     rows = [{"text": text, "label": 1} for text in ("short text", "word " * 300, "  ", "word " * 9)]
     path = write(tmp_path / "sft.jsonl", rows)
     run_script(settings | {"sft_path": path, "max_text_tokens": 60})
-    assert [row["completion"] for row in data.read_rows(settings["out"] / "sft.jsonl")] == [
+    assert [row["completion"] for row in read_rows(settings["out"] / "sft.jsonl")] == [
         "short text", "word " * 9,
     ]  # fmt: skip
     assert "sft.jsonl: 2 rows; dropped 1 blank and 1 longer" in capsys.readouterr().out
@@ -270,7 +271,7 @@ def test_rows_too_short_for_a_prompt_are_counted(
     found = [
         row["prompt"]
         for part in ("train", "eval")
-        for row in data.read_rows(settings["out"] / f"{part}_prompts.jsonl")
+        for row in read_rows(settings["out"] / f"{part}_prompts.jsonl")
     ]
     assert sorted(found) == ["a b c", "p q r", "x y z"]
     assert "dropped 1 rows too short" in capsys.readouterr().out
@@ -350,12 +351,12 @@ def test_movie_sentences(settings: dict[str, Any], capsys: pytest.CaptureFixture
                "prompts_first_words": 4, "max_text_tokens": 64}  # fmt: skip
     run_script(settings | paths | changes)
     out = settings["out"]
-    pairs = data.read_rows(out / "preferences.jsonl")
-    positive = {row["text"] for row in data.read_rows(MOVIES) if row["label"] == 1}
+    pairs = read_rows(out / "preferences.jsonl")
+    positive = {row["text"] for row in read_rows(MOVIES) if row["label"] == 1}
     assert len(pairs) > 3000
     assert {pair["chosen"] for pair in pairs} <= positive
-    train = {row["prompt"] for row in data.read_rows(out / "train_prompts.jsonl")}
-    evaluation = {row["prompt"] for row in data.read_rows(out / "eval_prompts.jsonl")}
+    train = {row["prompt"] for row in read_rows(out / "train_prompts.jsonl")}
+    evaluation = {row["prompt"] for row in read_rows(out / "eval_prompts.jsonl")}
     assert (len(train), len(evaluation)) == (2000, 200)
     assert not train & evaluation
     assert len(AutoTokenizer.from_pretrained(out / "tokenizer")) == 1024

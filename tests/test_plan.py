@@ -7,8 +7,8 @@ import pytest
 
 from warpflow.plan import (
     Plan,
-    evaluations,
     eta_text,
+    evaluations,
     make_plan,
     points_of,
     policy_settings,

@@ -247,7 +247,7 @@ def weights(model: PreTrainedModel) -> Tensor:
 
 
 def test_a_seed_decides_the_run_and_members_differ(make_model: MakeModel) -> None:
-    results = {}
+    results: dict[str, tuple[list[StepRow], Tensor]] = {}
     for label, seed in (("first", 1), ("again", 1), ("other", 2)):
         policy = make_model("gpt2")
         torch.manual_seed(len(results))  # the global stream must not matter
@@ -279,9 +279,12 @@ def test_anchors_start_and_move_as_they_should(
     init, sft_before = weights(policy), weights(sft)
     anchors: list[PreTrainedModel] = []
     choose = reinforce.choose_anchor
-    monkeypatch.setattr(
-        reinforce, "choose_anchor", lambda *a: anchors.append(choose(*a)) or anchors[0]
-    )
+
+    def keep_anchor(*arguments: Any) -> PreTrainedModel:
+        anchors.append(choose(*arguments))
+        return anchors[0]
+
+    monkeypatch.setattr(reinforce, "choose_anchor", keep_anchor)
     expected = (sft_before if kind == "sft" else init).double()
     rows = []
     for row in train_policy(

@@ -127,7 +127,7 @@ def test_a_policy_without_pad_token_becomes_a_reward_model(
 
 
 def test_functions_get_prompts_completions_and_finished(make_tokenizer: MakeTokenizer) -> None:
-    seen = {}
+    seen: dict[str, object] = {}
 
     def scorer(prompts: list[str], completions: list[str], finished: list[bool]) -> list[float]:
         seen.update(prompts=prompts, completions=completions, finished=finished)
@@ -207,5 +207,5 @@ def test_training_stops_at_nan(
 
 def test_functions_are_loaded_by_name() -> None:
     assert load_function("math:sqrt") is math.sqrt
-    with pytest.raises(ValueError, match="'math.sqrt': expected package.module:function"):
+    with pytest.raises(ValueError, match=r"'math\.sqrt': expected package.module:function"):
         load_function("math.sqrt")

@@ -46,7 +46,7 @@ def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
 
 def planned(folder: Path, *arguments: str) -> dict[str, int]:
     """Jobs by rule of a dry run, `track`, `all` and `report` left out."""
-    output = snakemake(folder, "-n", "--quiet", *arguments)
+    output = snakemake(folder, "-n", "--quiet", "rules", *arguments)
     counts: dict[str, int] = {}
     for line in output.splitlines():
         words = line.split()
@@ -147,7 +147,7 @@ def test_editing_code_reruns_what_imports_it(finished, tmp_path):
 def test_same_seed_in_another_folder_gives_the_same_table(finished, tmp_path):
     """The same config from scratch, elsewhere: the tables are equal byte for byte."""
     folder = copy_project(tmp_path / "again")
-    snakemake(folder, *SMOKE, "results/smoke/collect_evaluations/evaluations.csv")
+    snakemake(folder, "results/smoke/collect_evaluations/evaluations.csv", *SMOKE)
     for table in ("evaluations.csv", "trajectories.csv", "training.csv", "geometry.csv"):
         name = f"results/smoke/collect_evaluations/{table}"
         assert (folder / name).read_bytes() == (finished / name).read_bytes(), table

@@ -122,6 +122,7 @@ def train(
         remove_unused_columns=False,
         train_sampling_strategy="random",
         disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
     trainer = Trainer(
         model=model,

@@ -1,0 +1,172 @@
+"""DVC's cache as jobs see it: reading needs no lock and no call of DVC.
+
+Heavy results get into the cache by `dvc add` (rule `track`) alone. The run cache, a folder of
+small files that `dvc push --run-cache` shares, remembers which result each key gave.
+"""
+
+from __future__ import annotations
+
+import configparser
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from warpflow.contents import (
+    Out,
+    file_md5,
+    folder_files,
+    folder_listing,
+    folder_out,
+    listing_md5,
+    read_pointer,
+    write_atomically,
+)
+
+
+def tracking_problem() -> str | None:
+    """Why results are not tracked here, or None where they are."""
+    if not Path(".dvc/config").is_file():
+        return "there is no DVC repository here (run `git init` and `dvc init`)"
+    if not Path(".git").exists():
+        return "this is no Git repository (run `git init`)"
+    return None if shutil.which("dvc") else "the command `dvc` is not on the PATH"
+
+
+def cache_folder() -> Path:
+    """DVC's cache: as DVC's system, user, project and local configuration say, in this order."""
+    return _cache_folder(Path.cwd())
+
+
+@cache
+def _cache_folder(project: Path) -> Path:
+    user = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser()
+    settings = configparser.RawConfigParser(strict=False)
+    files = ("/etc/xdg/dvc/config", user / "dvc/config", ".dvc/config", ".dvc/config.local")
+    settings.read([project / file for file in files])
+    return project / ".dvc" / settings.get("cache", "dir", fallback="cache")
+
+
+def cached_object(md5: str) -> Path:
+    return cache_folder() / "files" / "md5" / md5[:2] / md5[2:]
+
+
+def cached_listing(md5: str) -> list[dict[str, str]]:
+    """The files of a folder in the cache."""
+    return json.loads(cached_object(md5).read_text())
+
+
+def is_cached(out: Out) -> bool:
+    """Whether the local cache has every byte of a folder."""
+    return cached_object(out["md5"]).is_file() and all(
+        cached_object(row["md5"]).is_file() for row in cached_listing(out["md5"])
+    )
+
+
+# --- the run cache -----------------------------------------------------------------------------
+
+
+def cached_run(key: str) -> Path:
+    """Folder of DVC's run cache for a key."""
+    return cache_folder() / "runs" / key[:2] / key
+
+
+def remembered_runs(key: str) -> list[dict[str, Any]]:
+    """What the run cache holds for a key, without what a kill left half-written."""
+    paths = [path for path in cached_run(key).glob("*") if ".tmp" not in path.name]
+    return [json.loads(path.read_text()) for path in sorted(paths)]
+
+
+def remember_run(record: dict[str, Any], out: Out | None = None, text: str | None = None) -> None:
+    """Enter a result under its key, in DVC's format: a folder's `out`, or a small file's text,
+    which needs no object in the cache."""
+    details = {name: record[name] for name in ("environment", "seconds")}
+    entry = {
+        "cmd": shlex.join(record["command"]),
+        "deps": [{"path": p, "hash": "md5", "md5": m} for p, m in record["inputs"].items()],
+        "params": {"provenance": details | ({} if text is None else {"text": text})},
+        "outs": [] if out is None else [out],
+    }
+    name = "text" if out is None else out["md5"].removesuffix(".dir")
+    write_atomically(cached_run(record["key"]) / name, json.dumps(entry, indent=1).encode())
+
+
+def find_folder(key: str) -> Out | None:
+    """The folder that an earlier run of this key gave, if the local cache has all of it."""
+    outs = [out for entry in remembered_runs(key) for out in entry["outs"]]
+    return next((out for out in outs if is_cached(out)), None)
+
+
+def find_text(key: str) -> str | None:
+    """The small file that an earlier run of this key gave."""
+    details = [entry["params"]["provenance"] for entry in remembered_runs(key)]
+    return next((detail["text"] for detail in details if "text" in detail), None)
+
+
+# --- the workspace -----------------------------------------------------------------------------
+
+
+def is_unchanged(folder: Path, out: Out) -> bool:
+    """Whether a folder holds what `out` names. A file that is the very cache object (a link) is
+    not read again."""
+    if not folder.is_dir():
+        return False
+    if not cached_object(out["md5"]).is_file():
+        return listing_md5(folder_listing(folder)) == out["md5"]
+    listing = cached_listing(out["md5"])
+    return sorted(row["relpath"] for row in listing) == folder_files(folder) and all(
+        _same_file(folder / row["relpath"], row["md5"]) for row in listing
+    )
+
+
+def _same_file(path: Path, md5: str) -> bool:
+    cached = cached_object(md5)
+    return (cached.exists() and path.samefile(cached)) or file_md5(path) == md5
+
+
+def require_unchanged(pointer: Path) -> None:
+    """Stop with a message unless the folder beside a pointer holds what the pointer names."""
+    folder, out = pointer.with_suffix(""), read_pointer(pointer)
+    if is_unchanged(folder, out):
+        return
+    if not folder.is_dir():
+        get = "checkout" if is_cached(out) else "pull"
+        sys.exit(
+            f"{folder}/ is missing: run `dvc {get} {pointer}`; or delete {pointer} and "
+            f"{folder.parent}/provenance.json and run snakemake to make it again"
+        )
+    sys.exit(
+        f"{folder}/ holds {folder_out(folder)['md5']}, but {pointer} names {out['md5']}: it was "
+        f"changed by hand, or belongs to another commit. `dvc checkout --force {pointer}` takes "
+        "what the pointer names; to keep the change, copy the folder elsewhere first"
+    )
+
+
+# --- calling DVC -------------------------------------------------------------------------------
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """DVC's commands do not run side by side in one repository: queue instead of failing."""
+    Path(".dvc/tmp").mkdir(exist_ok=True)
+    with open(".dvc/tmp/warpflow.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def dvc(*arguments: str) -> None:
+    """Call DVC, one call at a time, waiting for whoever else holds its lock.
+
+    Raises:
+        subprocess.CalledProcessError: DVC failed; its own message is on standard error.
+    """
+    with one_at_a_time():
+        subprocess.run(["dvc", "--wait-for-lock", *arguments, "--quiet"], check=True)
