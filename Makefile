@@ -17,7 +17,6 @@ lint: $(VENV)/installed
 	ruff format --check .
 	mypy
 	snakefmt --check Snakefile rules
-	snakemake --lint
 	python scripts/write_config_docs.py --check
 
 docs: $(VENV)/installed  ## config/README.md from config/schema.yaml

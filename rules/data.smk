@@ -9,7 +9,7 @@ USER_FILES = sorted(
 rule generate_data:
     """The embedded synthetic language: corpus, noisy preferences and prompts from a seed."""
     input:
-        code=code("generate_data"),
+        code=code_files("generate_data"),
     output:
         f"{RESULTS}/generate_data/provenance.json",
     log:
@@ -23,14 +23,14 @@ rule generate_data:
         made=f"{RESULTS}/generate_data/data",
         settings=flags({"seed": config["seed"]} | config["generate_data"]),
     shell:
-        RUN
-        + "{params.made} -- python scripts/generate_data.py --out {params.made} {params.settings} > {log} 2>&1"
+        "python -m warpflow.jobs run --makes {params.made} --inputs {input} -- "
+        "python scripts/generate_data.py --out {params.made} {params.settings} > {log} 2>&1"
 
 
 rule prepare_data:
     """The user's corpus, preferences and prompts, read from JSONL or CSV files."""
     input:
-        code=code("prepare_data"),
+        code=code_files("prepare_data"),
         files=USER_FILES,
     output:
         f"{RESULTS}/prepare_data/provenance.json",
@@ -52,5 +52,5 @@ rule prepare_data:
             | config["prepare_data"]
         ),
     shell:
-        RUN
-        + "{params.made} -- python scripts/prepare_data.py --out {params.made} {params.settings} > {log} 2>&1"
+        "python -m warpflow.jobs run --makes {params.made} --inputs {input} -- "
+        "python scripts/prepare_data.py --out {params.made} {params.settings} > {log} 2>&1"

@@ -1,8 +1,7 @@
 # Every policy → its evaluation.json → the tables of the run (RESULTS/collect_evaluations/).
 import json
 
-ROWS = evaluations(PLAN)
-EVALUATED = sorted({row["policy"] for row in ROWS})
+EVALUATED = sorted({row["policy"] for row in evaluations(PLAN)})
 
 
 TABLES = [
@@ -13,19 +12,20 @@ TABLES = [
         "training.csv",
         "geometry.csv",
         "completions.csv",
-        "metrics.json",
     )
 ]
-
-
-def evaluation(result):
-    return f"{RESULTS}/evaluate_policy/{result}/evaluation.json"
+METRICS = [
+    f"{RESULTS}/collect_evaluations/metrics/{e.name}.iteration{i}.json"
+    for e in PLAN.experiments.values()
+    for i in range(1, e.iterations + 1)
+    if min(e.interpolate_policy["etas"]) <= 1
+]
 
 
 rule evaluate_policy:
     """Reward, gold, KL to SFT, length and diversity of one policy on held-out prompts."""
     input:
-        code=code("evaluate_policy"),
+        code=code_files("evaluate_policy", config["evaluate_policy"]["gold"]),
         policy=lambda w: pointer(w.result),
         sft=SFT,
         reward_model=REWARD_MODEL,
@@ -44,7 +44,8 @@ rule evaluate_policy:
     params:
         settings=flags({"seed": config["seed"]} | SAMPLING | config["evaluate_policy"]),
     shell:
-        RUN + "{output.evaluation} -- python scripts/evaluate_policy.py --policy {input.policy} "
+        "python -m warpflow.jobs run --makes {output.evaluation} --inputs {input} -- "
+        "python scripts/evaluate_policy.py --policy {input.policy} "
         "--sft {input.sft} --reward_model {input.reward_model} --data {input.data} "
         "--out {output.evaluation} {params.settings} > {log} 2>&1"
 
@@ -52,22 +53,19 @@ rule evaluate_policy:
 rule collect_evaluations:
     """One tidy table each: evaluations, RL trajectories, training rows, geometry, completions."""
     input:
-        code=code("collect_evaluations"),
+        code=code_files("collect_evaluations"),
         evaluations=[evaluation(result) for result in EVALUATED],
         policies=sorted({pointer(result) for result in PLAN.policies.values()}),
         merges=sorted({pointer(result) for result in PLAN.merged.values()}),
     output:
         TABLES,
+        METRICS,
     log:
         f"{LOGS}/collect_evaluations.log",
     params:
-        plan=json.dumps(
-            {
-                "evaluations": ROWS,
-                "policies": [[*key, result] for key, result in PLAN.policies.items()],
-                "merges": [[*key, result] for key, result in PLAN.merged.items()],
-            }
-        ),
+        results=subpath(output[0], ancestor=2),
+        out=subpath(output[0], parent=True),
+        config=json.dumps({key: config[key] for key in (*VARIABLE, "experiments")}),
     shell:
-        "python scripts/collect_evaluations.py --results {RESULTS} --out {RESULTS}/collect_evaluations "
-        "--plan {params.plan:q} > {log} 2>&1"
+        "python scripts/collect_evaluations.py --results {params.results} --out {params.out} "
+        "--config {params.config:q} > {log} 2>&1"

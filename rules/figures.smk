@@ -3,6 +3,8 @@
 # Each figure is a stage of dvc.yaml, so `dvc repro` and Snakemake leave one and the same state. Runs
 # in another results folder, or without DVC, call the same script by themselves.
 
+from pathlib import Path
+
 FIGURE_NAMES = ["fronts", "eta_sweep", "lambda_sweep", "geometry", "training_curves"]
 FIGURES = expand(f"{RESULTS}/figures/{{figure}}.svg", figure=FIGURE_NAMES)
 UNDER_DVC = RESULTS == "results" and not tracking_problem()
@@ -13,7 +15,7 @@ for figure in FIGURE_NAMES:
         name:
             f"plot_{figure}"
         input:
-            code=code(f"plot_{figure}"),
+            code=code_files(f"plot_{figure}"),
             pipeline="dvc.yaml",
             tables=TABLES,
         output:
@@ -44,7 +46,7 @@ for figure in FIGURE_NAMES:
 rule write_tables:
     """The evaluations and some completions as HTML tables, for the report."""
     input:
-        code=code("write_tables"),
+        code=code_files("write_tables"),
         tables=TABLES,
     output:
         report(
@@ -62,9 +64,11 @@ rule write_tables:
     log:
         f"{LOGS}/write_tables.log",
     localrule: True
+    params:
+        tables=lambda w, input: str(Path(input.tables[0]).parent),
+        out=subpath(output[0], parent=True),
     shell:
-        "python scripts/write_tables.py --tables {RESULTS}/collect_evaluations --out {RESULTS}/figures "
-        "> {log} 2>&1"
+        "python scripts/write_tables.py --tables {params.tables} --out {params.out} " "> {log} 2>&1"
 
 
 rule report:
@@ -80,9 +84,13 @@ rule report:
         f"{RESULTS}/report.html",
     log:
         f"{LOGS}/report.log",
+    resources:
+        dvc=1,
     params:
         config=json.dumps(config),  # as it is in force, overlays and --config included
         configfile=f"{LOGS}/report.json",
+        track="true" if tracking_problem() else "dvc --wait-for-lock add --quiet",
     shell:
         "printf %s {params.config:q} > {params.configfile} && "
-        "snakemake {input.shown} --report {output} --nolock --configfile {params.configfile} > {log} 2>&1"
+        "snakemake {input.shown} --report {output} --nolock --configfile {params.configfile} > {log} 2>&1 && "
+        "{params.track} {output} >> {log} 2>&1"

@@ -5,7 +5,7 @@ import json
 rule train_sft:
     """Fine-tune the policy on completions; every KL is measured to the result."""
     input:
-        code=code("train_sft"),
+        code=code_files("train_sft"),
         data=DATA,
     output:
         f"{RESULTS}/train_sft/provenance.json",
@@ -26,14 +26,15 @@ rule train_sft:
         ),
         settings=flags({"seed": config["seed"]} | config["train_sft"]),
     shell:
-        RUN + "{params.made} -- python scripts/train_sft.py --data {input.data} "
+        "python -m warpflow.jobs run --makes {params.made} --inputs {input} -- "
+        "python scripts/train_sft.py --data {input.data} "
         "--out {params.made} {params.policy} {params.settings} > {log} 2>&1"
 
 
 rule train_reward_model:
     """Bradley–Terry reward model on preference pairs, from the SFT weights; or the user's own."""
     input:
-        code=code("train_reward_model"),
+        code=code_files("train_reward_model"),
         data=DATA,
         sft=SFT,
     output:
@@ -50,6 +51,6 @@ rule train_reward_model:
         made=f"{RESULTS}/train_reward_model/checkpoint",
         settings=flags({"seed": config["seed"]} | config["train_reward_model"]),
     shell:
-        RUN
-        + "{params.made} -- python scripts/train_reward_model.py --data {input.data} --sft {input.sft} "
+        "python -m warpflow.jobs run --makes {params.made} --inputs {input} -- "
+        "python scripts/train_reward_model.py --data {input.data} --sft {input.sft} "
         "--out {params.made} {params.settings} > {log} 2>&1"

@@ -4,10 +4,12 @@
 rule track:
     """Give a finished result to DVC, or take it from DVC's cache where it was made before."""
     input:
-        "{results}/{result}/provenance.json",
+        f"{RESULTS}/{{result}}/provenance.json",
     output:
-        "{results}/{result}/{made}.dvc",
+        f"{RESULTS}/{{result}}/{{made}}.dvc",
+    log:
+        f"{LOGS}/track/{{result}}/{{made}}.log",
     resources:
         dvc=1,
     shell:
-        "python -m warpflow.jobs track {input} {output}"
+        "python -m warpflow.jobs track {input} {output} > {log} 2>&1"

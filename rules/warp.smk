@@ -5,7 +5,7 @@
 rule train_policy:
     """Stage 1: one RL run against its anchor; member m of iteration i."""
     input:
-        code=code("train_policy"),
+        code=code_files("train_policy", config["evaluate_policy"]["gold"]),
         init=lambda w: pointer(PLAN.init[w.experiment, int(w.iteration)]),
         sft=SFT,
         reward_model=REWARD_MODEL,
@@ -29,7 +29,8 @@ rule train_policy:
             | policy_settings(PLAN.experiments[w.experiment], int(w.iteration))
         ),
     shell:
-        RUN + "{params.made} --unkeyed '--tensorboard {params.tensorboard}' -- "
+        "python -m warpflow.jobs run --makes {params.made} --inputs {input} "
+        "--unkeyed '--tensorboard {params.tensorboard}' -- "
         "python scripts/train_policy.py --init {input.init} --sft {input.sft} --data {input.data} "
         "--reward_model {input.reward_model} --iteration {wildcards.iteration} "
         "--member {wildcards.member} --out {params.made} {params.settings} > {log} 2>&1"
@@ -38,7 +39,7 @@ rule train_policy:
 rule merge_policies:
     """Stage 2: merge the M policies of an iteration; SLERP of their task vectors, by layer."""
     input:
-        code=code("merge_policies"),
+        code=code_files("merge_policies"),
         init=lambda w: pointer(PLAN.init[w.experiment, int(w.iteration)]),
         policies=lambda w: [
             pointer(PLAN.policies[w.experiment, int(w.iteration), member])
@@ -57,14 +58,15 @@ rule merge_policies:
         made=f"{RESULTS}/merge_policies/{{experiment}}/iteration{{iteration}}/checkpoint",
         settings=lambda w: flags(PLAN.experiments[w.experiment].merge_policies),
     shell:
-        RUN + "{params.made} -- python scripts/merge_policies.py --init {input.init} "
+        "python -m warpflow.jobs run --makes {params.made} --inputs {input} -- "
+        "python scripts/merge_policies.py --init {input.init} "
         "--policies {input.policies} --out {params.made} {params.settings} > {log} 2>&1"
 
 
 rule interpolate_policy:
     """Stage 3: LITI, the merge interpolated towards SFT (the front) or its own init (the next one)."""
     input:
-        code=code("interpolate_policy"),
+        code=code_files("interpolate_policy"),
         init=lambda w: (
             SFT if w.towards == "sft" else pointer(PLAN.init[w.experiment, int(w.iteration)])
         ),
@@ -81,5 +83,6 @@ rule interpolate_policy:
     params:
         made=f"{RESULTS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/checkpoint",
     shell:
-        RUN + "{params.made} -- python scripts/interpolate_policy.py --init {input.init} "
+        "python -m warpflow.jobs run --makes {params.made} --inputs {input} -- "
+        "python scripts/interpolate_policy.py --init {input.init} "
         "--policy {input.policy} --eta {wildcards.eta} --out {params.made} > {log} 2>&1"

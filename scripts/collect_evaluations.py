@@ -2,7 +2,7 @@
 
 Writes evaluations.csv (a row per use of a policy in an experiment), trajectories.csv and
 training.csv (rows of the RL runs), geometry.csv (angles between task vectors by layer),
-completions.csv (samples to read) and metrics.json (the numbers for `dvc metrics`).
+completions.csv (samples to read) and metrics/ (the headlines for `dvc metrics`).
 Next in reading order: warpflow.tables.
 """
 
@@ -13,7 +13,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from warpflow.tables import completions_table, evaluations_table, metrics_document, stacked_table
+from warpflow.plan import evaluations as list_evaluations
+from warpflow.plan import make_plan
+from warpflow.tables import completions_table, evaluations_table, metrics_documents, stacked_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,24 +23,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", required=True, help="results folder")
-    parser.add_argument("--plan", required=True, help="JSON: evaluations, policies, merges")
+    parser.add_argument("--config", required=True, help="JSON: the base settings and experiments")
     parser.add_argument("--out", required=True, help="folder to write")
     arguments = parser.parse_args(argv)
-    plan, out = json.loads(arguments.plan), Path(arguments.out)
+    plan, out = make_plan(json.loads(arguments.config)), Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    evaluations = evaluations_table(arguments.results, plan["evaluations"])
+    rows = list_evaluations(plan)
+    evaluations = evaluations_table(arguments.results, rows)
     runs = ["experiment", "iteration", "member"]
     tables = {
         "evaluations": evaluations,
-        "trajectories": stacked_table(arguments.results, plan["policies"], runs, "trajectory.csv"),
-        "training": stacked_table(arguments.results, plan["policies"], runs, "training.csv"),
-        "geometry": stacked_table(arguments.results, plan["merges"], runs[:2], "geometry.csv"),
-        "completions": completions_table(arguments.results, plan["evaluations"]),
+        "trajectories": stacked_table(arguments.results, plan.policies, runs, "trajectory.csv"),
+        "training": stacked_table(arguments.results, plan.policies, runs, "training.csv"),
+        "geometry": stacked_table(arguments.results, plan.merged, runs[:2], "geometry.csv"),
+        "completions": completions_table(arguments.results, rows),
     }
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
-    metrics = metrics_document(evaluations)
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    (out / "metrics").mkdir(exist_ok=True)
+    for name, values in metrics_documents(evaluations).items():
+        (out / "metrics" / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
 if __name__ == "__main__":

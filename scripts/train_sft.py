@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from warpflow.cli import parse_arguments
-from warpflow.models import build_policy, load_policy, load_tokenizer, save_checkpoint
+from warpflow.models import (
+    build_policy,
+    load_policy,
+    load_tokenizer,
+    save_checkpoint,
+    warn_of_half_precision,
+)
 from warpflow.rows import read_rows
 from warpflow.seeds import derive_seed
 from warpflow.supervised import (
@@ -43,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, settings = parse_arguments(__doc__, argv, Arguments, SupervisedSettings)
     if arguments.policy:
         tokenizer = load_tokenizer(arguments.policy)
+        warn_of_half_precision(arguments.policy)
         model = load_policy(arguments.policy)
     else:
         tokenizer = load_tokenizer(f"{arguments.data}/tokenizer")

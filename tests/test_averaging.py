@@ -583,3 +583,9 @@ def test_pickles_missing_shards_and_adapters_are_refused(
     (adapter / "adapter_config.json").write_text(json.dumps({}))
     with pytest.raises(FileNotFoundError, match=r"missing .*model\.safetensors"):
         read_tensors(adapter)
+
+
+def test_two_stacks_do_not_share_an_angle() -> None:
+    names = ["vision.layers.0.w", "text.layers.0.w", "text.layers.1.w", "head.w"]
+    assert [len(group) for group in layer_groups(names).values()] == [1, 1, 1, 1]
+    assert list(layer_groups(names[1:])) == ["layer 0", "layer 1", "head.w"]

@@ -94,6 +94,10 @@ def run_evaluate(folder: Path, policy: Path, out: Path) -> dict:
     return json.loads(out.read_text())
 
 
+def evaluation_of(results: Path, result: Path) -> Path:
+    return results / "evaluate_policy" / result.relative_to(results) / "evaluation.json"
+
+
 def test_sft_writes_a_policy_and_its_curve(results):
     assert len(pd.read_csv(results / "sft/training.csv")) == 3
     assert AutoModelForCausalLM.from_pretrained(results / "sft").dtype == torch.float32
@@ -109,6 +113,19 @@ def test_sft_of_zero_steps_stores_the_given_policy(results, tmp_path):
         load_file(p / "model.safetensors") for p in (results / "sft", tmp_path / "sft")
     )
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_sft_warns_of_a_policy_stored_in_half_precision(results, tmp_path, caplog):
+    model = AutoModelForCausalLM.from_pretrained(results / "sft", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    for path in (results / "sft").glob("token*"):
+        (tmp_path / "half" / path.name).write_bytes(path.read_bytes())
+    train_sft.main(
+        flags(data=results / "data", out=tmp_path / "sft", seed=0, policy=tmp_path / "half")
+        + flags(steps=0, batch_size=1, learning_rate=1e-3, warmup_steps=0, weight_decay=0.0)
+    )
+    assert "stored in torch.bfloat16" in caplog.text
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "sft").dtype == torch.float32
 
 
 def test_reward_model_has_one_label_and_its_unit(results):
@@ -166,36 +183,39 @@ def test_train_policy_refuses_a_long_prompt(results, tmp_path):
 
 def test_merge_interpolate_evaluate_collect(results, tmp_path):
     policies = [results / f"train_policy/member{m}/checkpoint" for m in (0, 1)]
-    merged = tmp_path / "merge_policies/warp/checkpoint"
-    point = tmp_path / "interpolate_policy/warp/checkpoint"
+    merged = tmp_path / "merge_policies/warp/iteration1/checkpoint"
+    point = tmp_path / "interpolate_policy/warp/iteration1/sft/eta0.5/checkpoint"
     merge_policies.main(
         ["--policies", *map(str, policies), *flags(init=results / "sft", out=merged)]
     )
     interpolate_policy.main(flags(init=results / "sft", policy=merged, eta=0.5, out=point))
     geometry = pd.read_csv(merged / "geometry.csv")
     assert {"layer 0", "model.embed_tokens.weight"} <= set(geometry.group)
-    document = run_evaluate(
-        results, point, tmp_path / "evaluate_policy/interpolate_policy/warp/evaluation.json"
-    )
-    assert document["metrics"]["kl_exact"] > 0
-    assert len(document["completions"]) == 3
     for member, policy in enumerate(policies):
-        target = tmp_path / f"train_policy/member{member}"
+        target = tmp_path / f"train_policy/warp/iteration1/member{member}"
         target.mkdir(parents=True)
         (target / "checkpoint").symlink_to(policy)
-    row = {"experiment": "warp", "stage": "interpolate_policy", "iteration": 1, "towards": "sft"}
-    plan = {
-        "evaluations": [row | {"eta": 0.5, "members": 2, "policy": "interpolate_policy/warp"}],
-        "policies": [["warp", 1, m, f"train_policy/member{m}"] for m in (0, 1)],
-        "merges": [["warp", 1, "merge_policies/warp"]],
+        run_evaluate(results, policy, evaluation_of(tmp_path, target))
+    document = run_evaluate(results, point, evaluation_of(tmp_path, point.parent))
+    assert document["metrics"]["kl_exact"] > 0
+    assert len(document["completions"]) == 3
+    config = {
+        "iterations": 1,
+        "members": 2,
+        "train_policy": REINFORCE,
+        "merge_policies": {"method": "slerp", "weight": None},
+        "interpolate_policy": {"etas": [0.5], "next_eta": 0.5},
+        "experiments": {},
     }
     tables = tmp_path / "tables"
-    collect_evaluations.main(flags(results=tmp_path, out=tables, plan=json.dumps(plan)))
+    collect_evaluations.main(flags(results=tmp_path, out=tables, config=json.dumps(config)))
     evaluations = pd.read_csv(tables / "evaluations.csv")
-    assert evaluations.reward[0] == document["metrics"]["reward"]
+    assert evaluations.stage.tolist() == ["train_policy", "train_policy", "interpolate_policy"]
+    assert evaluations.reward[2] == document["metrics"]["reward"]
     assert len(pd.read_csv(tables / "trajectories.csv")) == 6
-    metrics = json.loads((tables / "metrics.json").read_text())
-    assert set(metrics["warp"]["iteration1"]["sft_eta0.5"]) == {"reward", "kl_exact", "gold"}
+    metrics = json.loads((tables / "metrics/warp.iteration1.json").read_text())
+    assert metrics["eta"] == 0.5
+    assert metrics["reward"] == round(document["metrics"]["reward"], 4)
     write_tables.main(flags(tables=tables, out=tmp_path / "figures"))
     assert "review of the" in (tmp_path / "figures/completions.html").read_text()
 

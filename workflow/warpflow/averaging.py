@@ -127,15 +127,20 @@ def layer_groups(names: Iterable[str], granularity: str = "layer") -> dict[str, 
     """
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity {granularity!r}: expected one of {', '.join(GRANULARITIES)}")
+    names = list(names)
+    blocks = {
+        name: re.search(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.", name) for name in names
+    }
+    stacks = {name[: block.start(1)] for name, block in blocks.items() if block}
     groups: dict[str, list[str]] = {}
-    for name in names:
-        block = re.search(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.", name)
+    for name, block in blocks.items():
+        group = name
         if granularity == "model":
             group = "model"
         elif granularity == "layer" and block:
-            group = f"layer {block.group(1)}"
-        else:
-            group = name
+            # A model of two stacks (vision and language, say) has two blocks of each number.
+            stack = "layer " if len(stacks) == 1 else name[: block.start(1)]
+            group = stack + block.group(1)
         groups.setdefault(group, []).append(name)
     return groups
 

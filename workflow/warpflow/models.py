@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ def load_policy(path: str | Path) -> PreTrainedModel:
     Without `dtype` a bf16 checkpoint would stay bf16, where steps of lr 1e-6 round to nothing.
     """
     return to_device(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32))
+
+
+def warn_of_half_precision(path: str | Path) -> None:
+    """Warn where a policy is stored in bf16 or fp16: that rounding is in θ_init for good, and
+    small task vectors vanish when merges are stored so. Training and merging here are fp32."""
+    dtype = AutoConfig.from_pretrained(path).dtype
+    if dtype in (torch.bfloat16, torch.float16):
+        logging.warning(
+            "WARNING: %s is stored in %s. It is trained, averaged and stored in float32 from here "
+            "on; do not round it back before the last export.",
+            path,
+            dtype,
+        )
 
 
 def load_reward_model(path: str | Path) -> PreTrainedModel:

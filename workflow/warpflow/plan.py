@@ -54,8 +54,8 @@ class Plan:
 
 
 def eta_text(eta: float) -> str:
-    """η as it stands in paths: 0.3, 1, never 1.0 and 1 side by side."""
-    return f"{eta:g}"
+    """η as it stands in paths: 0.3, 1, never 1.0 and 1 side by side; to six digits."""
+    return f"{eta:.6f}".rstrip("0").rstrip(".")
 
 
 def resolve_experiments(config: Mapping[str, Any]) -> dict[str, Experiment]:

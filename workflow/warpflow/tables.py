@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ KEYS = [
     "merge_weight",
     "policy",
 ]
+
+METRICS = ("eta", "reward", "gold", "kl_exact", "length", "unfinished", "self_similarity")
 
 
 def read_evaluation(results: str, policy: str) -> dict[str, Any]:
@@ -51,15 +53,15 @@ def completions_table(results: str, rows: Sequence[dict[str, Any]]) -> pd.DataFr
 
 
 def stacked_table(
-    results: str, entries: Sequence[Sequence[Any]], keys: Sequence[str], name: str
+    results: str, entries: Mapping[Any, str], keys: Sequence[str], name: str
 ) -> pd.DataFrame:
     """One CSV of many checkpoints under one another, with `keys` in front.
 
     Args:
-        entries: the values of `keys` and, last, the result whose checkpoint holds file `name`.
+        entries: the values of `keys` → the result whose checkpoint holds file `name`.
     """
     parts = []
-    for *values, result in entries:
+    for values, result in entries.items():
         part = pd.read_csv(Path(results, result, "checkpoint", name))
         for position, (key, value) in enumerate(zip(keys, values, strict=True)):
             part.insert(position, key, value)
@@ -68,15 +70,16 @@ def stacked_table(
     return pd.concat(filled or parts, ignore_index=True)
 
 
-def metrics_document(evaluations: pd.DataFrame) -> dict[str, Any]:
-    """metrics.json for `dvc metrics`: reward, KL and gold of every front, by experiment,
-    iteration and η."""
-    document: dict[str, Any] = {}
-    points = evaluations[evaluations.stage == "interpolate_policy"]
-    for row in points.to_dict("records"):
-        front = document.setdefault(str(row["experiment"]), {}).setdefault(
-            f"iteration{row['iteration']}", {}
-        )
-        values = {name: row[name] for name in ("reward", "kl_exact", "gold") if pd.notna(row[name])}
-        front[f"{row['towards']}_eta{row['eta']:g}"] = {k: round(v, 4) for k, v in values.items()}
-    return document
+def metrics_documents(evaluations: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """The headline of each experiment and iteration for `dvc metrics`: the point of its front
+    with the largest η up to 1 (the merged policy itself, usually). The fronts are in
+    evaluations.csv, for `dvc plots`."""
+    points = evaluations[(evaluations.stage == "interpolate_policy") & (evaluations.eta <= 1)]
+    documents = {}
+    for (experiment, iteration), front in points.groupby(["experiment", "iteration"], sort=False):
+        row = front.sort_values("eta").iloc[-1]
+        values = {name: row[name] for name in METRICS if pd.notna(row.get(name))}
+        documents[f"{experiment}.iteration{iteration}"] = {
+            name: round(float(value), 4) for name, value in values.items()
+        }
+    return documents

@@ -1,0 +1,68 @@
+"""What rules declare, and that the rules themselves are clean."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from warpflow.commands import code_files, flags, module_file
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_code_of_a_script_is_what_it_imports():
+    merge = code_files("merge_policies")
+    assert "scripts/merge_policies.py" in merge
+    assert "workflow/warpflow/averaging.py" in merge
+    assert "workflow/warpflow/reinforce.py" not in merge
+    assert "workflow/warpflow/checkpoints.py" in code_files("train_policy")  # through models.py
+
+
+def test_every_import_of_the_library_is_found():
+    """The rules' inputs would miss an import of another form, and stale results would stay."""
+    files = [*Path("scripts").glob("*.py"), *Path("workflow/warpflow").glob("*.py")]
+    assert files
+    for path in files:
+        forms = re.findall(r"^\s*(?:from|import) warpflow\b.*", path.read_text(), re.M)
+        assert all(re.match(r"\s*from warpflow\.\w+ import", form) for form in forms), path
+
+
+def test_functions_named_in_the_config_are_code():
+    assert "workflow/warpflow/language.py" in code_files(
+        "evaluate_policy", "warpflow.language:gold_score"
+    )
+    assert module_file("math:sqrt") is None
+    assert code_files("evaluate_policy", None) == code_files("evaluate_policy")
+
+
+def test_flags_round_trip_and_leave_out_null():
+    settings = {"beta": 0.1, "path": None, "text": "a b's", "steps": 3}
+    assert shlex.split(flags(settings)) == ["--beta", "0.1", "--text", "a b's", "--steps", "3"]
+
+
+def test_rules_have_script_log_and_folder_of_one_name():
+    """A newcomer finds a rule's script, log and results by the rule's name."""
+    text = "".join(path.read_text() for path in Path("rules").glob("*.smk"))
+    rules = re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.M | re.S)
+    scripted = [(name, body) for name, body in rules if "python scripts/" in body]
+    assert len(scripted) >= 9
+    for name, body in scripted:
+        assert f"python scripts/{name}.py" in body
+        assert f"{{LOGS}}/{name}" in body
+        if name != "write_tables":  # its tables lie beside the figures
+            assert f"{{RESULTS}}/{name}" in body or name == "collect_evaluations"
+
+
+def test_snakemake_lint():
+    """One lint is not followed: an environment per rule. The project has one, requirements.lock."""
+    result = subprocess.run(["snakemake", "--lint"], capture_output=True, text=True)
+    lints = re.findall(r"^    \* (.*)", result.stdout + result.stderr, re.M)
+    assert lints, result.stderr  # the one that is not followed
+    assert [title for title in lints if "conda environment or container" not in title] == []

@@ -1,0 +1,50 @@
+"""What rules declare: the code that a script consists of, and settings as a command line."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LIBRARY = Path("workflow/warpflow")
+
+
+def code_files(script: str, *functions: str | None) -> list[str]:
+    """A script and the library modules that it imports, directly or not: editing one of them
+    re-runs its rule, editing any other does not.
+
+    Args:
+        script: its name, as the rule's.
+        functions: ``package.module:function`` that the config names; a module that is ours, or
+            lies in this folder, is code of the script too.
+    """
+    files: set[str] = set()
+    pending = [Path("scripts", f"{script}.py"), *map(module_file, filter(None, functions))]
+    while pending:
+        path = pending.pop()
+        if path is None or str(path) in files:
+            continue
+        files.add(str(path))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                pending.append(module_file(node.module))
+    return sorted(files)
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a module ``a.b`` (or a function ``a.b:f``) of the library or of this folder."""
+    path = Path(name.partition(":")[0].replace(".", "/") + ".py")
+    candidates = (LIBRARY.parent / path, path)
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def flags(settings: Mapping[str, Any]) -> str:
+    """Settings as a command line: {"beta": 0.1} → --beta 0.1. Null settings are left out."""
+    return shlex.join(
+        text
+        for key, value in settings.items()
+        if value is not None
+        for text in (f"--{key}", str(value))
+    )
