@@ -23,8 +23,8 @@ rule generate_data:
         made=f"{RESULTS}/generate_data/data",
         settings=flags({"seed": config["seed"]} | config["generate_data"]),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --inputs {input} -- "
-        "python scripts/generate_data.py --out {params.made} {params.settings} > {log} 2>&1"
+        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
+        "python scripts/generate_data.py --out {params.made} {params.settings}"
 
 
 rule prepare_data:
@@ -52,5 +52,5 @@ rule prepare_data:
             | config["prepare_data"]
         ),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --inputs {input} -- "
-        "python scripts/prepare_data.py --out {params.made} {params.settings} > {log} 2>&1"
+        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
+        "python scripts/prepare_data.py --out {params.made} {params.settings}"

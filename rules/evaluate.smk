@@ -44,10 +44,10 @@ rule evaluate_policy:
     params:
         settings=flags({"seed": config["seed"]} | SAMPLING | config["evaluate_policy"]),
     shell:
-        "python -m warpflow.jobs run --makes {output.evaluation} --inputs {input} -- "
+        "python -m warpflow.jobs run --makes {output.evaluation} --log {log} --inputs {input} -- "
         "python scripts/evaluate_policy.py --policy {input.policy} "
         "--sft {input.sft} --reward_model {input.reward_model} --data {input.data} "
-        "--out {output.evaluation} {params.settings} > {log} 2>&1"
+        "--out {output.evaluation} {params.settings}"
 
 
 rule collect_evaluations:
@@ -68,4 +68,4 @@ rule collect_evaluations:
         config=json.dumps({key: config[key] for key in (*VARIABLE, "experiments")}),
     shell:
         "python scripts/collect_evaluations.py --results {params.results} --out {params.out} "
-        "--config {params.config:q} > {log} 2>&1"
+        "--config {params.config:q} 2>&1 | tee {log}"

@@ -40,7 +40,7 @@ for figure in FIGURE_NAMES:
             ),
             settings=config["figures"],
         shell:
-            "{params.command} > {log} 2>&1"
+            "{params.command} 2>&1 | tee {log}"
 
 
 rule write_tables:
@@ -68,7 +68,8 @@ rule write_tables:
         tables=lambda w, input: str(Path(input.tables[0]).parent),
         out=subpath(output[0], parent=True),
     shell:
-        "python scripts/write_tables.py --tables {params.tables} --out {params.out} " "> {log} 2>&1"
+        "python scripts/write_tables.py --tables {params.tables} --out {params.out} "
+        "2>&1 | tee {log}"
 
 
 rule report:
@@ -92,5 +93,5 @@ rule report:
         track="true" if tracking_problem() else "dvc --wait-for-lock add --quiet",
     shell:
         "printf %s {params.config:q} > {params.configfile} && "
-        "snakemake {input.shown} --report {output} --nolock --configfile {params.configfile} > {log} 2>&1 && "
-        "{params.track} {output} >> {log} 2>&1"
+        "(snakemake {input.shown} --report {output} --nolock --configfile {params.configfile} && "
+        "{params.track} {output}) 2>&1 | tee {log}"

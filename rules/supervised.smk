@@ -26,9 +26,9 @@ rule train_sft:
         ),
         settings=flags({"seed": config["seed"]} | config["train_sft"]),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --inputs {input} -- "
+        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
         "python scripts/train_sft.py --data {input.data} "
-        "--out {params.made} {params.policy} {params.settings} > {log} 2>&1"
+        "--out {params.made} {params.policy} {params.settings}"
 
 
 rule train_reward_model:
@@ -51,6 +51,6 @@ rule train_reward_model:
         made=f"{RESULTS}/train_reward_model/checkpoint",
         settings=flags({"seed": config["seed"]} | config["train_reward_model"]),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --inputs {input} -- "
+        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
         "python scripts/train_reward_model.py --data {input.data} --sft {input.sft} "
-        "--out {params.made} {params.settings} > {log} 2>&1"
+        "--out {params.made} {params.settings}"

@@ -29,11 +29,11 @@ rule train_policy:
             | policy_settings(PLAN.experiments[w.experiment], int(w.iteration))
         ),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --inputs {input} "
+        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} "
         "--unkeyed '--tensorboard {params.tensorboard}' -- "
         "python scripts/train_policy.py --init {input.init} --sft {input.sft} --data {input.data} "
         "--reward_model {input.reward_model} --iteration {wildcards.iteration} "
-        "--member {wildcards.member} --out {params.made} {params.settings} > {log} 2>&1"
+        "--member {wildcards.member} --out {params.made} {params.settings}"
 
 
 rule merge_policies:
@@ -58,9 +58,9 @@ rule merge_policies:
         made=f"{RESULTS}/merge_policies/{{experiment}}/iteration{{iteration}}/checkpoint",
         settings=lambda w: flags(PLAN.experiments[w.experiment].merge_policies),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --inputs {input} -- "
+        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
         "python scripts/merge_policies.py --init {input.init} "
-        "--policies {input.policies} --out {params.made} {params.settings} > {log} 2>&1"
+        "--policies {input.policies} --out {params.made} {params.settings}"
 
 
 rule interpolate_policy:
@@ -83,6 +83,6 @@ rule interpolate_policy:
     params:
         made=f"{RESULTS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/checkpoint",
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --inputs {input} -- "
+        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
         "python scripts/interpolate_policy.py --init {input.init} "
-        "--policy {input.policy} --eta {wildcards.eta} --out {params.made} > {log} 2>&1"
+        "--policy {input.policy} --eta {wildcards.eta} --out {params.made}"

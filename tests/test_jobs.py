@@ -71,7 +71,7 @@ def run(
 ) -> None:
     command = [sys.executable, "make.py", "--out", str(made), *(flags or ("--value", "1"))]
     jobs.main(
-        ["run", "--makes", str(made), "--inputs", "make.py", *inputs]
+        ["run", "--makes", str(made), "--log", "job.log", "--inputs", "make.py", *inputs]
         + ([f"--unkeyed={unkeyed}"] if unkeyed else [])
         + ["--", *command]
     )
@@ -349,7 +349,9 @@ def test_a_command_that_writes_nothing_is_an_error_and_keeps_the_earlier_result(
 ) -> None:
     run()
     with pytest.raises(SystemExit, match="nothing was written"):
-        jobs.main(["run", "--makes", str(CHECKPOINT), "--", sys.executable, "-c", ""])
+        jobs.main(
+            ["run", "--makes", str(CHECKPOINT), "--log", "job.log", "--", sys.executable, "-c", ""]
+        )
     assert contents(CHECKPOINT)["model.txt"] == "1"
 
 

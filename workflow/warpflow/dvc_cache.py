@@ -165,8 +165,10 @@ def one_at_a_time() -> Iterator[None]:
 def dvc(*arguments: str) -> None:
     """Call DVC, one call at a time, waiting for whoever else holds its lock.
 
-    Raises:
-        subprocess.CalledProcessError: DVC failed; its own message is on standard error.
+    Where it fails, stops with its message: a full disk, say. The workspace is as it was.
     """
+    command = ["dvc", "--wait-for-lock", *arguments]
     with one_at_a_time():
-        subprocess.run(["dvc", "--wait-for-lock", *arguments, "--quiet"], check=True)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(f"{shlex.join(command)}: {result.stderr.strip() or result.stdout.strip()}")

@@ -1,6 +1,6 @@
 """Run a rule's command once per content, and hand its result to DVC.
 
-    python -m warpflow.jobs run --makes PATH --inputs FILE... [--unkeyed ARGS] -- COMMAND...
+    python -m warpflow.jobs run --makes PATH --log FILE --inputs FILE... -- COMMAND...
     python -m warpflow.jobs track PROVENANCE POINTER
 
 Snakemake decides what runs, DVC keeps the bytes, Git keeps the small text that joins them. A
@@ -126,14 +126,16 @@ def _output(*command: str) -> str:
 # --- run ---------------------------------------------------------------------------------------
 
 
-def run(made: Path, inputs: Sequence[str], command: Sequence[str], unkeyed: str) -> None:
+def run(made: Path, inputs: Sequence[str], command: Sequence[str], unkeyed: str, log: Path) -> None:
     """Make `made` (a folder, or one small text file) unless it is at hand already, and write
-    provenance.json beside it."""
+    provenance.json beside it. What the command prints goes to `log`."""
     record = make_record(made, inputs, command)
     details = restore(made, record["key"])
-    if details is None:
+    if details is not None:
+        log.write_text(f"{made}: already made from the same inputs, not computed again\n")
+    else:
         started = time.time()
-        make(made, inputs, [*command, *shlex.split(unkeyed)])
+        make(made, inputs, [*command, *shlex.split(unkeyed)], log)
         details = {"environment": environment(), "seconds": round(time.time() - started, 1)}
         if is_small(made):
             if tracking_problem() is None:
@@ -160,15 +162,15 @@ def restore(made: Path, key: str) -> dict[str, Any] | None:
         write_atomically(made, text.encode())
     elif is_small(made) or not (find_folder(key) or is_sealed(made, key)):
         return None
-    print(f"{made}: already made from the same inputs, not computed again")
     for entry in remembered_runs(key):
         found = entry["params"]["provenance"]
         return {name: found[name] for name in ("environment", "seconds")} | {"restored": True}
     return read_seal(made)["details"] | {"restored": True}
 
 
-def make(made: Path, inputs: Sequence[str], command: Sequence[str]) -> None:
-    """Run the command into a temporary path beside `made`, then rename: all of it or nothing."""
+def make(made: Path, inputs: Sequence[str], command: Sequence[str], log: Path) -> None:
+    """Run the command into a temporary path beside `made`, then rename: all of it or nothing.
+    Where it fails, the end of its log is shown and its exit status is ours."""
     pointers = [path for path in inputs if path.endswith(".dvc")]
     for pointer in pointers:
         require_unchanged(Path(pointer))
@@ -177,14 +179,24 @@ def make(made: Path, inputs: Sequence[str], command: Sequence[str]) -> None:
     aside = made.with_name(f"{made.name}.tmp{os.getpid()}")
     aside.parent.mkdir(parents=True, exist_ok=True)
     replaced = {str(made): str(aside)} | {p: p.removesuffix(".dvc") for p in pointers}
-    result = subprocess.run([replaced.get(arg, arg) for arg in command], check=False)
+    words = [replaced.get(arg, arg) for arg in command]
+    with open(log, "wb") as output:
+        result = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, check=False)
     if result.returncode:
         remove(aside)
+        print(f"exit status {result.returncode}; the end of {log}:", file=sys.stderr)
+        print("\n".join(log_tail(log)), file=sys.stderr)
         sys.exit(result.returncode)
     if not aside.exists():
         sys.exit(f"{shlex.join(command)}: exit status 0, but nothing was written to {aside}")
     remove(made)
     aside.rename(made)
+
+
+def log_tail(log: Path, lines: int = 12) -> list[str]:
+    """The last lines of a log, progress bars left out."""
+    text = log.read_text(errors="replace").splitlines()
+    return [line for line in text if line.strip() and "%|" not in line][-lines:]
 
 
 def remove(path: Path) -> None:
@@ -266,6 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     runner = actions.add_parser("run", help="make a result, in a job")
     runner.add_argument("--makes", type=Path, required=True, help="folder or file to make")
+    runner.add_argument("--log", type=Path, required=True, help="for what the command prints")
     runner.add_argument("--inputs", nargs="+", default=[], help="declared inputs of the rule")
     runner.add_argument("--unkeyed", default="", help="arguments that do not change the result")
     tracker = actions.add_parser("track", help="give a result to DVC, in the main process")
@@ -278,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments, command = arguments[:cut], arguments[cut + 1 :]
     parsed = parser.parse_args(arguments)
     if parsed.action == "run":
-        run(parsed.makes, parsed.inputs, command, parsed.unkeyed)
+        run(parsed.makes, parsed.inputs, command, parsed.unkeyed, parsed.log)
     else:
         track(parsed.provenance, parsed.pointer)
 

@@ -61,7 +61,7 @@ AXIS_LABELS = {
     "training_reward": "Training reward",
     "cosine_task_vectors": "Cosine of task vectors",
     "cosine_weights": "Cosine of full weights",
-    "norm_ratio": "Task-vector norms, member b / a",
+    "norm_ratio": "Ratio of task-vector norms",
 }
 
 MESSAGES = {
@@ -741,7 +741,8 @@ def draw_geometry_panel(
             label=f"{name}, iteration {iteration}",
         )
     every = math.ceil(len(groups) / 16)
-    axes.set_xticks(range(0, len(groups), every), groups[::every], rotation=90, fontsize=7)
+    names = [group.removeprefix("model.").removesuffix(".weight") for group in groups[::every]]
+    axes.set_xticks(range(0, len(groups), every), names, rotation=90, fontsize=7)
     axes.set_ylabel(AXIS_LABELS[y])
 
 
