@@ -22,6 +22,7 @@ rule train_policy:
         gpu=TRAINING_GPUS,
     params:
         made=f"{RESULTS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}/checkpoint",
+        states=f"{RESULTS}/states",
         tensorboard=f"{LOGS}/tensorboard/{{experiment}}/iteration{{iteration}}/member{{member}}",
         settings=lambda w: flags(
             {"seed": config["seed"], "gold": config["evaluate_policy"]["gold"]}
@@ -30,7 +31,7 @@ rule train_policy:
         ),
     shell:
         "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} "
-        "--unkeyed '--tensorboard {params.tensorboard}' -- "
+        "--states {params.states} --unkeyed '--tensorboard {params.tensorboard}' -- "
         "python scripts/train_policy.py --init {input.init} --sft {input.sft} --data {input.data} "
         "--reward_model {input.reward_model} --iteration {wildcards.iteration} "
         "--member {wildcards.member} --out {params.made} {params.settings}"

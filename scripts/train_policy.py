@@ -3,16 +3,21 @@
 Writes the final policy θ_m with `training.csv` (a row per logged step) and `trajectory.csv` (the
 policy evaluated along the way). What depends on the clock (progress, tokens/s, TensorBoard)
 goes to the log and to `--tensorboard`, so that the checkpoint's bytes depend on its inputs alone.
+With `--state` the run saves itself every `--save_every` steps and on SIGTERM (exit status 75), and
+goes on from there when started again, to the same bytes.
 Next in reading order: warpflow.reinforce.train_policy.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch.utils.tensorboard import SummaryWriter
@@ -22,7 +27,8 @@ from warpflow.cli import parse_arguments
 from warpflow.evaluation import EvaluationSettings, evaluate, mean_and_error
 from warpflow.judging import Judges, load_judges
 from warpflow.models import load_policy, save_checkpoint
-from warpflow.reinforce import ReinforceSettings, train_policy
+from warpflow.reinforce import ReinforceSettings, Run, StepRow, start_run, train_policy
+from warpflow.resume import STOPPED, load_state, locked, noting_termination, save_state
 from warpflow.seeds import derive_seed
 
 
@@ -39,14 +45,28 @@ class Arguments:
     log_every: int = field(metadata={"help": "steps between rows of training.csv"})
     evaluate_every: int = field(metadata={"help": "steps between rows of trajectory.csv"})
     evaluate_prompts: int = field(metadata={"help": "prompts of those evaluations"})
+    save_every: int = field(metadata={"help": "steps between saves of the state"})
     max_prompt_tokens: int = field(metadata={"help": "longer prompts are an error"})
     gold: str | None = field(default=None, metadata={"help": "package.module:function"})
+    state: str | None = field(default=None, metadata={"help": "folder to save to and resume from"})
     tensorboard: str | None = field(default=None, metadata={"help": "folder for event files"})
+
+
+Tables = dict[str, list[dict[str, Any]]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments, settings = parse_arguments(__doc__, argv, Arguments, ReinforceSettings)
-    policy = load_policy(arguments.init)
+    with ExitStack() as stack:
+        stopped = stack.enter_context(noting_termination())
+        if arguments.state:
+            stack.enter_context(locked(Path(arguments.state)))
+        train(arguments, settings, stopped)
+
+
+def train(arguments: Arguments, settings: ReinforceSettings, stopped: list[int]) -> None:
+    """Start or resume the run, train to the end, write the checkpoint. Once `stopped` is not
+    empty: save and leave with exit status `STOPPED`."""
     judges = load_judges(
         arguments.sft,
         arguments.reward_model,
@@ -54,13 +74,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         gold=arguments.gold,
         max_prompt_tokens=arguments.max_prompt_tokens,
     )
+    run = start_run(load_policy(arguments.init), judges.sft, settings)
+    fingerprint = {
+        key: value
+        for key, value in (asdict(arguments) | asdict(settings)).items()
+        if key not in ("out", "state", "tensorboard", "save_every")
+    }
+    state = Path(arguments.state) if arguments.state else None
+    tables = load_state(state, run, fingerprint) if state else None
+    if tables is None:
+        tables = {
+            "training": [],
+            "trajectory": [{"step": 0} | measure(run, judges, arguments, settings)],
+        }
+    else:
+        logging.info("resumed after step %d from %s", run.step, state)
     seed = derive_seed(arguments.seed, "train_policy", arguments.iteration, arguments.member)
-    writer = SummaryWriter(arguments.tensorboard) if arguments.tensorboard else None
-    rows, trajectory = [], [{"step": 0} | measure(policy, judges, arguments, settings)]
-    started, tokens = time.monotonic(), 0.0
     steps = train_policy(
-        policy,
-        judges.sft,
+        run,
         judges.reward,
         judges.train_prompts,
         settings,
@@ -68,34 +99,50 @@ def main(argv: Sequence[str] | None = None) -> None:
         pad_id=judges.tokenizer.pad_token_id,
         seed=seed,
     )
-    bar = tqdm(steps, total=settings.steps, mininterval=2, file=sys.stderr)
+    for row in show_progress(steps, run.step, settings, arguments.tensorboard):
+        if row.step % arguments.log_every == 0:
+            tables["training"].append(asdict(row))
+        if row.step % arguments.evaluate_every == 0 or row.step == settings.steps:
+            tables["trajectory"].append(
+                {"step": row.step} | measure(run, judges, arguments, settings)
+            )
+        if state and (stopped or row.step % arguments.save_every == 0):
+            save_state(state, run, fingerprint, tables)
+        if stopped:
+            logging.info("stopped by SIGTERM after step %d", row.step)
+            sys.exit(STOPPED)
+    save_checkpoint(run.policy, judges.tokenizer, arguments.out)
+    for name, rows in tables.items():
+        pd.DataFrame(rows).to_csv(Path(arguments.out, f"{name}.csv"), index=False)
+
+
+def show_progress(
+    steps: Iterator[StepRow], done: int, settings: ReinforceSettings, tensorboard: str | None
+) -> Iterator[StepRow]:
+    """Pass the rows on, with a progress bar on standard error and TensorBoard event files."""
+    writer = SummaryWriter(tensorboard) if tensorboard else None
+    started, tokens = time.monotonic(), 0.0
+    bar = tqdm(steps, initial=done, total=settings.steps, mininterval=2, file=sys.stderr)
     for row in bar:
         tokens += row.length * settings.batch_size
         rate = tokens / (time.monotonic() - started)
         bar.set_postfix(
             reward=f"{row.reward:.2f}", kl=f"{row.kl_to_anchor:.2f}", tok_s=f"{rate:.0f}"
         )
-        if row.step % arguments.log_every == 0:
-            rows.append(asdict(row))
-            if writer:
-                for name, value in asdict(row).items():
-                    writer.add_scalar(f"train/{name}", value, row.step)
-                writer.add_scalar("speed/tokens_per_second", rate, row.step)
-        if row.step % arguments.evaluate_every == 0 or row.step == settings.steps:
-            trajectory.append({"step": row.step} | measure(policy, judges, arguments, settings))
+        if writer:
+            for name, value in (asdict(row) | {"tokens_per_second": rate}).items():
+                writer.add_scalar(f"train/{name}", value, row.step)
+        yield row
     if writer:
         writer.close()
-    save_checkpoint(policy, judges.tokenizer, arguments.out)
-    pd.DataFrame(rows).to_csv(Path(arguments.out, "training.csv"), index=False)
-    pd.DataFrame(trajectory).to_csv(Path(arguments.out, "trajectory.csv"), index=False)
 
 
 def measure(
-    policy, judges: Judges, arguments: Arguments, settings: ReinforceSettings
+    run: Run, judges: Judges, arguments: Arguments, settings: ReinforceSettings
 ) -> dict[str, float | None]:
     """A row of trajectory.csv: the policy on the first held-out prompts."""
     samples = evaluate(
-        policy,
+        run.policy,
         judges.sft,
         judges.reward,
         judges.gold,

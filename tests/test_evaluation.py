@@ -130,13 +130,13 @@ def test_summary_with_and_without_gold(make_model: MakeModel, with_gold: bool) -
     samples = evaluate_on(make_model("llama"), make_model("llama"), gold=gold)
     row = summarise(samples, ["a b c", "a b d"] * 3, SETTINGS.samples_per_prompt)
     assert row["n_prompts"] == 3
-    assert row["reward"] == row["length"] == samples.length.mean().item()
+    assert row["reward"] == row["length"] == samples.length.double().mean().item()
     assert row["kl"] == row["kl_exact"] == 0
     assert row["unfinished"] == pytest.approx(1 - samples.finished.float().mean().item())
     assert row["self_similarity"] == pytest.approx(1 / 3)
     assert row["distinct_2"] == 0.25
     if with_gold:
-        assert row["gold"] == 2 * samples.length.mean().item()
+        assert row["gold"] == 2 * samples.length.double().mean().item()
         assert row["gold_se"] == pytest.approx(2 * mean_and_error(samples.length, 2)[1])
     else:
         assert row["gold"] is None

@@ -10,20 +10,24 @@ import torch
 from conftest import BOS, EOS, PAD, Enumerate, MakeModel, Perturb
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from warpflow import reinforce
 from warpflow.evaluation import sequence_kls
 from warpflow.log_probs import Completions, token_log_probs
 from warpflow.reinforce import (
     ReinforceSettings,
+    Run,
     StepRow,
     advantages,
+    compute_gradient,
     learning_rate_at,
     penalised_rewards,
-    prompt_order,
+    prompts_at,
     reinforce_loss,
+    sample_batch,
+    start_run,
     train_policy,
-    update_policy,
 )
 from warpflow.rewards import Reward
 
@@ -44,6 +48,9 @@ SETTINGS = ReinforceSettings(
     anchor="ema",
     baseline="rloo",
     length_penalty=0.0,
+    gradient_checkpointing=False,
+    compute_dtype="float32",
+    reset_every=2,
 )
 
 
@@ -59,6 +66,9 @@ class Enumerated:
     anchor: PreTrainedModel
     batch: Completions
     rewards: Tensor
+
+    def run(self, anchor: PreTrainedModel | None = None) -> Run:
+        return Run(self.policy, anchor or self.anchor, torch.optim.Adam(self.policy.parameters()))
 
     def log_probs(self, model: PreTrainedModel, temperature: float = TEMPERATURE) -> Tensor:
         return token_log_probs(model, self.batch, temperature)
@@ -89,10 +99,10 @@ def exact_gradient(small: Enumerated) -> Tensor:
 def estimator_gradient(small: Enumerated, baseline: str, draws: int) -> Tensor:
     """The expected −∇loss over all batches of `draws` completions, each weighted by its
     probability."""
-    log_probs = small.log_probs(small.policy)
-    anchor = small.log_probs(small.anchor).detach()
-    shaped = penalised_rewards(small.rewards, log_probs, anchor, BETA)
-    probabilities = log_probs.detach().sum(1).exp()
+    log_probs = small.log_probs(small.policy).sum(1)
+    anchor = small.log_probs(small.anchor).sum(1).detach()
+    shaped = penalised_rewards(small.rewards, log_probs - anchor, BETA)
+    probabilities = log_probs.detach().exp()
     total = torch.zeros(())
     for rows in itertools.product(range(len(shaped)), repeat=draws):
         index = torch.tensor(rows)
@@ -116,20 +126,19 @@ def test_expected_gradient_is_the_exact_one(
 
 
 def test_penalty_is_inside_the_reward_over_the_whole_sequence_without_gradient() -> None:
-    policy = torch.tensor([[-1.0, -2.0, 0.0], [-0.5, -0.5, -1.0]], requires_grad=True)
-    anchor = torch.tensor([[-1.5, -1.0, 0.0], [-0.5, -1.5, -2.0]], requires_grad=True)
-    shaped = penalised_rewards(torch.tensor([1.0, 2.0]), policy, anchor, 0.1)
+    log_ratio = torch.tensor([-0.5, 2.0], requires_grad=True)
+    shaped = penalised_rewards(torch.tensor([1.0, 2.0]), log_ratio, 0.1)
     torch.testing.assert_close(shaped, torch.tensor([1 + 0.05, 2 - 0.2]))
     assert not shaped.requires_grad
-    assert torch.equal(penalised_rewards(torch.ones(2), policy, anchor, 0.0), torch.ones(2))
+    assert torch.equal(penalised_rewards(torch.ones(2), log_ratio, 0.0), torch.ones(2))
 
 
 def test_loss_has_no_gradient_through_the_advantage() -> None:
-    log_probs = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]], requires_grad=True)
+    log_probs = torch.tensor([-3.0, -3.0], requires_grad=True)
     advantage = torch.tensor([2.0, -4.0], requires_grad=True)
     reinforce_loss(log_probs, advantage).backward()
     assert log_probs.grad is not None
-    assert log_probs.grad.tolist() == [[-1.0, -1.0], [2.0, 2.0]]
+    assert log_probs.grad.tolist() == [-1.0, 2.0]
     assert advantage.grad is None
 
 
@@ -182,19 +191,14 @@ def test_kl_is_exactly_zero_where_policy_and_anchor_are_equal(
     twin = make_model("llama", words=[], initializer_range=0.2)
     for kl in sequence_kls(small.policy, twin, small.batch, TEMPERATURE):
         assert (kl == 0).all()
-    optimizer = torch.optim.Adam(small.policy.parameters())
-    arguments = (small.rewards, small.batch, optimizer, settings(temperature=TEMPERATURE), 1)
-    same = update_policy(small.policy, twin, *arguments)
-    assert same.kl_to_anchor == 0
-    assert update_policy(small.policy, small.anchor, *arguments).kl_to_anchor != 0
+    arguments = (small.rewards, small.batch, settings(temperature=TEMPERATURE), 1)
+    assert compute_gradient(small.run(twin), *arguments).kl_to_anchor == 0
+    assert compute_gradient(small.run(), *arguments).kl_to_anchor != 0
 
 
 def test_update_leaves_the_clipped_gradient_and_reports_the_batch(small: Enumerated) -> None:
-    optimizer = torch.optim.Adam(small.policy.parameters())
     chosen = settings(beta=0.0, baseline="none", temperature=TEMPERATURE, max_grad_norm=1e-3)
-    row = update_policy(
-        small.policy, small.anchor, small.rewards, small.batch, optimizer, chosen, 7
-    )
+    row = compute_gradient(small.run(), small.rewards, small.batch, chosen, 7)
     left = torch.cat([p.grad.flatten() for p in small.policy.parameters() if p.grad is not None])
     expected = gradient(
         -(small.rewards * small.log_probs(small.policy).sum(1)).mean(), small.policy
@@ -211,11 +215,10 @@ def test_update_leaves_the_clipped_gradient_and_reports_the_batch(small: Enumera
 def test_length_penalty_counts_tokens_in_the_loss_but_not_in_the_reported_reward(
     small: Enumerated,
 ) -> None:
-    optimizer = torch.optim.Adam(small.policy.parameters())
     losses, rewards = [], []
     for given, penalty in ((small.rewards, 0.5), (small.rewards - 0.5 * small.batch.lengths, 0.0)):
         chosen = settings(length_penalty=penalty)
-        row = update_policy(small.policy, small.anchor, given, small.batch, optimizer, chosen, 1)
+        row = compute_gradient(small.run(), given, small.batch, chosen, 1)
         losses.append(row.loss)
         rewards.append(row.reward)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -238,7 +241,15 @@ def run(
     reward: Reward = count_fives,
 ) -> list[StepRow]:
     return list(
-        train_policy(policy, sft, reward, PROMPTS, chosen, eos_id=EOS, pad_id=PAD, seed=seed)
+        train_policy(
+            start_run(policy, sft, chosen),
+            reward,
+            PROMPTS,
+            chosen,
+            eos_id=EOS,
+            pad_id=PAD,
+            seed=seed,
+        )
     )
 
 
@@ -268,12 +279,12 @@ def test_training_raises_the_reward(make_model: MakeModel) -> None:
     assert [row.step for row in rows] == list(range(1, 61))
 
 
-@pytest.mark.parametrize("kind", ["ema", "init", "sft"])
+@pytest.mark.parametrize("kind", ["ema", "init", "sft", "hard_reset"])
 def test_anchors_start_and_move_as_they_should(
     kind: str, make_model: MakeModel, perturb: Perturb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the EMA moves, from the init, by mu towards the policy at every step. A known bug is
-    an EMA that is never updated."""
+    """The EMA moves from the init by mu towards the policy at every step (a known bug is an EMA
+    that is never updated); a hard reset copies the policy every second step; others stay."""
     policy, chosen = make_model("llama"), settings(anchor=kind)
     sft = perturb(policy, 5)
     init, sft_before = weights(policy), weights(sft)
@@ -288,11 +299,19 @@ def test_anchors_start_and_move_as_they_should(
     expected = (sft_before if kind == "sft" else init).double()
     rows = []
     for row in train_policy(
-        policy, sft, count_fives, PROMPTS, chosen, eos_id=EOS, pad_id=PAD, seed=0
+        start_run(policy, sft, chosen),
+        count_fives,
+        PROMPTS,
+        chosen,
+        eos_id=EOS,
+        pad_id=PAD,
+        seed=0,
     ):
         rows.append(row)
         if kind == "ema":
             expected = (1 - chosen.mu) * expected + chosen.mu * weights(policy).double()
+        if kind == "hard_reset" and row.step % 2 == 0:
+            expected = weights(policy).double()
         torch.testing.assert_close(weights(anchors[0]).double(), expected, atol=1e-6, rtol=0)
     assert (rows[0].kl_to_anchor == 0) == (kind != "sft")
     assert rows[1].kl_to_anchor != 0
@@ -342,10 +361,11 @@ def test_dropout_is_off_in_policy_and_anchor(make_model: MakeModel) -> None:
 
 
 def test_prompts_come_once_in_each_pass_and_in_another_order() -> None:
-    order = prompt_order(7, torch.Generator().manual_seed(0))
-    passes = [[next(order) for _ in range(7)] for _ in range(4)]
+    order = [i for step in range(1, 11) for i in prompts_at(step, 7, 3, seed=0)]
+    passes = [order[first : first + 7] for first in (0, 7, 14, 21)]
     assert all(sorted(one) == list(range(7)) for one in passes)
     assert len({tuple(one) for one in passes}) > 1
+    assert prompts_at(1, 7, 3, seed=1) != prompts_at(1, 7, 3, seed=0)
 
 
 def test_completions_of_a_prompt_are_adjacent(make_model: MakeModel) -> None:
@@ -365,3 +385,76 @@ def test_completions_of_a_prompt_are_adjacent(make_model: MakeModel) -> None:
     assert len(rows) == 8
     assert len(set(rows[:4])) == len(set(rows[4:])) == 1
     assert rows[0] != rows[4]
+
+
+# --- memory and precision ----------------------------------------------------------------------
+
+
+def gradient_of(make_model: MakeModel, architecture: str, chosen: ReinforceSettings) -> Tensor:
+    """The gradient of one step, before clipping bites."""
+    policy = make_model(architecture)
+    state = start_run(policy, make_model(architecture, seed=1), chosen)
+    batch = sample_batch(policy, PROMPTS, chosen, 1, EOS, PAD, 0)
+    compute_gradient(state, count_fives(batch), batch, chosen, 1)
+    return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 100])
+def test_micro_batches_leave_the_gradient_as_it_is(make_model: MakeModel, size: int) -> None:
+    chosen = settings(anchor="sft", max_grad_norm=1e9)
+    whole = gradient_of(make_model, "llama", chosen)
+    parts = gradient_of(make_model, "llama", dataclasses.replace(chosen, micro_batch_size=size))
+    torch.testing.assert_close(parts, whole, atol=1e-5 * whole.abs().max().item(), rtol=1e-4)
+    assert whole.norm() > 0
+
+
+@pytest.mark.parametrize("architecture", ["gemma", "gpt2"])
+def test_gradient_checkpointing_recomputes_and_leaves_the_gradient(
+    make_model: MakeModel, architecture: str
+) -> None:
+    chosen = settings(anchor="sft", max_grad_norm=1e9)
+    plain = gradient_of(make_model, architecture, chosen)
+    calls: list[int] = []
+    make = make_model
+
+    def counting(*arguments: Any, **keywords: Any) -> PreTrainedModel:
+        model = make(*arguments, **keywords)
+        layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        next(layers[0].children()).register_forward_hook(lambda *_: calls.append(1))
+        return model
+
+    chosen = dataclasses.replace(chosen, gradient_checkpointing=True)
+    recomputed = gradient_of(counting, architecture, chosen)
+    torch.testing.assert_close(recomputed, plain, atol=1e-6, rtol=1e-4)
+    plain_calls, calls[:] = len(calls), []
+    gradient_of(counting, architecture, dataclasses.replace(chosen, gradient_checkpointing=False))
+    assert plain_calls == len(calls) + 1, "the backward pass runs each layer forward once more"
+
+
+def test_bf16_compute_moves_the_policy_as_fp32_does_and_plain_bf16_does_not(
+    make_model: MakeModel,
+) -> None:
+    """At the paper's lr 1e-6 and μ 0.01: fp32 masters and EMA keep steps that bf16 rounds away."""
+    chosen = settings(steps=10, learning_rate=1e-6, mu=0.01, batch_size=16)
+    start = weights(make_model("llama"))
+    moved = {}
+    for dtype in ("float32", "bfloat16"):
+        policy = make_model("llama")
+        state = start_run(policy, policy, dataclasses.replace(chosen, compute_dtype=dtype))
+        rows = train_policy(
+            state,
+            count_fives,
+            PROMPTS,
+            dataclasses.replace(chosen, compute_dtype=dtype),
+            eos_id=EOS,
+            pad_id=PAD,
+            seed=0,
+        )
+        assert len(list(rows)) == 10
+        assert weights(policy).dtype == weights(state.anchor).dtype == torch.float32
+        moved[dtype] = (weights(policy) - start, weights(state.anchor) - start)
+    for fp32, bf16 in zip(moved["float32"], moved["bfloat16"], strict=True):
+        assert bf16.norm() / fp32.norm() == pytest.approx(1, abs=0.1)
+        assert torch.cosine_similarity(fp32, bf16, dim=0) > 0.8
+    rounded = (start.bfloat16() + moved["float32"][0].bfloat16()) - start.bfloat16()
+    assert rounded.float().norm() < 0.5 * moved["float32"][0].norm()

@@ -17,7 +17,7 @@ from transformers import (
 
 from warpflow.log_probs import Completions
 from warpflow.models import load_policy, load_reward_model, load_tokenizer, save_checkpoint
-from warpflow.reinforce import ReinforceSettings, train_policy
+from warpflow.reinforce import ReinforceSettings, start_run, train_policy
 from warpflow.rewards import (
     load_function,
     model_reward,
@@ -196,11 +196,22 @@ def test_training_stops_at_nan(
         anchor="ema",
         baseline="none",
         length_penalty=0.0,
+        gradient_checkpointing=False,
+        compute_dtype="float32",
+        reset_every=1,
     )
     before = [parameter.clone() for parameter in policy.parameters()]
     with pytest.raises(FloatingPointError):
         list(
-            train_policy(policy, policy, reward, [[BOS]], settings, eos_id=EOS, pad_id=PAD, seed=0)
+            train_policy(
+                start_run(policy, policy, settings),
+                reward,
+                [[BOS]],
+                settings,
+                eos_id=EOS,
+                pad_id=PAD,
+                seed=0,
+            )
         )
     assert all(map(torch.equal, before, policy.parameters()))
 

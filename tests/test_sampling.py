@@ -9,7 +9,13 @@ from conftest import BOS, EOS, PAD, Enumerate, MakeModel, MakeTokenizer
 from transformers import PreTrainedModel
 
 from warpflow.log_probs import Completions, token_log_probs
-from warpflow.sampling import encode_prompts, pad_left, sample_completions
+from warpflow.sampling import (
+    draw_tokens,
+    draw_uniforms,
+    encode_prompts,
+    pad_left,
+    sample_completions,
+)
 
 PROMPTS = [[BOS, 5, 6, 7, 8, 9], [BOS], [BOS, 10, 11]]
 
@@ -31,7 +37,7 @@ def sample(
         temperature=temperature,
         eos_id=eos_id,
         pad_id=PAD,
-        generator=torch.Generator().manual_seed(seed),
+        uniforms=draw_uniforms(len(prompts), max_new_tokens, "cpu", seed),
     )
 
 
@@ -143,7 +149,7 @@ def test_lengths_masks_and_finished_agree_with_the_ids(make_model: MakeModel) ->
     assert ends_at_the_limit.any(), "EOS as the last allowed token counts as finished"
 
 
-def test_the_generator_alone_decides(make_model: MakeModel) -> None:
+def test_the_seed_alone_decides(make_model: MakeModel) -> None:
     model = make_model("llama")
     torch.manual_seed(1)
     first = responses(sample(model, PROMPTS * 4, seed=3))
@@ -152,17 +158,29 @@ def test_the_generator_alone_decides(make_model: MakeModel) -> None:
     assert responses(sample(model, PROMPTS * 4, seed=4)) != first
 
 
-def test_sampling_goes_on_from_where_the_generator_stands(make_model: MakeModel) -> None:
-    model, (ids, mask) = make_model("llama"), pad_left(PROMPTS, PAD)
-    generator = torch.Generator().manual_seed(0)
-    settings = {"max_new_tokens": 6, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD}
-    sample_completions(model, ids, mask, generator=generator, **settings)
-    state = generator.get_state()
-    second = sample_completions(model, ids, mask, generator=generator, **settings)
-    resumed = torch.Generator()
-    resumed.set_state(state)
-    again = sample_completions(model, ids, mask, generator=resumed, **settings)
-    assert responses(again) == responses(second)
+def test_a_row_does_not_depend_on_the_others(make_model: MakeModel) -> None:
+    """So micro-batches, processes and evaluation batches of any size give the same completions."""
+    model, (ids, mask) = make_model("llama"), pad_left(PROMPTS * 4, PAD)
+    uniforms = draw_uniforms(12, 8, "cpu", 0)
+    settings = {"max_new_tokens": 8, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD}
+    whole = responses(sample_completions(model, ids, mask, uniforms=uniforms, **settings))
+    for part in (slice(0, 5), slice(5, 12), slice(3, 4)):
+        rows = sample_completions(model, ids[part], mask[part], uniforms=uniforms[part], **settings)
+        assert responses(rows) == whole[part]
+
+
+def test_draw_tokens_inverts_the_cumulative_distribution() -> None:
+    logits = torch.tensor([0.5, 0.0, 0.25, 0.25]).log().repeat(5, 1)
+    uniforms = torch.tensor([0.0, 0.49, 0.51, 0.76, 1 - 2**-53], dtype=torch.float64)
+    assert draw_tokens(logits, uniforms)[:, 0].tolist() == [0, 0, 2, 3, 3]
+
+
+def test_draw_tokens_never_leaves_the_vocabulary() -> None:
+    """Where the probabilities' fp32 sum is off 1, on either side."""
+    logits = torch.randn(200, 50_000, generator=torch.Generator().manual_seed(0)) * 5
+    logits[:, -1] = -torch.inf
+    tokens = draw_tokens(logits, torch.full((200,), 1 - 2**-53, dtype=torch.float64))
+    assert tokens.max() < 49_999
 
 
 def test_pad_left() -> None:

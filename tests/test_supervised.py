@@ -11,7 +11,7 @@ from conftest import BOS, EOS, PAD, MakeModel, MakeTokenizer
 from transformers import AutoModelForSequenceClassification
 
 from warpflow.models import load_policy, load_tokenizer, save_checkpoint
-from warpflow.sampling import encode_prompts, pad_left, sample_completions
+from warpflow.sampling import draw_uniforms, encode_prompts, pad_left, sample_completions
 from warpflow.supervised import (
     IGNORED,
     SupervisedSettings,
@@ -121,7 +121,7 @@ def test_a_short_run_lowers_the_loss_and_learns_where_to_end(
         temperature=1e-3,
         eos_id=EOS,
         pad_id=PAD,
-        generator=torch.Generator().manual_seed(0),
+        uniforms=draw_uniforms(2, 10, "cpu", 0),
     )
     assert batch.response_ids.tolist() == [[4, 5, 6, EOS], [9, 10, 11, EOS]]
     assert not list(tmp_path.rglob("*.safetensors")), "Trainer stores no checkpoints of its own"

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 
 from warpflow.log_probs import Completions, gather_log_probs, response_logits
 from warpflow.rewards import Reward
-from warpflow.sampling import pad_left, sample_completions
-from warpflow.seeds import make_generator
+from warpflow.sampling import draw_uniforms, pad_left, sample_completions
 
 
 @dataclass(frozen=True)
@@ -73,15 +72,18 @@ def evaluate(
 ) -> Samples:
     """Sample from `policy` on the first `settings.prompts` prompts and score the completions.
 
-    Every policy sees the same prompts with the same random stream, so differences between
-    policies are paired.
+    Every policy sees the same prompts with the same random numbers, so differences between
+    policies are paired, and the batch size changes nothing.
     """
     chosen = prompts[: settings.prompts]
     rows = [ids for ids in chosen for _ in range(settings.samples_per_prompt)]
-    generator = make_generator(policy.device, seed, "evaluate_policy")
+    uniforms = draw_uniforms(
+        len(rows), settings.max_new_tokens, policy.device, seed, "evaluate_policy"
+    )
     parts: list[tuple[Completions, Tensor, Tensor | None, Tensor, Tensor]] = []
     for start in range(0, len(rows), settings.batch_size):
-        ids, mask = pad_left(rows[start : start + settings.batch_size], pad_id, policy.device)
+        part = slice(start, start + settings.batch_size)
+        ids, mask = pad_left(rows[part], pad_id, policy.device)
         batch = sample_completions(
             policy,
             ids,
@@ -90,7 +92,7 @@ def evaluate(
             temperature=settings.temperature,
             eos_id=eos_id,
             pad_id=pad_id,
-            generator=generator,
+            uniforms=uniforms[part],
         )
         kls = sequence_kls(policy, sft, batch, settings.temperature)
         parts.append((batch, reward(batch), gold(batch) if gold else None, *kls))

@@ -35,7 +35,8 @@ def touch_changed_inputs(metadata: Path = METADATA) -> list[str]:
     changed: set[str] = set()
     for path, recorded in recorded_checksums(metadata):
         if path not in checksums and os.path.isfile(path):
-            checksums[path] = f"sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+            with open(path, "rb") as file:
+                checksums[path] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         if checksums.get(path, recorded) != recorded:
             changed.add(path)
     for path in sorted(changed):

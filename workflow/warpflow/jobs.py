@@ -28,6 +28,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -126,16 +127,35 @@ def _output(*command: str) -> str:
 # --- run ---------------------------------------------------------------------------------------
 
 
-def run(made: Path, inputs: Sequence[str], command: Sequence[str], unkeyed: str, log: Path) -> None:
+def run(
+    made: Path,
+    inputs: Sequence[str],
+    command: Sequence[str],
+    log: Path,
+    unkeyed: str = "",
+    states: Path | None = None,
+) -> None:
     """Make `made` (a folder, or one small text file) unless it is at hand already, and write
-    provenance.json beside it. What the command prints goes to `log`."""
+    provenance.json beside it.
+
+    Args:
+        log: takes what the command prints.
+        unkeyed: arguments for the command that do not change the result.
+        states: folder of resume states; the command gets ``--state`` with one of its own, named
+            by the key, so that a state is never taken up by other settings. It is removed once
+            the result is in place, and not before.
+    """
     record = make_record(made, inputs, command)
     details = restore(made, record["key"])
     if details is not None:
         log.write_text(f"{made}: already made from the same inputs, not computed again\n")
     else:
         started = time.time()
-        make(made, inputs, [*command, *shlex.split(unkeyed)], log)
+        state = states / record["key"] if states else None
+        extra = [*shlex.split(unkeyed), *(["--state", str(state)] if state else [])]
+        make(made, inputs, [*command, *extra], log)
+        if state:
+            remove(state)
         details = {"environment": environment(), "seconds": round(time.time() - started, 1)}
         if is_small(made):
             if tracking_problem() is None:
@@ -180,17 +200,28 @@ def make(made: Path, inputs: Sequence[str], command: Sequence[str], log: Path) -
     aside.parent.mkdir(parents=True, exist_ok=True)
     replaced = {str(made): str(aside)} | {p: p.removesuffix(".dvc") for p in pointers}
     words = [replaced.get(arg, arg) for arg in command]
-    with open(log, "wb") as output:
-        result = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if result.returncode:
+    status = run_logged(words, log)
+    if status:
         remove(aside)
-        print(f"exit status {result.returncode}; the end of {log}:", file=sys.stderr)
+        print(f"exit status {status}; the end of {log}:", file=sys.stderr)
         print("\n".join(log_tail(log)), file=sys.stderr)
-        sys.exit(result.returncode)
+        sys.exit(status)
     if not aside.exists():
         sys.exit(f"{shlex.join(command)}: exit status 0, but nothing was written to {aside}")
     remove(made)
     aside.rename(made)
+
+
+def run_logged(words: Sequence[str], log: Path) -> int:
+    """Run a command with its output in a log; its exit status. A SIGTERM is passed on to the
+    command, which may want to save itself, and waited for."""
+    with open(log, "wb") as output:
+        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT)
+        before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+        try:
+            return process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def log_tail(log: Path, lines: int = 12) -> list[str]:
@@ -281,6 +312,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runner.add_argument("--log", type=Path, required=True, help="for what the command prints")
     runner.add_argument("--inputs", nargs="+", default=[], help="declared inputs of the rule")
     runner.add_argument("--unkeyed", default="", help="arguments that do not change the result")
+    runner.add_argument("--states", type=Path, help="folder of resume states, for --state")
     tracker = actions.add_parser("track", help="give a result to DVC, in the main process")
     tracker.add_argument("provenance", type=Path)
     tracker.add_argument("pointer", type=Path)
@@ -291,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments, command = arguments[:cut], arguments[cut + 1 :]
     parsed = parser.parse_args(arguments)
     if parsed.action == "run":
-        run(parsed.makes, parsed.inputs, command, parsed.unkeyed, parsed.log)
+        run(parsed.makes, parsed.inputs, command, parsed.log, parsed.unkeyed, parsed.states)
     else:
         track(parsed.provenance, parsed.pointer)
 

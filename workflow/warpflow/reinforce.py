@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from warpflow.averaging import update_ema_
 from warpflow.log_probs import Completions, token_log_probs
 from warpflow.rewards import Reward
-from warpflow.sampling import pad_left, sample_completions
+from warpflow.sampling import draw_uniforms, pad_left, sample_completions
 from warpflow.seeds import make_generator
 
 
@@ -37,9 +39,19 @@ class ReinforceSettings:
     max_new_tokens: int = field(metadata=_help("limit of a completion's length"))
     beta: float = field(metadata=_help("β, weight of the KL penalty"))
     mu: float = field(metadata=_help("μ, rate of the EMA anchor"))
-    anchor: Literal["ema", "init", "sft"] = field(metadata=_help("what the KL is measured to"))
+    anchor: Literal["ema", "init", "sft", "hard_reset"] = field(
+        metadata=_help("what the KL is measured to")
+    )
+    reset_every: int = field(metadata=_help("steps between copies, anchor hard_reset"))
     baseline: Literal["none", "batch", "rloo"] = field(metadata=_help("of the policy gradient"))
     length_penalty: float = field(metadata=_help("subtracted from the reward, per token"))
+    gradient_checkpointing: bool = field(metadata=_help("recompute activations: less memory"))
+    compute_dtype: Literal["float32", "bfloat16"] = field(
+        metadata=_help("of matrix products; masters and EMA are fp32")
+    )
+    micro_batch_size: int | None = field(
+        default=None, metadata=_help("completions per forward and backward; None: all")
+    )
 
 
 @dataclass(frozen=True)
@@ -56,16 +68,13 @@ class StepRow:
     learning_rate: float
 
 
-def penalised_rewards(
-    rewards: Tensor, policy_log_probs: Tensor, anchor_log_probs: Tensor, beta: float
-) -> Tensor:
-    """r_β = r − β · log(π_θ(y|x) / π_anchor(y|x)): [B], whole-sequence log-ratio, no gradient.
+def penalised_rewards(rewards: Tensor, log_ratio: Tensor, beta: float) -> Tensor:
+    """r_β = r − β · log(π_θ(y|x) / π_anchor(y|x)): [B], part of the reward, no gradient.
 
     Args:
-        rewards: [B]. policy_log_probs, anchor_log_probs: [B, C], 0 on pads.
+        rewards: [B]. log_ratio: [B], of whole sequences.
     """
-    log_ratio = (policy_log_probs.detach() - anchor_log_probs.detach()).sum(1)
-    return rewards - beta * log_ratio
+    return rewards - beta * log_ratio.detach()
 
 
 def advantages(rewards: Tensor, baseline: str, samples_per_prompt: int) -> Tensor:
@@ -92,15 +101,23 @@ def reinforce_loss(policy_log_probs: Tensor, advantage: Tensor) -> Tensor:
     """Scalar −mean_b(A_b · log π(y_b|x_b)), whose gradient is REINFORCE's.
 
     Args:
-        policy_log_probs: [B, C], 0 on pads, with gradient. advantage: [B], without.
+        policy_log_probs: [B], of whole sequences, with gradient. advantage: [B], without.
     """
-    return -(advantage.detach() * policy_log_probs.sum(1)).mean()
+    return -(advantage.detach() * policy_log_probs).mean()
 
 
-def prompt_order(count: int, generator: torch.Generator) -> Iterator[int]:
-    """Indices of prompts without end: each pass visits every prompt once, in a new order."""
-    while True:
-        yield from torch.randperm(count, generator=generator).tolist()
+def prompts_at(step: int, count: int, per_step: int, seed: int) -> list[int]:
+    """Indices of the prompts of a step (from 1): passes over all prompts, each in a new order.
+
+    A function of the step alone, so that a resumed run goes on with the right prompts.
+    """
+    first = (step - 1) * per_step
+    places = range(first, first + per_step)
+    orders = {
+        epoch: torch.randperm(count, generator=make_generator("cpu", seed, "prompts", epoch))
+        for epoch in {place // count for place in places}
+    }
+    return [int(orders[place // count][place % count]) for place in places]
 
 
 def learning_rate_at(step: int, settings: ReinforceSettings) -> float:
@@ -115,9 +132,41 @@ def choose_anchor(settings: ReinforceSettings, init: PreTrainedModel, sft: PreTr
     return copy.deepcopy(source).requires_grad_(False).eval()
 
 
+def update_anchor_(
+    anchor: PreTrainedModel, policy: PreTrainedModel, settings: ReinforceSettings, step: int
+) -> None:
+    """Move the anchor after a step: the EMA each time, a hard reset every `reset_every` steps."""
+    rate = {
+        "ema": settings.mu,
+        "hard_reset": float(step % settings.reset_every == 0),
+    }.get(settings.anchor, 0.0)
+    if rate:
+        update_ema_(list(anchor.parameters()), list(policy.parameters()), rate)
+
+
+@dataclass
+class Run:
+    """All that changes while a policy is trained; saved and loaded by `warpflow.resume`."""
+
+    policy: PreTrainedModel
+    anchor: PreTrainedModel
+    optimizer: torch.optim.Optimizer
+    step: int = 0  # steps done
+
+
+def start_run(policy: PreTrainedModel, sft: PreTrainedModel, settings: ReinforceSettings) -> Run:
+    """A run before its first step: `policy` is θ_init in fp32, `sft` is θ_sft, used where the
+    anchor is the SFT policy. A fresh optimiser, dropout off."""
+    policy.eval()
+    if settings.gradient_checkpointing:
+        policy.activation_checkpointing_enable({"use_reentrant": False})
+        policy.eval()
+    optimizer = torch.optim.Adam(policy.parameters(), settings.learning_rate, fused=True)
+    return Run(policy, choose_anchor(settings, policy, sft), optimizer)
+
+
 def train_policy(
-    policy: PreTrainedModel,
-    sft: PreTrainedModel,
+    run: Run,
     reward: Reward,
     prompts: Sequence[Sequence[int]],
     settings: ReinforceSettings,
@@ -126,77 +175,140 @@ def train_policy(
     pad_id: int,
     seed: int,
 ) -> Iterator[StepRow]:
-    """Train `policy` in place, yielding a row after each step.
+    """Train `run.policy` in place up to `settings.steps`, yielding a row after each step.
 
     Args:
-        policy: starts as θ_init, fp32. sft: θ_sft, used where the anchor is the SFT policy.
         prompts: token ids of each prompt.
-        seed: of the order of prompts and of sampling, which is all that tells members apart.
+        seed: of the order of prompts and of sampling, which is all that tells members apart. Both
+            are functions of the step: a run that was loaded goes on as if never interrupted.
 
     Raises:
         FloatingPointError: a loss, reward or gradient that is not finite; names step and seed.
     """
-    anchor = choose_anchor(settings, policy, sft)
-    order = prompt_order(len(prompts), make_generator("cpu", seed, "prompts"))
-    sampler = make_generator(policy.device, seed, "sampling")
-    optimizer = torch.optim.Adam(policy.parameters(), settings.learning_rate, fused=True)
-    policy.eval()  # dropout off: the sampled and the scored policy are the same
-    for step in range(1, settings.steps + 1):
-        chosen = [next(order) for _ in range(settings.batch_size // settings.samples_per_prompt)]
-        rows = [prompts[i] for i in chosen for _ in range(settings.samples_per_prompt)]
-        prompt_ids, is_prompt = pad_left(rows, pad_id, policy.device)
-        batch = sample_completions(
-            policy,
-            prompt_ids,
-            is_prompt,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            eos_id=eos_id,
-            pad_id=pad_id,
-            generator=sampler,
-        )
-        for group in optimizer.param_groups:
+    for step in range(run.step + 1, settings.steps + 1):
+        batch = sample_batch(run.policy, prompts, settings, step, eos_id, pad_id, seed)
+        for group in run.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings)
-        row = update_policy(policy, anchor, reward(batch), batch, optimizer, settings, step)
+        row = compute_gradient(run, reward(batch), batch, settings, step)
         if not all(math.isfinite(v) for v in (row.loss, row.reward, row.grad_norm)):
             raise FloatingPointError(
                 f"step {step}, seed {seed}: loss {row.loss}, reward {row.reward}, gradient norm "
                 f"{row.grad_norm}; lower train_policy.learning_rate or check the reward model"
             )
-        optimizer.step()
-        if settings.anchor == "ema":
-            update_ema_(list(anchor.parameters()), list(policy.parameters()), settings.mu)
+        run.optimizer.step()
+        update_anchor_(run.anchor, run.policy, settings, step)
+        run.step = step
         yield row
 
 
-def update_policy(
+def sample_batch(
     policy: PreTrainedModel,
-    anchor: PreTrainedModel,
-    rewards: Tensor,
-    batch: Completions,
-    optimizer: torch.optim.Optimizer,
+    prompts: Sequence[Sequence[int]],
     settings: ReinforceSettings,
     step: int,
+    eos_id: int,
+    pad_id: int,
+    seed: int,
+) -> Completions:
+    """The completions of a step; those of one prompt are adjacent rows."""
+    per_step = settings.batch_size // settings.samples_per_prompt
+    chosen = prompts_at(step, len(prompts), per_step, seed)
+    rows = [prompts[i] for i in chosen for _ in range(settings.samples_per_prompt)]
+    prompt_ids, is_prompt = pad_left(rows, pad_id, policy.device)
+    length = settings.max_new_tokens
+    with compute_in(settings.compute_dtype, policy.device):
+        return sample_completions(
+            policy,
+            prompt_ids,
+            is_prompt,
+            max_new_tokens=length,
+            temperature=settings.temperature,
+            eos_id=eos_id,
+            pad_id=pad_id,
+            uniforms=draw_uniforms(len(rows), length, policy.device, seed, "sampling", step),
+        )
+
+
+def compute_in(dtype: str, device: torch.device) -> torch.autocast:
+    """Matrix products in `dtype`; weights, gradients, optimiser and EMA stay fp32 masters, since
+    at lr 1e-6 and μ = 0.01 their steps round to nothing in bf16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def compute_gradient(
+    run: Run, rewards: Tensor, batch: Completions, settings: ReinforceSettings, step: int
 ) -> StepRow:
-    """Leave the clipped gradient of one batch on the policy's parameters; report the batch."""
+    """Leave the clipped gradient of one batch on the policy's parameters; report the batch.
+
+    In parts of `micro_batch_size` completions, memory is that of one part, the gradient is the
+    same, and the policy is scored once more: a part's advantages depend on the other parts.
+    """
+    parts = split_by_length(batch, settings.micro_batch_size or len(batch.lengths))
+    device, temperature = run.policy.device, settings.temperature
+
+    def log_probs(model: PreTrainedModel, part: Tensor) -> Tensor:
+        with compute_in(settings.compute_dtype, device), recomputing(model):
+            return token_log_probs(model, batch.rows(part), temperature).sum(1)
+
+    anchor_log_probs, policy_log_probs = torch.empty(2, len(batch.lengths), device=device)
     with torch.no_grad():
-        anchor_log_probs = token_log_probs(anchor, batch, settings.temperature)
-    policy_log_probs = token_log_probs(policy, batch, settings.temperature)
+        for part in parts:
+            anchor_log_probs[part] = log_probs(run.anchor, part)
+    graph = None
+    if len(parts) == 1:  # one forward pass serves both the reward and the gradient
+        graph = log_probs(run.policy, parts[0])
+        policy_log_probs[parts[0]] = graph.detach()
+    else:
+        with torch.no_grad():
+            for part in parts:
+                policy_log_probs[part] = log_probs(run.policy, part)
     shaped = rewards - settings.length_penalty * batch.lengths
-    penalised = penalised_rewards(shaped, policy_log_probs, anchor_log_probs, settings.beta)
-    advantage = advantages(penalised, settings.baseline, settings.samples_per_prompt)
-    loss = reinforce_loss(policy_log_probs, advantage)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
-    log_ratio = (policy_log_probs.detach() - anchor_log_probs).sum(1)
+    log_ratio = policy_log_probs - anchor_log_probs
+    advantage = advantages(
+        penalised_rewards(shaped, log_ratio, settings.beta),
+        settings.baseline,
+        settings.samples_per_prompt,
+    )
+    run.optimizer.zero_grad(set_to_none=True)
+    loss = 0.0
+    for part in parts:
+        if graph is None or len(parts) > 1:
+            graph = log_probs(run.policy, part)
+        term = reinforce_loss(graph, advantage[part]) * (len(part) / len(batch.lengths))
+        term.backward()  # type: ignore[no-untyped-call]
+        loss += term.item()
+    norm = torch.nn.utils.clip_grad_norm_(run.policy.parameters(), settings.max_grad_norm)
     return StepRow(
         step=step,
-        loss=loss.item(),
+        loss=loss,
         reward=rewards.mean().item(),
         kl_to_anchor=log_ratio.mean().item(),
         length=batch.lengths.float().mean().item(),
         unfinished=1 - batch.finished.float().mean().item(),
         grad_norm=norm.item(),
-        learning_rate=optimizer.param_groups[0]["lr"],
+        learning_rate=run.optimizer.param_groups[0]["lr"],
     )
+
+
+@contextmanager
+def recomputing(model: PreTrainedModel) -> Iterator[None]:
+    """Let gradient checkpointing work where it was enabled and a gradient is wanted. Its layers
+    heed it in training mode only, which here must not switch dropout on nor last: sampling's
+    cache and checkpointing exclude each other."""
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    wanted = torch.is_grad_enabled() and getattr(model, "is_activation_checkpointing", False)
+    for layer in layers:
+        layer.training = wanted  # this flag alone, not the flags of the modules inside
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
+def split_by_length(batch: Completions, size: int) -> list[Tensor]:
+    """Row indices in parts of at most `size`, rows of like length together: fewer pads."""
+    lengths = batch.lengths + batch.is_prompt.sum(1)
+    if size >= len(lengths):
+        return [torch.arange(len(lengths), device=lengths.device)]
+    return list(lengths.argsort(stable=True).split(size))

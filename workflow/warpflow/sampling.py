@@ -1,4 +1,4 @@
-"""Sampling completions with a key-value cache and a random stream of one's own.
+"""Sampling completions with a key-value cache and randomness of one's own.
 
 `model.generate()` is not used: it takes no `generator`, so runs could be neither reproduced
 nor resumed in mid-stream, and it filters by top-k 50 unless told otherwise, which biases the
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.log_probs import Completions, positions
+from warpflow.seeds import make_generator
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
@@ -37,6 +38,24 @@ def pad_left(
     return ids.to(device), mask.to(device)
 
 
+def draw_uniforms(
+    rows: int, max_new_tokens: int, device: torch.device | str, seed: int, *purpose: str | int
+) -> Tensor:
+    """[rows, max_new_tokens] float64 in [0, 1): all the randomness of one batch of completions.
+    The numbers of a seed and purpose are the same on every device."""
+    generator = make_generator("cpu", seed, *purpose)
+    return torch.rand(rows, max_new_tokens, dtype=torch.float64, generator=generator).to(device)
+
+
+def draw_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """[B, 1] tokens of softmax(logits) [B, V], each drawn by its uniform [B] through the inverse
+    of the cumulative distribution, in fp64: fp32 sums would lose the rarest tokens."""
+    cumulative = torch.softmax(logits, -1).double().cumsum(-1)
+    # Rounding leaves the total a little off 1; scaled, a uniform below 1 always hits a token.
+    threshold = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)
+
+
 @torch.no_grad()
 def sample_completions(
     model: PreTrainedModel,
@@ -47,16 +66,17 @@ def sample_completions(
     temperature: float,
     eos_id: int,
     pad_id: int,
-    generator: torch.Generator,
+    uniforms: Tensor,
 ) -> Completions:
     """Draw y ~ π(·|x) at `temperature`, from the whole vocabulary (no top-k, no top-p).
 
     Sequences that ended leave the batch, so that no forward pass is spent on pads, and sampling
-    stops when all have ended.
+    stops when all have ended. Token t of row b is drawn by `uniforms[b, t]`: a row's completion
+    does not depend on which other rows share its batch, process or micro-batch.
 
     Args:
         prompt_ids, is_prompt: [B, P], left-padded (`pad_left`).
-        generator: on the model's device; consumed in place.
+        uniforms: [B, max_new_tokens] float64 in [0, 1), of `draw_uniforms`.
     """
     batch, device = prompt_ids.shape[0], prompt_ids.device
     response = torch.full((batch, max_new_tokens), pad_id, dtype=torch.int64, device=device)
@@ -73,8 +93,7 @@ def sample_completions(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        probabilities = torch.softmax(logits.float() / temperature, -1)
-        next_ids = torch.multinomial(probabilities, 1, generator=generator)
+        next_ids = draw_tokens(logits.float() / temperature, uniforms[alive, step])
         response[alive, step] = next_ids[:, 0]
         ended = next_ids[:, 0] == eos_id
         is_token = torch.cat([is_token, is_token.new_ones(len(alive), 1)], 1)
