@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from warpflow.log_probs import Completions, token_log_probs
 from warpflow.sampling import (
+    LEAVING_SHARE,
     draw_tokens,
     draw_uniforms,
     encode_prompts,
@@ -123,8 +124,31 @@ def test_rows_that_end_leave_the_batch_and_sampling_stops_with_the_last(
     assert batch.finished.all()
     assert steps < 200
     assert batch.response_ids.shape == (6, steps)
-    assert sizes == [int((batch.lengths > step).sum()) for step in range(steps)]
+    assert len(sizes) == steps
+    going_on = [int((batch.lengths > step).sum()) for step in range(steps)]
+    assert all(needed <= size < needed / (1 - LEAVING_SHARE) + 1e-9 or size == needed
+               for needed, size in zip(going_on, sizes, strict=True))  # fmt: skip
     assert len(set(sizes)) > 1
+
+
+def test_a_prompt_is_read_once_for_all_its_completions(make_model: MakeModel) -> None:
+    """With the same completions as from the prompt given K times."""
+    for name in ("gemma", "gpt2", "mistral"):  # mistral's layers slide: the library's own cache
+        model, uniforms = make_model(name), draw_uniforms(9, 8, "cpu", 0)
+        settings = {"max_new_tokens": 8, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD}
+        ids, mask = pad_left(PROMPTS, PAD)
+        repeated = sample_completions(
+            model,
+            ids.repeat_interleave(3, 0),
+            mask.repeat_interleave(3, 0),
+            uniforms=uniforms,
+            **settings,
+        )
+        once = sample_completions(
+            model, ids, mask, uniforms=uniforms, samples_per_prompt=3, **settings
+        )
+        assert responses(once) == responses(repeated)
+        assert torch.equal(once.prompt_ids, repeated.prompt_ids)
 
 
 def test_lengths_masks_and_finished_agree_with_the_ids(make_model: MakeModel) -> None:

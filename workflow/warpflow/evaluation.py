@@ -76,14 +76,14 @@ def evaluate(
     policies are paired, and the batch size changes nothing.
     """
     chosen = prompts[: settings.prompts]
-    rows = [ids for ids in chosen for _ in range(settings.samples_per_prompt)]
+    each = settings.samples_per_prompt
     uniforms = draw_uniforms(
-        len(rows), settings.max_new_tokens, policy.device, seed, "evaluate_policy"
+        len(chosen) * each, settings.max_new_tokens, policy.device, seed, "evaluate_policy"
     )
     parts: list[tuple[Completions, Tensor, Tensor | None, Tensor, Tensor]] = []
-    for start in range(0, len(rows), settings.batch_size):
-        part = slice(start, start + settings.batch_size)
-        ids, mask = pad_left(rows[part], pad_id, policy.device)
+    per_batch = max(1, settings.batch_size // each)
+    for start in range(0, len(chosen), per_batch):
+        ids, mask = pad_left(chosen[start : start + per_batch], pad_id, policy.device)
         batch = sample_completions(
             policy,
             ids,
@@ -92,7 +92,8 @@ def evaluate(
             temperature=settings.temperature,
             eos_id=eos_id,
             pad_id=pad_id,
-            uniforms=uniforms[part],
+            uniforms=uniforms[start * each : (start + per_batch) * each],
+            samples_per_prompt=each,
         )
         kls = sequence_kls(policy, sft, batch, settings.temperature)
         parts.append((batch, reward(batch), gold(batch) if gold else None, *kls))

@@ -55,14 +55,20 @@ def positions(is_token: Tensor) -> Tensor:
     return (is_token.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def mask_arguments(is_token: Tensor, is_prompt: Tensor) -> dict[str, Tensor]:
+    """Attention mask and position ids for left-padded prompts; none where no prompt is padded:
+    causal attention keeps pads on the right from every real token, and does it faster unmasked."""
+    if bool(is_prompt.all()):
+        return {}
+    return {"attention_mask": is_token.long(), "position_ids": positions(is_token)}
+
+
 def response_logits(model: PreTrainedModel, batch: Completions, temperature: float) -> Tensor:
     """[B, C, V] float32 logits, divided by `temperature`, that predict each response token."""
-    is_token = torch.cat([batch.is_prompt, batch.is_response], 1)
     length = batch.response_ids.shape[1]
     output = model(
         input_ids=torch.cat([batch.prompt_ids, batch.response_ids], 1),
-        attention_mask=is_token.long(),
-        position_ids=positions(is_token),
+        **mask_arguments(torch.cat([batch.is_prompt, batch.is_response], 1), batch.is_prompt),
         use_cache=False,
         logits_to_keep=length + 1,
     )

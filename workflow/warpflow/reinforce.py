@@ -213,9 +213,8 @@ def sample_batch(
     """The completions of a step; those of one prompt are adjacent rows."""
     per_step = settings.batch_size // settings.samples_per_prompt
     chosen = prompts_at(step, len(prompts), per_step, seed)
-    rows = [prompts[i] for i in chosen for _ in range(settings.samples_per_prompt)]
-    prompt_ids, is_prompt = pad_left(rows, pad_id, policy.device)
-    length = settings.max_new_tokens
+    prompt_ids, is_prompt = pad_left([prompts[i] for i in chosen], pad_id, policy.device)
+    rows, length = settings.batch_size, settings.max_new_tokens
     with compute_in(settings.compute_dtype, policy.device):
         return sample_completions(
             policy,
@@ -225,7 +224,8 @@ def sample_batch(
             temperature=settings.temperature,
             eos_id=eos_id,
             pad_id=pad_id,
-            uniforms=draw_uniforms(len(rows), length, policy.device, seed, "sampling", step),
+            uniforms=draw_uniforms(rows, length, policy.device, seed, "sampling", step),
+            samples_per_prompt=settings.samples_per_prompt,
         )
 
 
@@ -240,10 +240,10 @@ def compute_gradient(
 ) -> StepRow:
     """Leave the clipped gradient of one batch on the policy's parameters; report the batch.
 
-    In parts of `micro_batch_size` completions, memory is that of one part, the gradient is the
-    same, and the policy is scored once more: a part's advantages depend on the other parts.
+    With micro-batches memory is that of one, the gradient is the same, and the policy is scored
+    once more: a part's advantages depend on the other parts.
     """
-    parts = split_by_length(batch, settings.micro_batch_size or len(batch.lengths))
+    parts = split_by_length(batch, settings.micro_batch_size)
     device, temperature = run.policy.device, settings.temperature
 
     def log_probs(model: PreTrainedModel, part: Tensor) -> Tensor:
@@ -254,14 +254,12 @@ def compute_gradient(
     with torch.no_grad():
         for part in parts:
             anchor_log_probs[part] = log_probs(run.anchor, part)
-    graph = None
-    if len(parts) == 1:  # one forward pass serves both the reward and the gradient
-        graph = log_probs(run.policy, parts[0])
-        policy_log_probs[parts[0]] = graph.detach()
-    else:
-        with torch.no_grad():
-            for part in parts:
-                policy_log_probs[part] = log_probs(run.policy, part)
+    graphs: list[Tensor] = []
+    # Without micro-batches one forward pass serves both the reward and the gradient.
+    with torch.set_grad_enabled(settings.micro_batch_size is None):
+        for part in parts:
+            graphs.append(log_probs(run.policy, part))
+            policy_log_probs[part] = graphs[-1].detach()
     shaped = rewards - settings.length_penalty * batch.lengths
     log_ratio = policy_log_probs - anchor_log_probs
     advantage = advantages(
@@ -271,8 +269,8 @@ def compute_gradient(
     )
     run.optimizer.zero_grad(set_to_none=True)
     loss = 0.0
-    for part in parts:
-        if graph is None or len(parts) > 1:
+    for part, graph in zip(parts, graphs, strict=True):
+        if not graph.requires_grad:
             graph = log_probs(run.policy, part)
         term = reinforce_loss(graph, advantage[part]) * (len(part) / len(batch.lengths))
         term.backward()  # type: ignore[no-untyped-call]
@@ -306,9 +304,25 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
             layer.training = False
 
 
-def split_by_length(batch: Completions, size: int) -> list[Tensor]:
-    """Row indices in parts of at most `size`, rows of like length together: fewer pads."""
+def split_by_length(batch: Completions, size: int | None) -> list[Tensor]:
+    """Row indices in parts of rows of like length, so that little time is spent on pads.
+
+    Args:
+        size: rows of a part at most; None: halves, as long as a tenth of a part were pads and
+            its halves have 8 rows or more (below, starting a pass costs more than pads do).
+    """
     lengths = batch.lengths + batch.is_prompt.sum(1)
-    if size >= len(lengths):
-        return [torch.arange(len(lengths), device=lengths.device)]
-    return list(lengths.argsort(stable=True).split(size))
+    order = lengths.argsort(stable=True)
+    if size is not None:
+        return list(order.split(size))
+    parts = [order]
+    while True:
+        halves = [half for part in parts for half in _halve(part, lengths[part])]
+        if len(halves) == len(parts):
+            return parts
+        parts = halves
+
+
+def _halve(part: Tensor, lengths: Tensor) -> list[Tensor]:
+    pads = 1 - lengths.float().mean() / lengths.max()
+    return list(part.chunk(2)) if pads > 0.1 and len(part) >= 16 else [part]

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
-from warpflow.log_probs import Completions, positions
+from warpflow.log_probs import Completions, mask_arguments
 from warpflow.seeds import make_generator
 
 
@@ -56,6 +57,72 @@ def draw_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, threshold, right=True)
 
 
+# The share of sequences in a batch that must have ended for them to leave it.
+LEAVING_SHARE = 0.25
+
+
+class PreallocatedLayer(DynamicLayer):
+    """A layer of the key-value cache that writes into a buffer of the final length, where
+    `DynamicLayer` copies all keys and values at every token."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.buffers: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        start = 0
+        if self.buffers is None:
+            self.lazy_initialization(key_states, value_states)
+            self.buffers = (self._buffer(key_states), self._buffer(value_states))
+        else:
+            start = self._filled()[0].shape[2]
+        end = start + key_states.shape[2]
+        keys, values = self.buffers
+        keys[:, :, start:end], values[:, :, start:end] = key_states, value_states
+        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+        return self.keys, self.values
+
+    def _filled(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
+
+    def _buffer(self, states: Tensor) -> Tensor:
+        batch, heads, _, width = states.shape
+        return states.new_empty(batch, heads, self.capacity, width)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times, before the first token is drawn."""
+        keys, values = (t.repeat_interleave(repeats, 0) for t in self._filled())
+        self.buffers = None
+        self.is_initialized = False
+        self.update(keys, values)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows: moved to the front of the buffers, of which only the filled part is
+        copied."""
+        assert self.buffers is not None
+        end = self._filled()[0].shape[2]
+        for buffer in self.buffers:
+            buffer[: len(indices), :, :end] = buffer[indices, :, :end]
+        keys, values = (buffer[: len(indices)] for buffer in self.buffers)
+        self.buffers = (keys, values)
+        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+
+
+def make_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
+    """A key-value cache for up to `capacity` tokens; layers of a sliding window stay the
+    library's own."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [
+        PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer
+        for layer in cache.layers
+    ]
+    return cache
+
+
 @torch.no_grad()
 def sample_completions(
     model: PreTrainedModel,
@@ -67,44 +134,68 @@ def sample_completions(
     eos_id: int,
     pad_id: int,
     uniforms: Tensor,
+    samples_per_prompt: int = 1,
 ) -> Completions:
     """Draw y ~ π(·|x) at `temperature`, from the whole vocabulary (no top-k, no top-p).
 
-    Sequences that ended leave the batch, so that no forward pass is spent on pads, and sampling
-    stops when all have ended. Token t of row b is drawn by `uniforms[b, t]`: a row's completion
-    does not depend on which other rows share its batch, process or micro-batch.
+    A prompt is read once for all its completions. Sequences that ended leave the batch once they
+    are a quarter of it (each leave copies the cache), and sampling stops when all have ended.
+    Token t of row b is drawn by `uniforms[b, t]`: a row's completion does not depend on which
+    other rows share its batch, process or micro-batch.
 
     Args:
-        prompt_ids, is_prompt: [B, P], left-padded (`pad_left`).
-        uniforms: [B, max_new_tokens] float64 in [0, 1), of `draw_uniforms`.
+        prompt_ids, is_prompt: [N, P], left-padded (`pad_left`).
+        uniforms: [B, max_new_tokens] float64 in [0, 1), of `draw_uniforms`, B = N · K.
+        samples_per_prompt: K; the completions of a prompt are adjacent rows of the result.
     """
-    batch, device = prompt_ids.shape[0], prompt_ids.device
+    device = prompt_ids.device
+    cache = make_cache(model, prompt_ids.shape[1] + max_new_tokens)
+    logits = next_logits(model, prompt_ids, is_prompt, is_prompt, cache)
+    if samples_per_prompt > 1:
+        cache.batch_repeat_interleave(samples_per_prompt)
+        logits, prompt_ids, is_prompt = (
+            rows.repeat_interleave(samples_per_prompt, 0)
+            for rows in (logits, prompt_ids, is_prompt)
+        )
+    batch = prompt_ids.shape[0]
     response = torch.full((batch, max_new_tokens), pad_id, dtype=torch.int64, device=device)
     lengths = torch.full((batch,), max_new_tokens, dtype=torch.int64, device=device)
     finished = torch.zeros(batch, dtype=torch.bool, device=device)
-    alive = torch.arange(batch, device=device)  # row of `response` that each active row fills
-    is_token, next_ids, cache = is_prompt, prompt_ids, DynamicCache(config=model.config)
+    rows = torch.arange(batch, device=device)  # row of `response` that each row of the batch fills
+    is_token, is_done = is_prompt, finished.clone()
     for step in range(max_new_tokens):
-        logits = model(
-            input_ids=next_ids,
-            attention_mask=is_token.long(),
-            position_ids=positions(is_token)[:, -next_ids.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        next_ids = draw_tokens(logits.float() / temperature, uniforms[alive, step])
-        response[alive, step] = next_ids[:, 0]
-        ended = next_ids[:, 0] == eos_id
-        is_token = torch.cat([is_token, is_token.new_ones(len(alive), 1)], 1)
-        if ended.any():
-            lengths[alive[ended]] = step + 1
-            finished[alive[ended]] = True
-            keep = (~ended).nonzero()[:, 0]
-            if not len(keep):
-                break
+        next_ids = draw_tokens(logits / temperature, uniforms[rows, step])
+        next_ids.masked_fill_(is_done[:, None], pad_id)
+        response[rows, step] = next_ids[:, 0]
+        is_ended = (next_ids[:, 0] == eos_id) & ~is_done
+        lengths[rows[is_ended]] = step + 1
+        finished[rows[is_ended]] = True
+        is_done = is_done | is_ended
+        is_token = torch.cat([is_token, is_token.new_ones(len(rows), 1)], 1)
+        if is_done.all() or step + 1 == max_new_tokens:
+            break
+        if is_done.float().mean() >= LEAVING_SHARE:
+            keep = (~is_done).nonzero()[:, 0]
             cache.batch_select_indices(keep)
-            alive, next_ids, is_token = alive[keep], next_ids[keep], is_token[keep]
+            rows, next_ids, is_token, is_done = (
+                tensor[keep] for tensor in (rows, next_ids, is_token, is_done)
+            )
+        logits = next_logits(model, next_ids, is_token, is_prompt, cache)
     width = int(lengths.max())
     is_response = torch.arange(width, device=device)[None] < lengths[:, None]
     return Completions(prompt_ids, is_prompt, response[:, :width], is_response, finished)
+
+
+def next_logits(
+    model: PreTrainedModel,
+    ids: Tensor,
+    is_token: Tensor,
+    is_prompt: Tensor,
+    cache: DynamicCache,
+) -> Tensor:
+    """[B, V] float32 logits after the tokens `ids`, the last of `is_token`."""
+    masks = mask_arguments(is_token, is_prompt)
+    if masks:
+        masks["position_ids"] = masks["position_ids"][:, -ids.shape[1] :]
+    output = model(input_ids=ids, **masks, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return output.logits[:, -1].float()
