@@ -1,13 +1,19 @@
 # The tables of the run → figures, tables to read, and the report.
 #
 # Each figure is a stage of dvc.yaml, so `dvc repro` and Snakemake leave one and the same state. Runs
-# in another results folder, or without DVC, call the same script by themselves.
+# in another results folder, with figure settings of another config, or without DVC, call the same
+# script by themselves.
 
 from pathlib import Path
 
+import yaml
+
 FIGURE_NAMES = ["fronts", "eta_sweep", "lambda_sweep", "geometry", "training_curves"]
 FIGURES = expand(f"{RESULTS}/figures/{{figure}}.svg", figure=FIGURE_NAMES)
-UNDER_DVC = RESULTS == "results" and not tracking_problem()
+DEFAULTS = yaml.safe_load(Path("config/config.yaml").read_text())  # what dvc.yaml reads
+UNDER_DVC = (
+    RESULTS == "results" and config["figures"] == DEFAULTS["figures"] and not tracking_problem()
+)
 
 for figure in FIGURE_NAMES:
 

@@ -1,4 +1,5 @@
-"""Tiny models made on the spot, their tokenizer, and exact enumeration of what they can say."""
+"""Tiny models made on the spot, their tokenizer, exact enumeration of what they can say; and a
+finished smoke run."""
 
 import itertools
 import os
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from project import SMOKE, copy_project, snakemake
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -157,3 +160,23 @@ def save(tmp_path: Path, make_tokenizer: MakeTokenizer) -> Callable[..., Path]:
         return folder
 
     return save_model
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with a finished smoke run; tests must leave it as it is."""
+    folder = copy_project(tmp_path_factory.mktemp("workflow") / "project")
+    snakemake(folder, *SMOKE)
+    return folder
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Callable[..., tuple[str, ...]]:
+    """Arguments that lay changes over the smoke configuration."""
+
+    def write(**changes: object) -> tuple[str, ...]:
+        path = tmp_path / "changes.yaml"
+        path.write_text(yaml.safe_dump(changes))
+        return (*SMOKE, str(path))
+
+    return write

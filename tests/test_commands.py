@@ -44,7 +44,8 @@ def test_functions_named_in_the_config_are_code():
 
 def test_flags_round_trip_and_leave_out_null():
     settings = {"beta": 0.1, "path": None, "text": "a b's", "steps": 3}
-    assert shlex.split(flags(settings)) == ["--beta", "0.1", "--text", "a b's", "--steps", "3"]
+    assert shlex.split(flags(settings)) == ["--beta", "0.1", "--steps", "3", "--text", "a b's"]
+    assert flags(dict(reversed(settings.items()))) == flags(settings)
 
 
 def test_rules_have_script_log_and_folder_of_one_name():

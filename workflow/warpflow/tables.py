@@ -80,6 +80,6 @@ def metrics_documents(evaluations: pd.DataFrame) -> dict[str, dict[str, float]]:
         row = front.sort_values("eta").iloc[-1]
         values = {name: row[name] for name in METRICS if pd.notna(row.get(name))}
         documents[f"{experiment}.iteration{iteration}"] = {
-            name: round(float(value), 4) for name, value in values.items()
+            name: float(f"{value:.6g}") for name, value in values.items()
         }
     return documents
