@@ -3,8 +3,13 @@
 import json
 import os
 
+import pandas as pd
 import pytest
+import torch
+import yaml
 from project import SMOKE, copy_finished, copy_project, planned, snakemake
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 pytestmark = pytest.mark.workflow
 
@@ -105,3 +110,62 @@ def test_bad_config_starts_and_touches_nothing(tmp_path, overlay, change, parts)
         for p in after - set(before)
         if p.parts[0] != ".snakemake" and "__pycache__" not in p.parts
     ]
+
+
+def test_a_users_own_policy_reward_model_and_files(tmp_path, make_model, make_tokenizer):
+    """An SFT'd Llama with its tokenizer, a GPT-2 reward model with another, JSONL and CSV files:
+    nothing is trained but the RL runs."""
+    folder = copy_project(tmp_path / "own")
+    words = [f"w{i}" for i in range(16)]
+    make_model("llama").save_pretrained(folder / "mine/policy")
+    make_tokenizer().save_pretrained(folder / "mine/policy")
+    make_reward_model(folder / "mine/reward", make_model, make_tokenizer)
+    rows = [{"prompt": f"{a} {b}", "answer": f"{b} {a}"} for a in words for b in words]
+    (folder / "mine/sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = pd.DataFrame(rows).assign(worse="w0 w0")
+    table.to_csv(folder / "mine/preferences.csv", index=False)
+    config = {
+        "results": "results/mine",
+        "policy": {"path": "./mine/policy"},
+        "data": "prepare_data",
+        "prepare_data": {
+            "sft_path": "mine/sft.jsonl",
+            "sft_prompt": "prompt",
+            "sft_completion": "answer",
+            "preferences_path": "mine/preferences.csv",
+            "preferences_prompt": "prompt",
+            "preferences_chosen": "answer",
+            "preferences_rejected": "worse",
+            "prompts_path": "mine/preferences.csv",
+            "prompts_column": "prompt",
+            "eval_prompts": 8,
+            "max_text_tokens": 8,
+        },
+        "train_sft": {"steps": 0},
+        "train_reward_model": {"path": "./mine/reward"},
+        "evaluate_policy": {"gold": None},
+        "iterations": 1,
+        "experiments": {"lerp": None, "sft_anchor_beta_0.1": None, "slerp_lambda_0.5": None},
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(config))
+    tables = "results/mine/collect_evaluations"
+    configs = ("--configfile", "config/smoke.yaml", "mine.yaml")
+    snakemake(folder, f"{tables}/evaluations.csv", *configs)
+    evaluations = pd.read_csv(folder / tables / "evaluations.csv")
+    assert evaluations.reward.notna().all()
+    assert evaluations.gold.isna().all()
+    assert (evaluations.kl_exact > 0).all()
+    given = load_file(folder / "mine/policy/model.safetensors")
+    stored = load_file(folder / "results/mine/train_sft/checkpoint/model.safetensors")
+    assert all(torch.equal(stored[name], tensor) for name, tensor in given.items())
+
+
+def make_reward_model(folder, make_model, make_tokenizer) -> None:
+    """A GPT-2 classifier of one label, whose vocabulary is not the policy's."""
+    tokenizer = make_tokenizer([f"w{i}" for i in range(16)][::-1])
+    base = make_model("gpt2")
+    base.config.pad_token_id = tokenizer.pad_token_id
+    base.save_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
