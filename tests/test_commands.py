@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from warpflow.commands import code_files, flags, module_file
 
@@ -67,3 +68,12 @@ def test_snakemake_lint():
     lints = re.findall(r"^    \* (.*)", result.stdout + result.stderr, re.M)
     assert lints, result.stderr  # the one that is not followed
     assert [title for title in lints if "conda environment or container" not in title] == []
+
+
+def test_figures_of_dvc_depend_on_the_code_that_snakemake_names():
+    """`dvc repro` and Snakemake must re-plot after the same edits."""
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    plots = {name: stage for name, stage in stages.items() if name.startswith("plot_")}
+    assert len(plots) == 5
+    for name, stage in plots.items():
+        assert {dep for dep in stage["deps"] if dep.endswith(".py")} == set(code_files(name))

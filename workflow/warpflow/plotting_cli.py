@@ -9,23 +9,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from warpflow.plotting import FigureStyle, save_figure
+from warpflow.tables import KEYS
 
 # The columns that the figures use; a table may have more.
 TABLE_COLUMNS = {
     "evaluations": (
-        "experiment",
-        "stage",
-        "iteration",
-        "member",
-        "towards",
-        "eta",
-        "anchor",
-        "beta",
-        "mu",
-        "members",
-        "merge_method",
-        "merge_weight",
-        "policy",
+        *KEYS,
         "reward",
         "reward_se",
         "gold",
