@@ -154,14 +154,14 @@ def run(
         state = states / record["key"] if states else None
         extra = [*shlex.split(unkeyed), *(["--state", str(state)] if state else [])]
         make(made, inputs, [*command, *extra], log)
-        if state:
-            remove(state)
         details = {"environment": environment(), "seconds": round(time.time() - started, 1)}
         if is_small(made):
             if tracking_problem() is None:
                 remember_run(record | details, text=made.read_bytes().decode())
         else:
             write_seal(made, record["key"], details)
+        if state:  # not before the seal: a kill in between would cost the whole run
+            remove(state)
     document = json.dumps(record | details, indent=1, sort_keys=True) + "\n"
     write_atomically(made.parent / "provenance.json", document.encode())
 
