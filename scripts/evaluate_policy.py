@@ -13,7 +13,7 @@ from pathlib import Path
 
 from warpflow.cli import parse_arguments
 from warpflow.evaluation import EvaluationSettings, Samples, evaluate, summarise
-from warpflow.judging import load_judges
+from warpflow.judging import JudgeArguments, load_judges
 from warpflow.models import load_policy
 from warpflow.rewards import prompt_texts, response_texts
 
@@ -21,25 +21,16 @@ from warpflow.rewards import prompt_texts, response_texts
 @dataclass
 class Arguments:
     policy: str = field(metadata={"help": "checkpoint to evaluate"})
-    sft: str = field(metadata={"help": "checkpoint of θ_sft"})
-    reward_model: str = field(metadata={"help": "checkpoint of the reward model"})
-    data: str = field(metadata={"help": "data folder"})
     out: str = field(metadata={"help": "JSON file to write"})
     seed: int = field(metadata={"help": "base seed, the same for every policy"})
     completions: int = field(metadata={"help": "completions to keep, of the first prompts"})
-    max_prompt_tokens: int = field(metadata={"help": "longer prompts are an error"})
-    gold: str | None = field(default=None, metadata={"help": "package.module:function"})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, settings = parse_arguments(__doc__, argv, Arguments, EvaluationSettings)
-    judges = load_judges(
-        arguments.sft,
-        arguments.reward_model,
-        arguments.data,
-        gold=arguments.gold,
-        max_prompt_tokens=arguments.max_prompt_tokens,
+    arguments, given, settings = parse_arguments(
+        __doc__, argv, Arguments, JudgeArguments, EvaluationSettings
     )
+    judges = load_judges(given)
     samples = evaluate(
         load_policy(arguments.policy),
         judges.sft,

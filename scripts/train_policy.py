@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from warpflow.cli import parse_arguments
 from warpflow.evaluation import EvaluationSettings, evaluate, mean_and_error
-from warpflow.judging import Judges, load_judges
+from warpflow.judging import JudgeArguments, Judges, load_judges
 from warpflow.models import load_policy, save_checkpoint
 from warpflow.reinforce import ReinforceSettings, Run, StepRow, start_run, train_policy
 from warpflow.resume import STOPPED, load_state, locked, noting_termination, save_state
@@ -35,9 +35,6 @@ from warpflow.seeds import derive_seed
 @dataclass
 class Arguments:
     init: str = field(metadata={"help": "checkpoint of θ_init"})
-    sft: str = field(metadata={"help": "checkpoint of θ_sft"})
-    reward_model: str = field(metadata={"help": "checkpoint of the reward model"})
-    data: str = field(metadata={"help": "data folder"})
     out: str = field(metadata={"help": "checkpoint folder to write"})
     seed: int = field(metadata={"help": "base seed"})
     iteration: int = field(metadata={"help": "i, from 1: part of the seed"})
@@ -46,8 +43,6 @@ class Arguments:
     evaluate_every: int = field(metadata={"help": "steps between rows of trajectory.csv"})
     evaluate_prompts: int = field(metadata={"help": "prompts of those evaluations"})
     save_every: int = field(metadata={"help": "steps between saves of the state"})
-    max_prompt_tokens: int = field(metadata={"help": "longer prompts are an error"})
-    gold: str | None = field(default=None, metadata={"help": "package.module:function"})
     state: str | None = field(default=None, metadata={"help": "folder to save to and resume from"})
     tensorboard: str | None = field(default=None, metadata={"help": "folder for event files"})
 
@@ -56,28 +51,26 @@ Tables = dict[str, list[dict[str, Any]]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, settings = parse_arguments(__doc__, argv, Arguments, ReinforceSettings)
+    arguments, given, settings = parse_arguments(
+        __doc__, argv, Arguments, JudgeArguments, ReinforceSettings
+    )
     with ExitStack() as stack:
         stopped = stack.enter_context(noting_termination())
         if arguments.state:
             stack.enter_context(locked(Path(arguments.state)))
-        train(arguments, settings, stopped)
+        train(arguments, given, settings, stopped)
 
 
-def train(arguments: Arguments, settings: ReinforceSettings, stopped: list[int]) -> None:
+def train(
+    arguments: Arguments, given: JudgeArguments, settings: ReinforceSettings, stopped: list[int]
+) -> None:
     """Start or resume the run, train to the end, write the checkpoint. Once `stopped` is not
     empty: save and leave with exit status `STOPPED`."""
-    judges = load_judges(
-        arguments.sft,
-        arguments.reward_model,
-        arguments.data,
-        gold=arguments.gold,
-        max_prompt_tokens=arguments.max_prompt_tokens,
-    )
+    judges = load_judges(given)
     run = start_run(load_policy(arguments.init), judges.sft, settings)
     fingerprint = {
         key: value
-        for key, value in (asdict(arguments) | asdict(settings)).items()
+        for key, value in (asdict(arguments) | asdict(given) | asdict(settings)).items()
         if key not in ("out", "state", "tensorboard", "save_every")
     }
     state = Path(arguments.state) if arguments.state else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -10,6 +10,17 @@ from warpflow.models import load_policy, load_reward_model, load_tokenizer
 from warpflow.rewards import Reward, load_function, model_reward, text_reward
 from warpflow.rows import read_rows
 from warpflow.sampling import encode_prompts
+
+
+@dataclass(frozen=True)
+class JudgeArguments:
+    """What every script that judges policies is told of them: flags of these names."""
+
+    sft: str = field(metadata={"help": "checkpoint of θ_sft"})
+    reward_model: str = field(metadata={"help": "checkpoint of the reward model"})
+    data: str = field(metadata={"help": "data folder"})
+    max_prompt_tokens: int = field(metadata={"help": "longer prompts are an error"})
+    gold: str | None = field(default=None, metadata={"help": "package.module:function"})
 
 
 @dataclass(frozen=True)
@@ -24,23 +35,26 @@ class Judges:
     eval_prompts: list[list[int]]
 
 
-def load_judges(
-    sft: str, reward_model: str, data: str, *, gold: str | None, max_prompt_tokens: int
-) -> Judges:
+def load_judges(given: JudgeArguments) -> Judges:
     """Load them to the device.
 
     Raises:
         ValueError: a prompt of more than `max_prompt_tokens` tokens; names file and prompt.
     """
-    tokenizer = load_tokenizer(sft)
-    model = load_reward_model(reward_model).requires_grad_(False)
+    tokenizer = load_tokenizer(given.sft)
+    model = load_reward_model(given.reward_model).requires_grad_(False)
+    gold = given.gold
+    train_prompts, eval_prompts = (
+        read_prompts(tokenizer, f"{given.data}/{part}_prompts.jsonl", given.max_prompt_tokens)
+        for part in ("train", "eval")
+    )
     return Judges(
-        sft=load_policy(sft).requires_grad_(False),
+        sft=load_policy(given.sft).requires_grad_(False),
         tokenizer=tokenizer,
-        reward=model_reward(model, load_tokenizer(reward_model), tokenizer),
+        reward=model_reward(model, load_tokenizer(given.reward_model), tokenizer),
         gold=text_reward(load_function(gold), tokenizer, gold) if gold else None,
-        train_prompts=read_prompts(tokenizer, f"{data}/train_prompts.jsonl", max_prompt_tokens),
-        eval_prompts=read_prompts(tokenizer, f"{data}/eval_prompts.jsonl", max_prompt_tokens),
+        train_prompts=train_prompts,
+        eval_prompts=eval_prompts,
     )
 
 
