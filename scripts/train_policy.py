@@ -4,7 +4,8 @@ Writes the final policy θ_m with `training.csv` (a row per logged step) and `tr
 policy evaluated along the way). What depends on the clock (progress, tokens/s, TensorBoard)
 goes to the log and to `--tensorboard`, so that the checkpoint's bytes depend on its inputs alone.
 With `--state` the run saves itself every `--save_every` steps and on SIGTERM (exit status 75), and
-goes on from there when started again, to the same bytes.
+goes on from there when started again, to the same bytes. Several processes share the work when it
+is started by `accelerate launch`.
 Next in reading order: warpflow.reinforce.train_policy.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -27,7 +29,15 @@ from warpflow.cli import parse_arguments
 from warpflow.evaluation import EvaluationSettings, evaluate, mean_and_error
 from warpflow.judging import JudgeArguments, Judges, load_judges
 from warpflow.models import load_policy, save_checkpoint
-from warpflow.reinforce import ReinforceSettings, Run, StepRow, start_run, train_policy
+from warpflow.processes import any_process, gathered, own_part, process_index, whole_state_dict
+from warpflow.reinforce import (
+    ReinforceSettings,
+    Run,
+    StepRow,
+    finish_run,
+    start_run,
+    train_policy,
+)
 from warpflow.resume import STOPPED, load_state, locked, noting_termination, save_state
 from warpflow.seeds import derive_seed
 
@@ -54,20 +64,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, given, settings = parse_arguments(
         __doc__, argv, Arguments, JudgeArguments, ReinforceSettings
     )
+    accelerator = Accelerator()  # of one process where nothing else was launched
+    own_part(settings.batch_size // settings.samples_per_prompt, "batch_size / samples_per_prompt")
     with ExitStack() as stack:
         stopped = stack.enter_context(noting_termination())
-        if arguments.state:
+        if arguments.state and accelerator.is_main_process:
             stack.enter_context(locked(Path(arguments.state)))
-        train(arguments, given, settings, stopped)
+        train(arguments, given, settings, stopped, accelerator)
+    accelerator.end_training()
 
 
 def train(
-    arguments: Arguments, given: JudgeArguments, settings: ReinforceSettings, stopped: list[int]
+    arguments: Arguments,
+    given: JudgeArguments,
+    settings: ReinforceSettings,
+    stopped: list[int],
+    accelerator: Accelerator,
 ) -> None:
     """Start or resume the run, train to the end, write the checkpoint. Once `stopped` is not
     empty: save and leave with exit status `STOPPED`."""
     judges = load_judges(given)
-    run = start_run(load_policy(arguments.init), judges.sft, settings)
+    policy = load_policy(arguments.init)
+    lora_seed = derive_seed(arguments.seed, "lora", arguments.iteration)  # members start alike
+    run = start_run(policy, judges.sft, settings, lora_seed, accelerator)
     fingerprint = {
         key: value
         for key, value in (asdict(arguments) | asdict(given) | asdict(settings)).items()
@@ -99,12 +118,16 @@ def train(
             tables["trajectory"].append(
                 {"step": row.step} | measure(run, judges, arguments, settings)
             )
-        if state and (stopped or row.step % arguments.save_every == 0):
+        stopping = any_process(bool(stopped), run.policy.device)
+        if state and (stopping or row.step % arguments.save_every == 0):
             save_state(state, run, fingerprint, tables)
-        if stopped:
+        if stopping:
             logging.info("stopped by SIGTERM after step %d", row.step)
             sys.exit(STOPPED)
-    save_checkpoint(run.policy, judges.tokenizer, arguments.out)
+    trained, weights = finish_run(run), whole_state_dict(run.policy)
+    if not accelerator.is_main_process:
+        return
+    save_checkpoint(trained, judges.tokenizer, arguments.out, weights)
     for name, rows in tables.items():
         pd.DataFrame(rows).to_csv(Path(arguments.out, f"{name}.csv"), index=False)
 
@@ -113,9 +136,17 @@ def show_progress(
     steps: Iterator[StepRow], done: int, settings: ReinforceSettings, tensorboard: str | None
 ) -> Iterator[StepRow]:
     """Pass the rows on, with a progress bar on standard error and TensorBoard event files."""
-    writer = SummaryWriter(tensorboard) if tensorboard else None
+    is_main = process_index() == 0
+    writer = SummaryWriter(tensorboard) if tensorboard and is_main else None
     started, tokens = time.monotonic(), 0.0
-    bar = tqdm(steps, initial=done, total=settings.steps, mininterval=2, file=sys.stderr)
+    bar = tqdm(
+        steps,
+        initial=done,
+        total=settings.steps,
+        mininterval=2,
+        file=sys.stderr,
+        disable=not is_main,
+    )
     for row in bar:
         tokens += row.length * settings.batch_size
         rate = tokens / (time.monotonic() - started)
@@ -133,24 +164,26 @@ def show_progress(
 def measure(
     run: Run, judges: Judges, arguments: Arguments, settings: ReinforceSettings
 ) -> dict[str, float | None]:
-    """A row of trajectory.csv: the policy on the first held-out prompts."""
-    samples = evaluate(
-        run.policy,
-        judges.sft,
-        judges.reward,
-        judges.gold,
-        judges.eval_prompts,
-        EvaluationSettings(
-            prompts=arguments.evaluate_prompts,
-            samples_per_prompt=1,
-            batch_size=256,
-            temperature=settings.temperature,
-            max_new_tokens=settings.max_new_tokens,
-        ),
-        eos_id=judges.tokenizer.eos_token_id,
-        pad_id=judges.tokenizer.pad_token_id,
-        seed=arguments.seed,
-    )
+    """A row of trajectory.csv: the policy on the first held-out prompts; the same in every
+    process."""
+    with gathered(run.policy):
+        samples = evaluate(
+            run.policy,
+            judges.sft,
+            judges.reward,
+            judges.gold,
+            judges.eval_prompts,
+            EvaluationSettings(
+                prompts=arguments.evaluate_prompts,
+                samples_per_prompt=1,
+                batch_size=256,
+                temperature=settings.temperature,
+                max_new_tokens=settings.max_new_tokens,
+            ),
+            eos_id=judges.tokenizer.eos_token_id,
+            pad_id=judges.tokenizer.pad_token_id,
+            seed=arguments.seed,
+        )
     row: dict[str, float | None] = {}
     for name in ("reward", "gold", "kl", "kl_exact", "length"):
         values = getattr(samples, name)

@@ -56,6 +56,7 @@ def test_shipped_overlays_are_valid(config, name, tmp_path, monkeypatch):
         (("train_policy", "mu"), 1.5, ["mu", "1.5", "at most 1"]),
         (("train_policy", "batch_size"), 15, ["batch_size", "15", "samples_per_prompt"]),
         (("train_policy", "samples_per_prompt"), 1, ["samples_per_prompt", "rloo"]),
+        (("train_policy", "anchor_memory"), "bfloat16", ["anchor_memory", "compute_dtype"]),
         (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 3"]),
         (("policy", "max_new_tokens"), 500, ["max_new_tokens", "max_position_embeddings = 128"]),
         (("policy", "path"), "./nowhere", ["policy.path", "config.json", "./nowhere"]),

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from warpflow import reinforce
+from warpflow.anchors import Anchor
 from warpflow.evaluation import sequence_kls
 from warpflow.log_probs import Completions, token_log_probs
 from warpflow.reinforce import (
@@ -68,7 +69,9 @@ class Enumerated:
     rewards: Tensor
 
     def run(self, anchor: PreTrainedModel | None = None) -> Run:
-        return Run(self.policy, anchor or self.anchor, torch.optim.Adam(self.policy.parameters()))
+        return Run(
+            self.policy, Anchor(anchor or self.anchor), torch.optim.Adam(self.policy.parameters())
+        )
 
     def log_probs(self, model: PreTrainedModel, temperature: float = TEMPERATURE) -> Tensor:
         return token_log_probs(model, self.batch, temperature)
@@ -288,10 +291,10 @@ def test_anchors_start_and_move_as_they_should(
     policy, chosen = make_model("llama"), settings(anchor=kind)
     sft = perturb(policy, 5)
     init, sft_before = weights(policy), weights(sft)
-    anchors: list[PreTrainedModel] = []
+    anchors: list[Anchor] = []
     choose = reinforce.choose_anchor
 
-    def keep_anchor(*arguments: Any) -> PreTrainedModel:
+    def keep_anchor(*arguments: Any) -> Anchor:
         anchors.append(choose(*arguments))
         return anchors[0]
 
@@ -312,7 +315,7 @@ def test_anchors_start_and_move_as_they_should(
             expected = (1 - chosen.mu) * expected + chosen.mu * weights(policy).double()
         if kind == "hard_reset" and row.step % 2 == 0:
             expected = weights(policy).double()
-        torch.testing.assert_close(weights(anchors[0]).double(), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(weights(anchors[0].model).double(), expected, atol=1e-6, rtol=0)
     assert (rows[0].kl_to_anchor == 0) == (kind != "sft")
     assert rows[1].kl_to_anchor != 0
     assert torch.equal(weights(sft), sft_before)
@@ -451,8 +454,8 @@ def test_bf16_compute_moves_the_policy_as_fp32_does_and_plain_bf16_does_not(
             seed=0,
         )
         assert len(list(rows)) == 10
-        assert weights(policy).dtype == weights(state.anchor).dtype == torch.float32
-        moved[dtype] = (weights(policy) - start, weights(state.anchor) - start)
+        assert weights(policy).dtype == weights(state.anchor.model).dtype == torch.float32
+        moved[dtype] = (weights(policy) - start, weights(state.anchor.model) - start)
     for fp32, bf16 in zip(moved["float32"], moved["bfloat16"], strict=True):
         assert bf16.norm() / fp32.norm() == pytest.approx(1, abs=0.1)
         assert torch.cosine_similarity(fp32, bf16, dim=0) > 0.8

@@ -16,7 +16,7 @@ from conftest import EOS, PAD, MakeModel
 from test_reinforce import PROMPTS, count_fives, settings, weights
 
 from warpflow.reinforce import start_run, train_policy
-from warpflow.resume import STATE, STOPPED, describe_differences, load_state, locked, save_state
+from warpflow.resume import LAST, STOPPED, describe_differences, load_state, locked, save_state
 
 ROOT = Path(__file__).parents[1]
 KILLS = 20
@@ -49,7 +49,7 @@ def test_a_loaded_run_goes_on_bit_for_bit(
     assert second.step == 3
     assert train(second, chosen) == expected[3:]
     assert torch.equal(weights(second.policy), weights(whole.policy))
-    assert torch.equal(weights(second.anchor), weights(whole.anchor))
+    assert torch.equal(weights(second.anchor.model), weights(whole.anchor.model))
 
 
 def test_no_state_is_none_and_another_runs_state_is_refused(
@@ -66,10 +66,13 @@ def test_no_state_is_none_and_another_runs_state_is_refused(
 def test_a_save_cut_short_leaves_the_last_good_one(make_model: MakeModel, tmp_path: Path) -> None:
     run = start_run(make_model("llama"), make_model("llama"), settings())
     save_state(tmp_path, run, {}, {"training": [1]})
-    (tmp_path / f"{STATE}.tmp").write_bytes(b"half a state")
+    (tmp_path / "step1.process0.pt").write_bytes(b"half a state")
+    (tmp_path / f"{LAST}.tmp").write_bytes(b"half a name")
     assert load_state(tmp_path, run, {}) == {"training": [1]}
+    run.step = 2
     save_state(tmp_path, run, {}, {"training": [1, 2]})
     assert load_state(tmp_path, run, {}) == {"training": [1, 2]}
+    assert {path.name for path in tmp_path.iterdir()} == {LAST, "step2.process0.pt"}
 
 
 def test_two_processes_never_share_a_state(tmp_path: Path) -> None:
@@ -103,15 +106,15 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def saved_step(state: Path) -> int:
-    path = state / STATE
-    return torch.load(path, weights_only=True)["step"] if path.is_file() else 0
+    path = state / LAST
+    return json.loads(path.read_text())["step"] if path.is_file() else 0
 
 
 def wait_for_training(state: Path, process: subprocess.Popen) -> None:
     """Until the process saved a state of its own, or ended."""
-    before = (state / STATE).stat().st_mtime_ns if (state / STATE).is_file() else None
+    before = (state / LAST).stat().st_mtime_ns if (state / LAST).is_file() else None
     while process.poll() is None:
-        now = (state / STATE).stat().st_mtime_ns if (state / STATE).is_file() else None
+        now = (state / LAST).stat().st_mtime_ns if (state / LAST).is_file() else None
         if now != before:
             return
         time.sleep(0.002)
@@ -182,11 +185,11 @@ def test_the_job_wrapper_passes_sigterm_on_and_keeps_the_state(
     wrapped += ["--log", str(tmp_path / "log"), "--states", str(states), "--", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow")}
     process = subprocess.Popen(wrapped, cwd=tmp_path, env=environment)
-    while not list(states.glob(f"*/{STATE}")) and process.poll() is None:
+    while not list(states.glob(f"*/{LAST}")) and process.poll() is None:
         time.sleep(0.01)
     process.terminate()
     assert process.wait() == STOPPED
-    assert list(states.glob(f"*/{STATE}"))
+    assert list(states.glob(f"*/{LAST}"))
     assert not made.exists()
     subprocess.run(wrapped, cwd=tmp_path, env=environment, check=True)
     assert "resumed after step" in (tmp_path / "log").read_text()

@@ -140,6 +140,11 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
         )
     if rl["baseline"] == "rloo" and rl["samples_per_prompt"] < 2:
         yield f"- {where}train_policy.samples_per_prompt: got 1, baseline rloo needs 2 or more"
+    if rl["anchor_memory"] == "bfloat16" and rl["compute_dtype"] != "bfloat16":
+        yield (
+            f"- {where}train_policy.anchor_memory: bfloat16 needs compute_dtype bfloat16, got "
+            f"{rl['compute_dtype']}: policy and anchor would be scored in different precision"
+        )
     if merging["weight"] is not None and experiment.members != 2:
         yield (
             f"- {where}merge_policies.weight: λ = {merging['weight']} is for two policies, but "

@@ -102,15 +102,21 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def save_checkpoint(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Weights (safetensors), config and tokenizer, readable by whoever may read the folder.
+
+    Args:
+        weights: the model's, gathered, where it is sharded itself.
 
     A model without a pad token (GPT-2) gets the tokenizer's: a reward model that starts from it
     could not score batches otherwise.
     """
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     make_readable(folder)

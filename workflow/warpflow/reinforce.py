@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +9,23 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from accelerate import Accelerator
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from warpflow.averaging import update_ema_
+from warpflow.adapters import add_adapters, merge_adapters
+from warpflow.anchors import Anchor, Memory, make_anchor, move_anchor_
 from warpflow.log_probs import Completions, token_log_probs
+from warpflow.processes import (
+    average_gradients_,
+    gather,
+    gathered,
+    is_sharded,
+    own_part,
+    shard,
+)
 from warpflow.rewards import Reward
 from warpflow.sampling import draw_uniforms, pad_left, sample_completions
 from warpflow.seeds import make_generator
@@ -49,9 +59,16 @@ class ReinforceSettings:
     compute_dtype: Literal["float32", "bfloat16"] = field(
         metadata=_help("of matrix products; masters and EMA are fp32")
     )
+    anchor_memory: Memory = field(
+        default="device", metadata=_help("where the anchor's fp32 weights live")
+    )
     micro_batch_size: int | None = field(
         default=None, metadata=_help("completions per forward and backward; None: all")
     )
+    lora_rank: int | None = field(
+        default=None, metadata=_help("train a LoRA of this rank; None: all weights")
+    )
+    lora_alpha: int = field(default=32, metadata=_help("LoRA's scale, times its rank"))
 
 
 @dataclass(frozen=True)
@@ -125,15 +142,19 @@ def learning_rate_at(step: int, settings: ReinforceSettings) -> float:
     return settings.learning_rate * min(1.0, step / max(1, settings.warmup_steps))
 
 
-def choose_anchor(settings: ReinforceSettings, init: PreTrainedModel, sft: PreTrainedModel):
-    """The frozen model that the KL is measured to, dropout off: the EMA starts as a copy of the
-    init."""
-    source = sft if settings.anchor == "sft" else init
-    return copy.deepcopy(source).requires_grad_(False).eval()
+def choose_anchor(
+    settings: ReinforceSettings, init: PreTrainedModel, sft: PreTrainedModel
+) -> Anchor:
+    """What the KL is measured to, at the start: the SFT policy, or a copy of the init."""
+    if settings.anchor != "sft":
+        return make_anchor(init, settings.anchor_memory)
+    if settings.anchor_memory == "device":  # it never moves: no copy is needed
+        return Anchor(sft.requires_grad_(False).eval())
+    return make_anchor(sft, settings.anchor_memory)
 
 
 def update_anchor_(
-    anchor: PreTrainedModel, policy: PreTrainedModel, settings: ReinforceSettings, step: int
+    anchor: Anchor, policy: PreTrainedModel, settings: ReinforceSettings, step: int
 ) -> None:
     """Move the anchor after a step: the EMA each time, a hard reset every `reset_every` steps."""
     rate = {
@@ -141,7 +162,7 @@ def update_anchor_(
         "hard_reset": float(step % settings.reset_every == 0),
     }.get(settings.anchor, 0.0)
     if rate:
-        update_ema_(list(anchor.parameters()), list(policy.parameters()), rate)
+        move_anchor_(anchor, policy, rate)
 
 
 @dataclass
@@ -149,20 +170,58 @@ class Run:
     """All that changes while a policy is trained; saved and loaded by `warpflow.resume`."""
 
     policy: PreTrainedModel
-    anchor: PreTrainedModel
+    anchor: Anchor
     optimizer: torch.optim.Optimizer
     step: int = 0  # steps done
+    adapters: PeftModel | None = None  # of a LoRA run: a handle on those inside the policy
 
 
-def start_run(policy: PreTrainedModel, sft: PreTrainedModel, settings: ReinforceSettings) -> Run:
-    """A run before its first step: `policy` is θ_init in fp32, `sft` is θ_sft, used where the
-    anchor is the SFT policy. A fresh optimiser, dropout off."""
+def start_run(
+    policy: PreTrainedModel,
+    sft: PreTrainedModel,
+    settings: ReinforceSettings,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+) -> Run:
+    """A run before its first step: a fresh optimiser, dropout off.
+
+    Args:
+        policy: θ_init in fp32. sft: θ_sft, used where the anchor is the SFT policy.
+        seed: of LoRA's start.
+        accelerator: of a run over several processes; shards it where its configuration says so.
+
+    Raises:
+        ValueError: settings that exclude sharding.
+    """
     policy.eval()
+    anchor = choose_anchor(settings, policy, sft)
+    adapters = None
+    if settings.lora_rank:
+        adapters = add_adapters(policy, settings.lora_rank, settings.lora_alpha, seed)
     if settings.gradient_checkpointing:
         policy.activation_checkpointing_enable({"use_reentrant": False})
-        policy.eval()
-    optimizer = torch.optim.Adam(policy.parameters(), settings.learning_rate, fused=True)
-    return Run(policy, choose_anchor(settings, policy, sft), optimizer)
+    policy.eval()
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer: torch.optim.Optimizer = torch.optim.Adam(trained, settings.learning_rate, fused=True)
+    if accelerator and accelerator.is_fsdp2:
+        check_sharding(settings)
+        policy, anchor.model, optimizer = shard(policy, anchor.model, optimizer, accelerator)
+    return Run(policy, anchor, optimizer, adapters=adapters)
+
+
+def check_sharding(settings: ReinforceSettings) -> None:
+    """Raise ValueError for settings whose point is lost where every process has a shard."""
+    if settings.anchor_memory != "device" or settings.lora_rank:
+        raise ValueError(
+            "FSDP shards the policy and its anchor: set train_policy.anchor_memory to device and "
+            f"lora_rank to null, got {settings.anchor_memory} and {settings.lora_rank}; or start "
+            "without FSDP"
+        )
+
+
+def finish_run(run: Run) -> PreTrainedModel:
+    """The trained policy, LoRA merged into its weights."""
+    return merge_adapters(run.adapters) if run.adapters else run.policy
 
 
 def train_policy(
@@ -210,12 +269,15 @@ def sample_batch(
     pad_id: int,
     seed: int,
 ) -> Completions:
-    """The completions of a step; those of one prompt are adjacent rows."""
+    """The completions of a step, of several processes this one's; those of one prompt are adjacent
+    rows. Which row has which prompt and uniforms does not depend on the number of processes."""
     per_step = settings.batch_size // settings.samples_per_prompt
-    chosen = prompts_at(step, len(prompts), per_step, seed)
+    mine = own_part(per_step, "train_policy.batch_size / samples_per_prompt")
+    chosen = prompts_at(step, len(prompts), per_step, seed)[mine]
     prompt_ids, is_prompt = pad_left([prompts[i] for i in chosen], pad_id, policy.device)
     rows, length = settings.batch_size, settings.max_new_tokens
-    with compute_in(settings.compute_dtype, policy.device):
+    uniforms = draw_uniforms(rows, length, policy.device, seed, "sampling", step)
+    with compute_in(settings.compute_dtype, policy.device), gathered(policy):
         return sample_completions(
             policy,
             prompt_ids,
@@ -224,7 +286,7 @@ def sample_batch(
             temperature=settings.temperature,
             eos_id=eos_id,
             pad_id=pad_id,
-            uniforms=draw_uniforms(rows, length, policy.device, seed, "sampling", step),
+            uniforms=uniforms[own_part(rows, "train_policy.batch_size")],
             samples_per_prompt=settings.samples_per_prompt,
         )
 
@@ -241,48 +303,56 @@ def compute_gradient(
     """Leave the clipped gradient of one batch on the policy's parameters; report the batch.
 
     With micro-batches memory is that of one, the gradient is the same, and the policy is scored
-    once more: a part's advantages depend on the other parts.
+    once more: a part's advantages depend on the other parts, and on those of other processes.
+
+    Args:
+        rewards: [B / processes], of the rows in `batch`, which are this process's.
     """
-    parts = split_by_length(batch, settings.micro_batch_size)
-    device, temperature = run.policy.device, settings.temperature
+    rows, device = len(batch.lengths), run.policy.device
+    size = settings.micro_batch_size
+    # Sharded, every process must take part in every forward pass: they need as many parts.
+    parts = split_by_length(batch, size or (rows if is_sharded(run.policy) else None))
 
     def log_probs(model: PreTrainedModel, part: Tensor) -> Tensor:
         with compute_in(settings.compute_dtype, device), recomputing(model):
-            return token_log_probs(model, batch.rows(part), temperature).sum(1)
+            return token_log_probs(model, batch.rows(part), settings.temperature).sum(1)
 
-    anchor_log_probs, policy_log_probs = torch.empty(2, len(batch.lengths), device=device)
-    with torch.no_grad():
+    anchor_log_probs, policy_log_probs = torch.empty(2, rows, device=device)
+    with torch.no_grad(), run.anchor.scoring(device) as anchor:
         for part in parts:
-            anchor_log_probs[part] = log_probs(run.anchor, part)
+            anchor_log_probs[part] = log_probs(anchor, part)
     graphs: list[Tensor] = []
     # Without micro-batches one forward pass serves both the reward and the gradient.
-    with torch.set_grad_enabled(settings.micro_batch_size is None):
+    with torch.set_grad_enabled(size is None):
         for part in parts:
             graphs.append(log_probs(run.policy, part))
             policy_log_probs[part] = graphs[-1].detach()
-    shaped = rewards - settings.length_penalty * batch.lengths
-    log_ratio = policy_log_probs - anchor_log_probs
+    lengths, finished = gather(batch.lengths), gather(batch.finished)
+    every_reward, every_policy_log_prob = gather(rewards), gather(policy_log_probs)
+    log_ratio = every_policy_log_prob - gather(anchor_log_probs)
     advantage = advantages(
-        penalised_rewards(shaped, log_ratio, settings.beta),
+        penalised_rewards(
+            every_reward - settings.length_penalty * lengths, log_ratio, settings.beta
+        ),
         settings.baseline,
         settings.samples_per_prompt,
     )
+    mine = advantage[own_part(len(advantage), "train_policy.batch_size")]
     run.optimizer.zero_grad(set_to_none=True)
-    loss = 0.0
     for part, graph in zip(parts, graphs, strict=True):
         if not graph.requires_grad:
             graph = log_probs(run.policy, part)
-        term = reinforce_loss(graph, advantage[part]) * (len(part) / len(batch.lengths))
+        term = reinforce_loss(graph, mine[part]) * (len(part) / rows)
         term.backward()  # type: ignore[no-untyped-call]
-        loss += term.item()
+    average_gradients_(run.policy)
     norm = torch.nn.utils.clip_grad_norm_(run.policy.parameters(), settings.max_grad_norm)
     return StepRow(
         step=step,
-        loss=loss,
-        reward=rewards.mean().item(),
+        loss=reinforce_loss(every_policy_log_prob, advantage).item(),
+        reward=every_reward.mean().item(),
         kl_to_anchor=log_ratio.mean().item(),
-        length=batch.lengths.float().mean().item(),
-        unfinished=1 - batch.finished.float().mean().item(),
+        length=lengths.float().mean().item(),
+        unfinished=1 - finished.float().mean().item(),
         grad_norm=norm.item(),
         learning_rate=run.optimizer.param_groups[0]["lr"],
     )

@@ -1,25 +1,28 @@
 """The state of a training run on disk: stopped at any moment, it goes on bit for bit.
 
-One file, replaced by rename: a reader finds the last whole state or none. Random numbers and the
+A file for each process that has a shard, else one; and a small file that names the step of the
+last whole state, replaced by rename: a reader finds that state or none. Random numbers and the
 order of prompts are functions of the step (`warpflow.reinforce`), so they need no saving.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+from warpflow.processes import is_sharded, like, local, process_count, process_index, wait_for_all
 from warpflow.reinforce import Run
 
-STATE = "state.pt"
+LAST = "last.json"
 STOPPED = 75  # exit status of a run that saved itself and wants to be started again (EX_TEMPFAIL)
 
 
@@ -45,26 +48,35 @@ def locked(folder: Path) -> Iterator[None]:
 def save_state(
     folder: Path, run: Run, fingerprint: Mapping[str, Any], tables: Mapping[str, list[Any]]
 ) -> None:
-    """Write the whole state aside, make it durable, and put it in the last one's place.
+    """Write the whole state aside, make it durable, and put it in the last one's place. Every
+    process calls this.
 
     Args:
         fingerprint: settings and inputs of the run, to be compared on loading.
         tables: rows gathered so far, by table.
     """
-    aside = folder / f"{STATE}.tmp"
-    state = {
-        "fingerprint": dict(fingerprint),
-        "step": run.step,
-        "policy": run.policy.state_dict(),
-        "anchor": run.anchor.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "tables": dict(tables),
-    }
-    with open(aside, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, folder / STATE)
+    writers = process_count() if is_sharded(run.policy) else 1
+    if process_index() < writers:
+        state = {
+            "fingerprint": dict(fingerprint),
+            "step": run.step,
+            "policy": local(trained_parameters(run)),
+            "anchor": local(run.anchor.weights),
+            "optimizer": [
+                {name: local([value])[0] for name, value in run.optimizer.state[parameter].items()}
+                for parameter in trained_parameters(run)
+            ],
+            "tables": dict(tables),
+        }
+        write_durably(state_path(folder, run.step, process_index()), lambda f: torch.save(state, f))
+    wait_for_all()
+    if process_index() == 0:
+        last = json.dumps({"step": run.step, "writers": writers}).encode()
+        write_durably(folder / f"{LAST}.tmp", lambda file: file.write(last))
+        os.replace(folder / f"{LAST}.tmp", folder / LAST)
+        for path in folder.glob("step*.pt"):
+            if not path.name.startswith(f"step{run.step}."):
+                path.unlink()
 
 
 def load_state(
@@ -74,23 +86,57 @@ def load_state(
     nothing was saved.
 
     Raises:
-        ValueError: the state is of other settings or inputs; names those that differ.
+        ValueError: the state is of other settings or inputs, or of another number of shards;
+            names what differs.
     """
-    path = folder / STATE
-    if not path.is_file():
+    if not (folder / LAST).is_file():
         return None
-    state = torch.load(path, map_location=run.policy.device, weights_only=True)
+    last = json.loads((folder / LAST).read_text())
+    writers = process_count() if is_sharded(run.policy) else 1
+    if last["writers"] != writers:
+        raise ValueError(
+            f"{folder} holds a state in {last['writers']} shards, expected {writers}: start as "
+            f"many processes, or delete {folder} to start anew"
+        )
+    path = state_path(folder, last["step"], process_index() if writers > 1 else 0)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     differences = describe_differences(state["fingerprint"], fingerprint)
     if differences:
         raise ValueError(
             f"{path} is the state of another run: {differences}. Restore these settings to go on "
             f"with it, or delete {folder} to start anew"
         )
-    run.policy.load_state_dict(state["policy"])
-    run.anchor.load_state_dict(state["anchor"])
-    run.optimizer.load_state_dict(state["optimizer"])
+    with torch.no_grad():
+        for saved, tensors in (
+            (state["policy"], local(trained_parameters(run))),
+            (state["anchor"], local(run.anchor.weights)),
+        ):
+            for tensor, value in zip(tensors, saved, strict=True):
+                tensor.copy_(value)
+    run.anchor.refresh()
+    for parameter, values in zip(trained_parameters(run), state["optimizer"], strict=True):
+        run.optimizer.state[parameter] = {
+            name: like(value.to(parameter.device), parameter) for name, value in values.items()
+        }
     run.step = state["step"]
     return state["tables"]
+
+
+def trained_parameters(run: Run) -> list[torch.Tensor]:
+    """All of them, or LoRA's."""
+    return [tensor for group in run.optimizer.param_groups for tensor in group["params"]]
+
+
+def state_path(folder: Path, step: int, process: int) -> Path:
+    return folder / f"step{step}.process{process}.pt"
+
+
+def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file and have it on the disk on return."""
+    with open(path, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def describe_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str:

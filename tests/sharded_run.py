@@ -1,0 +1,67 @@
+"""A run over two processes, sharded by FSDP on the CPU; started by tests/test_processes.py through
+torchrun. accelerate shards on accelerators only, so the sharding is done by hand here."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from conftest import EOS, PAD
+from test_reinforce import PROMPTS, count_fives, settings
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from warpflow.anchors import Anchor, make_anchor
+from warpflow.processes import is_sharded, local, process_index, whole_state_dict
+from warpflow.reinforce import ReinforceSettings, Run, train_policy
+from warpflow.resume import load_state, save_state
+
+
+def sharded(model: PreTrainedModel) -> PreTrainedModel:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def start(model: Path, chosen: ReinforceSettings) -> Run:
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    anchor = Anchor(sharded(make_anchor(policy).model))
+    policy = sharded(policy)
+    return Run(policy, anchor, torch.optim.Adam(policy.parameters(), 1e-2, fused=True))
+
+
+def train(run: Run, chosen: ReinforceSettings, stop: int) -> None:
+    steps = train_policy(run, count_fives, PROMPTS, chosen, eos_id=EOS, pad_id=PAD, seed=0)
+    while run.step < stop:
+        next(steps)
+
+
+def main(folder: Path) -> None:
+    chosen = settings(steps=6)
+    run = start(folder / "model", chosen)
+    for model in (run.policy, run.anchor.model):
+        assert is_sharded(model)
+        held = sum(part.numel() for part in local(model.parameters()))
+        assert held < 0.6 * sum(p.numel() for p in model.parameters())
+    train(run, chosen, 3)
+    save_state(folder / "state", run, {}, {"training": [3]})
+    again = start(folder / "model", chosen)
+    assert load_state(folder / "state", again, {}) == {"training": [3]}
+    train(run, chosen, 6)
+    train(again, chosen, 6)
+    for name in ("policy", "anchor"):
+        pair = [getattr(one, name) for one in (run, again)]
+        models = [one.model if isinstance(one, Anchor) else one for one in pair]
+        for a, b in zip(*(local(model.parameters()) for model in models), strict=True):
+            assert torch.equal(a, b), f"{name} is another after a resume"
+        whole = whole_state_dict(models[0])
+        if process_index() == 0:
+            torch.save(whole, folder / f"{name}.pt")
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    main(Path(sys.argv[1]))
+    dist.destroy_process_group()

@@ -1,0 +1,77 @@
+"""Where the anchor's weights live changes what they cost, not what they are."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MakeModel, Perturb
+from test_reinforce import run, settings, weights
+from test_resume import train
+
+from warpflow.anchors import make_anchor, move_anchor_
+from warpflow.reinforce import start_run
+from warpflow.resume import load_state, save_state
+
+
+def test_an_anchor_in_host_memory_trains_the_same_policy_bit_for_bit(
+    make_model: MakeModel,
+) -> None:
+    results = {}
+    for memory in ("device", "host"):
+        policy = make_model("gemma")
+        rows = run(policy, make_model("gemma"), settings(anchor_memory=memory))
+        results[memory] = (rows, weights(policy))
+    assert results["host"][0] == results["device"][0]
+    assert torch.equal(results["host"][1], results["device"][1])
+
+
+def test_a_bf16_anchor_averages_in_fp32_where_bf16_would_stand_still(
+    make_model: MakeModel, perturb: Perturb
+) -> None:
+    start = make_model("llama")
+    policy = perturb(start, 1, 1e-4)  # a step of it times μ is far below bf16's resolution
+    kept, full = make_anchor(start, "bfloat16"), make_anchor(start)
+    for _ in range(200):
+        move_anchor_(kept, policy, 0.01)
+        move_anchor_(full, policy, 0.01)
+    for shadow, weight, copy in zip(
+        kept.weights, full.weights, kept.model.parameters(), strict=True
+    ):
+        assert torch.equal(shadow, weight)
+        assert torch.equal(copy, weight.bfloat16())
+    plain = [p.detach().bfloat16() for p in start.parameters()]
+    for tensor, target in zip(plain, policy.parameters(), strict=True):
+        for _ in range(200):
+            tensor.lerp_(target.detach().bfloat16(), 0.01)
+    goal = weights(policy) - weights(start)
+    moved = weights(full.model) - weights(start)
+    stood = torch.cat([tensor.float().flatten() for tensor in plain]) - weights(start)
+    assert torch.cosine_similarity(moved, goal, dim=0) > 0.999
+    assert torch.cosine_similarity(stood, goal, dim=0) < 0.5
+
+
+def test_a_bf16_anchor_measures_nearly_the_same_kl(make_model: MakeModel) -> None:
+    changes = {"anchor": "sft", "compute_dtype": "bfloat16"}
+    kls = {}
+    for memory in ("device", "bfloat16"):
+        chosen = settings(anchor_memory=memory, **changes)
+        kls[memory] = run(make_model("llama"), make_model("llama", seed=1), chosen)[0].kl_to_anchor
+    assert kls["bfloat16"] == pytest.approx(kls["device"], rel=0.02)
+    assert kls["device"] > 1
+
+
+@pytest.mark.parametrize("memory", ["host", "bfloat16"])
+def test_an_anchor_apart_resumes_bit_for_bit(
+    make_model: MakeModel, tmp_path: Path, memory: str
+) -> None:
+    chosen = settings(steps=4, anchor_memory=memory, compute_dtype="bfloat16")
+    models = [make_model("gemma", seed=seed) for seed in (0, 0, 9)]
+    whole, first, second = (start_run(m, m, dataclasses.replace(chosen)) for m in models)
+    expected = train(whole, chosen)
+    train(first, chosen, stop=2)
+    save_state(tmp_path, first, {}, {})
+    load_state(tmp_path, second, {})
+    assert train(second, chosen) == expected[2:]
+    for a, b in zip(whole.anchor.weights, second.anchor.weights, strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,89 @@
+"""The anchor of the KL penalty: whose weights it has, where it keeps them, how it moves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from warpflow.adapters import acting_weights
+from warpflow.averaging import update_ema_
+from warpflow.processes import local, release
+
+Memory = Literal["device", "host", "bfloat16"]
+
+
+@dataclass
+class Anchor:
+    """A frozen model that scores, and the fp32 weights that are averaged.
+
+    Attributes:
+        model: dropout off, no gradient; sharded where the policy is.
+        memory: where the weights live. ``device``: they are the model's own. ``host``: in host
+            memory, on the device only while it scores; each step moves them there, and the
+            policy's here. ``bfloat16``: in host memory, with a bf16 copy on the device; each step
+            moves the policy's weights here and the copy there.
+        apart: the fp32 weights where they are not the model's own.
+    """
+
+    model: PreTrainedModel
+    memory: Memory = "device"
+    apart: list[Tensor] | None = None
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """θ_anchor in fp32, in the order of the model's parameters."""
+        return list(self.model.parameters()) if self.apart is None else self.apart
+
+    @contextmanager
+    def scoring(self, device: torch.device) -> Iterator[PreTrainedModel]:
+        """The model with its weights on the device, for a while."""
+        if self.memory == "host":
+            for parameter, weight in zip(self.model.parameters(), self.weights, strict=True):
+                parameter.data = weight.to(device, non_blocking=True)
+        yield self.model
+        release(self.model)
+        if self.memory == "host":
+            for parameter, weight in zip(self.model.parameters(), self.weights, strict=True):
+                parameter.data = weight
+
+    def refresh(self) -> None:
+        """Bring the model up to the weights after they have changed."""
+        if self.memory == "bfloat16":
+            for parameter, weight in zip(self.model.parameters(), self.weights, strict=True):
+                parameter.data.copy_(weight)
+
+
+def make_anchor(source: PreTrainedModel, memory: Memory = "device") -> Anchor:
+    """An anchor that starts as a copy of `source`, a policy in fp32 without adapters."""
+    model = copy.deepcopy(source).requires_grad_(False).eval()
+    if memory == "device":
+        return Anchor(model)
+    apart = [_in_host_memory(parameter.data) for parameter in model.parameters()]
+    for parameter, weight in zip(model.parameters(), apart, strict=True):
+        parameter.data = weight if memory == "host" else parameter.data.bfloat16()
+    return Anchor(model, memory, apart)
+
+
+def _in_host_memory(tensor: Tensor) -> Tensor:
+    """A copy there, pinned where it will travel to a GPU."""
+    copied = tensor.to("cpu", copy=True)
+    return copied.pin_memory() if tensor.is_cuda else copied
+
+
+@torch.no_grad()
+def move_anchor_(anchor: Anchor, policy: PreTrainedModel, rate: float) -> None:
+    """θ_anchor ← (1 − rate) θ_anchor + rate θ (Algorithm 1), with θ the weights that the policy
+    acts with, LoRA's included. All at once where both lie on the device, else one at a time."""
+    if anchor.memory == "device" and all(p.requires_grad for p in policy.parameters()):
+        update_ema_(local(anchor.weights), local(policy.parameters()), rate)
+    else:
+        for average, weight in zip(anchor.weights, acting_weights(policy), strict=True):
+            update_ema_([average], [weight.to(average.device)], rate)
+    anchor.refresh()
