@@ -35,9 +35,18 @@ LLAMA_LIKE = {
     "max_position_embeddings": 256,
     "initializer_range": 0.4,  # far from uniform predictions, so that mistakes show
 }
-# Both tied (gemma, gpt2, qwen2) and untied; mistral's window is shorter than the sequences here.
+# Both tied (the gemmas, gpt2, qwen2) and untied; windows are shorter than the sequences here, in
+# every layer (mistral) or in every other one (gemma2, gemma3_text).
 ARCHITECTURES: dict[str, dict[str, object]] = {
     "gemma": {**LLAMA_LIKE, "model_type": "gemma", "head_dim": 8},
+    "gemma2": {**LLAMA_LIKE, "model_type": "gemma2", "head_dim": 8, "sliding_window": 4},
+    "gemma3_text": {
+        **LLAMA_LIKE,
+        "model_type": "gemma3_text",
+        "head_dim": 8,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "llama": {**LLAMA_LIKE, "model_type": "llama", "tie_word_embeddings": False},
     "gpt2": {
         "model_type": "gpt2",
@@ -48,6 +57,7 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
         "initializer_range": 0.4,
     },
     "qwen2": {**LLAMA_LIKE, "model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {**LLAMA_LIKE, "model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": False},
     "gpt_neox": {
         **{key: value for key, value in LLAMA_LIKE.items() if key != "num_key_value_heads"},
         "model_type": "gpt_neox",

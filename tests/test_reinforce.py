@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from warpflow import reinforce
 from warpflow.anchors import Anchor
 from warpflow.evaluation import sequence_kls
 from warpflow.log_probs import Completions, token_log_probs
+from warpflow.models import load_policy, load_tokenizer, save_checkpoint
 from warpflow.reinforce import (
     ReinforceSettings,
     Run,
@@ -280,6 +283,28 @@ def test_training_raises_the_reward(make_model: MakeModel) -> None:
     first, last = (sum(r.reward for r in part) / 10 for part in (rows[:10], rows[-10:]))
     assert last > first + 1
     assert [row.step for row in rows] == list(range(1, 61))
+
+
+def test_any_architecture_trains_from_shards_and_is_saved_whole(
+    architecture: str, make_model: MakeModel, save: Callable[..., Path], tmp_path: Path
+) -> None:
+    given = save(make_model(architecture), "given", max_shard_size="4KB")
+    assert len(list(given.glob("model-*.safetensors"))) > 1
+    policy = load_policy(given)
+    chosen = settings(steps=2, baseline="none")
+    rows = run(policy, load_policy(given), chosen, reward=lambda batch: batch.lengths.float())
+    assert rows[1].kl_to_anchor != 0
+    assert torch.isfinite(weights(policy)).all()
+    before = dict(load_policy(given).named_parameters())
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in policy.named_parameters())
+    save_checkpoint(policy, load_tokenizer(given), tmp_path / "trained")
+    stored = load_policy(tmp_path / "trained")
+    assert torch.equal(weights(stored), weights(policy))
+    tied = [
+        model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        for model in (make_model(architecture), stored)
+    ]
+    assert tied[0] == tied[1]
 
 
 @pytest.mark.parametrize("kind", ["ema", "init", "sft", "hard_reset"])

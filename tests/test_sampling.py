@@ -14,6 +14,8 @@ from warpflow.sampling import (
     draw_tokens,
     draw_uniforms,
     encode_prompts,
+    make_cache,
+    next_logits,
     pad_left,
     sample_completions,
 )
@@ -109,6 +111,31 @@ def test_near_temperature_zero_every_row_is_its_own_greedy_continuation(
             assert response == tuple(expected[:length])
             lengths.add(length)
     assert len(lengths) > 1
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1] * 3], ids=["padded", "not padded"])
+@torch.no_grad()
+def test_cached_logits_are_those_of_a_plain_forward_pass(
+    make_model: MakeModel, architecture: str, prompts: list[list[int]]
+) -> None:
+    """Token by token through the sampler's cache, a row leaving it on the way."""
+    model, rows = make_model(architecture), [list(prompt) for prompt in prompts]
+    ids, is_prompt = pad_left(rows, PAD)
+    is_token, count = is_prompt, 9
+    cache = make_cache(model, ids.shape[1] + count)
+    for step in range(count):
+        logits = next_logits(model, ids, is_token, is_prompt, cache)
+        for row, cached in zip(rows, logits, strict=True):
+            plain = model(torch.tensor([row]), use_cache=False).logits[0, -1]
+            torch.testing.assert_close(cached, plain, atol=2e-5, rtol=1e-4)
+        if step == 5:
+            keep = torch.tensor([0, 2])
+            cache.batch_select_indices(keep)
+            rows, is_token, is_prompt = [rows[0], rows[2]], is_token[keep], is_prompt[keep]
+        ids = torch.tensor([[5 + (step + 3 * place) % 14] for place in range(len(rows))])
+        for row, token in zip(rows, ids.tolist(), strict=True):
+            row += token
+        is_token = torch.cat([is_token, torch.ones_like(is_token[:, :1])], 1)
 
 
 def test_rows_that_end_leave_the_batch_and_sampling_stops_with_the_last(
