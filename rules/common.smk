@@ -5,6 +5,8 @@
 # take the .dvc pointer as their input: it is small text, so content decides what runs again.
 # How a job runs and how DVC comes in: workflow/warpflow/jobs.py.
 
+import json
+
 from snakemake.exceptions import WorkflowError
 
 from warpflow.commands import code_files, flags
@@ -45,11 +47,21 @@ def pointer(result):
 
 
 SFT = pointer("train_sft")
-REWARD_MODEL = pointer("train_reward_model")
 DATA = pointer(config["data"])
-# Settings that sampling has in common wherever it happens.
-SAMPLING = {
-    key: config["policy"][key] for key in ("max_prompt_tokens", "max_new_tokens", "temperature")
+GOLD = config["evaluate_policy"]["gold"]
+REWARDS = {name: float(weight) for name, weight in config["rewards"].items() if weight}
+# No reward model is trained where it has no weight.
+REWARD_MODEL = pointer("train_reward_model") if "reward_model" in REWARDS else []
+# Functions that the config names: their files are code of the jobs that call them.
+SCORERS = [GOLD, *(name for name in REWARDS if name != "reward_model")]
+# What training and evaluation have in common: how completions are sampled, and what scores them.
+JUDGING = {
+    "max_prompt_tokens": config["policy"]["max_prompt_tokens"],
+    "max_new_tokens": config["policy"]["max_new_tokens"],
+    "temperature": config["policy"]["temperature"],
+    "rewards": json.dumps(REWARDS, sort_keys=True),
+    "reward_model": REWARD_MODEL or None,
+    "gold": GOLD,
 }
 # Jobs that use a GPU where there is one; one at a time, since they would share its memory.
 TRAINING_GPUS = min(len(visible_gpus()), 1)

@@ -25,7 +25,7 @@ METRICS = [
 rule evaluate_policy:
     """Reward, gold, KL to SFT, length and diversity of one policy on held-out prompts."""
     input:
-        code=code_files("evaluate_policy", config["evaluate_policy"]["gold"]),
+        code=code_files("evaluate_policy", *SCORERS),
         policy=lambda w: pointer(w.result),
         sft=SFT,
         reward_model=REWARD_MODEL,
@@ -42,12 +42,11 @@ rule evaluate_policy:
         mem_mb=4000,
         gpu=TRAINING_GPUS,
     params:
-        settings=flags({"seed": config["seed"]} | SAMPLING | config["evaluate_policy"]),
+        settings=flags({"seed": config["seed"]} | JUDGING | config["evaluate_policy"]),
     shell:
         "python -m warpflow.jobs run --makes {output.evaluation} --log {log} --inputs {input} -- "
         "python scripts/evaluate_policy.py --policy {input.policy} "
-        "--sft {input.sft} --reward_model {input.reward_model} --data {input.data} "
-        "--out {output.evaluation} {params.settings}"
+        "--sft {input.sft} --data {input.data} --out {output.evaluation} {params.settings}"
 
 
 rule collect_evaluations:

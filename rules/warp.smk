@@ -5,7 +5,7 @@
 rule train_policy:
     """Stage 1: one RL run against its anchor; member m of iteration i."""
     input:
-        code=code_files("train_policy", config["evaluate_policy"]["gold"]),
+        code=code_files("train_policy", *SCORERS),
         init=lambda w: pointer(PLAN.init[w.experiment, int(w.iteration)]),
         sft=SFT,
         reward_model=REWARD_MODEL,
@@ -25,16 +25,16 @@ rule train_policy:
         states=f"{RESULTS}/states",
         tensorboard=f"{LOGS}/tensorboard/{{experiment}}/iteration{{iteration}}/member{{member}}",
         settings=lambda w: flags(
-            {"seed": config["seed"], "gold": config["evaluate_policy"]["gold"]}
-            | SAMPLING
+            {"seed": config["seed"]}
+            | JUDGING
             | policy_settings(PLAN.experiments[w.experiment], int(w.iteration))
         ),
     shell:
         "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} "
         "--states {params.states} --unkeyed '--tensorboard {params.tensorboard}' -- "
         "python scripts/train_policy.py --init {input.init} --sft {input.sft} --data {input.data} "
-        "--reward_model {input.reward_model} --iteration {wildcards.iteration} "
-        "--member {wildcards.member} --out {params.made} {params.settings}"
+        "--iteration {wildcards.iteration} --member {wildcards.member} "
+        "--out {params.made} {params.settings}"
 
 
 rule merge_policies:

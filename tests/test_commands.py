@@ -43,6 +43,26 @@ def test_functions_named_in_the_config_are_code():
     assert code_files("evaluate_policy", None) == code_files("evaluate_policy")
 
 
+def test_code_of_a_users_function_is_all_that_it_imports_from_this_folder(tmp_path, monkeypatch):
+    files = {
+        "mine/__init__.py": "",
+        "mine/rewards.py": "import helper, re\nfrom . import words\nfrom .lists import SHORT\n",
+        "mine/words.py": "from mine.deep import deeper",
+        "mine/lists.py": "",
+        "mine/deep/__init__.py": "",
+        "mine/deep/deeper.py": "",
+        "helper.py": "",
+        "other.py": "",
+        "scripts/job.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    expected = set(files) - {"other.py", "mine/__init__.py"}
+    assert set(code_files("job", "mine.rewards:short")) - {"mine/__init__.py"} == expected
+
+
 def test_flags_round_trip_and_leave_out_null():
     settings = {"beta": 0.1, "path": None, "text": "a b's", "steps": 3}
     assert shlex.split(flags(settings)) == ["--beta", "0.1", "--steps", "3", "--text", "a b's"]

@@ -91,11 +91,19 @@ def test_two_processes_never_share_a_state(tmp_path: Path) -> None:
 
 def command(folder: Path, out: Path, state: Path) -> list[str]:
     """scripts/train_policy.py on the tiny models of tests/test_scripts.py, saving every step."""
-    from test_scripts import GOLD, REINFORCE, SAMPLING, flags
+    from test_scripts import GOLD, MODEL, REINFORCE, SAMPLING, flags
 
     paths = {name: folder / name for name in ("sft", "reward_model", "data")}
     changes = {"steps": STEPS, "evaluate_every": 100, "out": out, "state": state}
-    chosen = {**SAMPLING, **REINFORCE, "gold": GOLD, "seed": 0, "iteration": 1, **changes}
+    chosen = {
+        **SAMPLING,
+        **REINFORCE,
+        "gold": GOLD,
+        "rewards": MODEL,
+        "seed": 0,
+        "iteration": 1,
+        **changes,
+    }
     words = flags(init=folder / "sft", member=0, **paths, **chosen)
     return [sys.executable, str(ROOT / "scripts/train_policy.py"), *words]
 

@@ -1,8 +1,10 @@
-"""Rewards: sequence classifiers and functions named in the config."""
+"""Rewards: sequence classifiers, functions named in the config, and their sum."""
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +21,17 @@ from warpflow.log_probs import Completions
 from warpflow.models import load_policy, load_reward_model, load_tokenizer, save_checkpoint
 from warpflow.reinforce import ReinforceSettings, start_run, train_policy
 from warpflow.rewards import (
+    Reward,
+    Scorer,
+    function_reward,
+    index_rows,
     load_function,
     model_reward,
     prompt_texts,
+    prompt_tokens,
     response_texts,
     sequence_scores,
-    text_reward,
+    weighted_sum,
 )
 
 
@@ -39,6 +46,7 @@ def batch() -> Completions:
     )
 
 
+PROMPT_ROWS = [{"prompt": "w0", "answer": 1}, {"prompt": "w1  w2", "answer": 2}, {"prompt": ""}]
 ROWS = [[BOS, 4, 7, EOS], [BOS, 5, 6, 8, 9, EOS], [BOS, EOS]]
 
 
@@ -126,21 +134,54 @@ def test_a_policy_without_pad_token_becomes_a_reward_model(
     torch.testing.assert_close(scores, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_functions_get_prompts_completions_and_finished(make_tokenizer: MakeTokenizer) -> None:
-    seen: dict[str, object] = {}
+def reward_of(scorer: Scorer, tokenizer: PreTrainedTokenizerBase) -> Reward:
+    rows = index_rows(prompt_tokens(batch()), PROMPT_ROWS)
+    return function_reward(scorer, tokenizer, "mine:scorer", rows)
 
-    def scorer(prompts: list[str], completions: list[str], finished: list[bool]) -> list[float]:
-        seen.update(prompts=prompts, completions=completions, finished=finished)
+
+def test_functions_get_all_by_name_and_the_rows_as_they_stand_in_the_file(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def scorer(**given: Any) -> list[float]:
+        seen.update(given)
         return [1, 2.5, -3]
 
-    scores = text_reward(scorer, make_tokenizer(), "mine")(batch())
+    scores = reward_of(scorer, make_tokenizer())(batch())
     assert scores.tolist() == [1.0, 2.5, -3.0]
     assert scores.dtype == torch.float32
     assert seen == {
-        "prompts": ["w0", "w1 w2", ""],
+        "prompts": ["w0", "w1  w2", ""],
         "completions": ["w3", "w4 w5", ""],
         "finished": [True, True, True],
+        "columns": [{"answer": 1}, {"answer": 2}, {}],
     }
+
+
+def test_rows_follow_their_completions_in_any_batch(make_tokenizer: MakeTokenizer) -> None:
+    def answer(columns: list[dict[str, Any]], **_: Any) -> list[float]:
+        return [row.get("answer", 0) for row in columns]
+
+    reward = reward_of(answer, make_tokenizer())
+    assert reward(batch().rows(torch.tensor([2, 1, 1, 0]))).tolist() == [0, 2, 2, 1]
+
+
+def test_prompts_that_look_alike_but_differ_are_refused() -> None:
+    """With a tokenizer that knows neither word, say."""
+    same = [[BOS, 3], [BOS, 3]]
+    assert len(index_rows(same, [{"prompt": "x"}, {"prompt": "x"}])) == 1
+    with pytest.raises(ValueError, match=r"'x'.*'y'.*leave one of them out"):
+        index_rows(same, [{"prompt": "x"}, {"prompt": "y"}])
+
+
+def test_terms_are_weighted_and_summed(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer()
+    model = model_reward(classifier(), tokenizer, tokenizer)
+    function = reward_of(lambda **_: [1, 2, 3], tokenizer)
+    both = weighted_sum([(1.0, model), (-0.5, function)])(batch())
+    torch.testing.assert_close(both, model(batch()) - 0.5 * torch.tensor([1.0, 2.0, 3.0]))
+    assert torch.equal(weighted_sum([(1.0, model)])(batch()), model(batch()))
 
 
 def test_texts_leave_out_special_tokens(make_tokenizer: MakeTokenizer) -> None:
@@ -150,21 +191,47 @@ def test_texts_leave_out_special_tokens(make_tokenizer: MakeTokenizer) -> None:
 
 @pytest.mark.parametrize("count", [0, 2, 4])
 def test_a_wrong_count_of_scores_is_refused(make_tokenizer: MakeTokenizer, count: int) -> None:
-    reward = text_reward(lambda p, c, f: [0.0] * count, make_tokenizer(), "my.module:scorer")
-    with pytest.raises(ValueError, match=f"my.module:scorer returned {count} scores for 3"):
+    reward = reward_of(lambda **_: [0.0] * count, make_tokenizer())
+    with pytest.raises(ValueError, match=f"mine:scorer returned {count} scores for") as error:
         reward(batch())
+    assert "prompt 'w0', completion 'w3'" in error.value.__notes__[0]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_not_finite_is_refused(make_tokenizer: MakeTokenizer, value: float) -> None:
     """A reward of NaN replaced by 0 corrupts the training silently; in an evaluation nothing
     else would notice it."""
-    reward = text_reward(lambda p, c, f: [0.0, value, 0.0], make_tokenizer(), "my.module:scorer")
-    with pytest.raises(FloatingPointError, match=r"my.module:scorer.*'w4 w5'"):
+    reward = reward_of(lambda **_: [0.0, value, 0.0], make_tokenizer())
+    with pytest.raises(FloatingPointError, match=r"mine:scorer.*'w1  w2', completion 'w4 w5'"):
         reward(batch())
 
 
-def nan_scorer(prompts: list[str], completions: list[str], finished: list[bool]) -> list[float]:
+def test_a_function_that_raises_stops_with_its_own_error_and_the_example(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    def fails_on_two_words(completions: list[str], **_: Any) -> list[float]:
+        return [1 / (2 - len(completion.split())) for completion in completions]
+
+    with pytest.raises(ZeroDivisionError) as error:
+        reward_of(fails_on_two_words, make_tokenizer())(batch())
+    assert error.value.__notes__ == [
+        "Raised by the reward mine:scorer, on prompt 'w1  w2', completion 'w4 w5'"
+    ]
+
+
+def test_a_model_that_fails_stops_with_the_example(make_tokenizer: MakeTokenizer) -> None:
+    model, tokenizer = classifier(), make_tokenizer()
+    model.config.max_position_embeddings = 5
+    with pytest.raises(ValueError, match="6 tokens, but the reward model reads at most 5") as error:
+        model_reward(model, tokenizer, tokenizer)(batch())
+    assert "prompt 'w0', completion 'w3'; 2 more" in error.value.__notes__[0]
+    model.config.max_position_embeddings = 256
+    model.config.reward_mean = math.nan
+    with pytest.raises(FloatingPointError, match="reward_model returned nan for prompt 'w0'"):
+        model_reward(model, tokenizer, tokenizer)(batch())
+
+
+def nan_scorer(prompts: Sequence[str], **_: Any) -> list[float]:
     return [math.nan] * len(prompts)
 
 
@@ -179,8 +246,11 @@ def test_training_stops_at_nan(
     make_model: MakeModel, make_tokenizer: MakeTokenizer, kind: str
 ) -> None:
     tokenizer, policy = make_tokenizer(), make_model("llama")
+    rows = index_rows([[BOS]], [{"prompt": ""}])
     reward = (
-        model_of_nan(tokenizer) if kind == "model" else text_reward(nan_scorer, tokenizer, "mine")
+        model_of_nan(tokenizer)
+        if kind == "model"
+        else function_reward(nan_scorer, tokenizer, "mine", rows)
     )
     settings = ReinforceSettings(
         steps=1,
@@ -216,7 +286,22 @@ def test_training_stops_at_nan(
     assert all(map(torch.equal, before, policy.parameters()))
 
 
-def test_functions_are_loaded_by_name() -> None:
-    assert load_function("math:sqrt") is math.sqrt
-    with pytest.raises(ValueError, match=r"'math\.sqrt': expected package.module:function"):
-        load_function("math.sqrt")
+def test_functions_are_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the library, or of a file in the folder that a job runs in."""
+    (tmp_path / "in_this_folder.py").write_text("def short(completions, **_): return []\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # what is appended goes with the test
+    assert load_function("in_this_folder:short")(completions=[], prompts=[]) == []
+    assert load_function("warpflow.language:gold_score").__name__ == "gold_score"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("math.sqrt", r"'math\.sqrt': expected package.module:function"),
+        ("math:sqrt", r"math:sqrt cannot be called as sqrt\(prompts=…, .*\*\*_ for those"),
+    ],
+)
+def test_a_function_of_another_form_is_refused_before_it_is_called(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_function(name)

@@ -31,6 +31,7 @@ TINY = {
     "head_dim": 8,
 }
 GOLD = "warpflow.language:gold_score"
+MODEL = '{"reward_model": 1.0}'
 
 
 def flags(**settings) -> list[str]:
@@ -88,17 +89,24 @@ def results(tmp_path_factory) -> Path:
 
 def run_train_policy(folder: Path, member: int, out: Path, **changes) -> None:
     paths = {name: folder / name for name in ("sft", "reward_model", "data")}
-    settings = {**SAMPLING, **REINFORCE, "gold": GOLD, "seed": 0, "iteration": 1, **changes}
+    settings = {
+        **SAMPLING,
+        **REINFORCE,
+        "gold": GOLD,
+        "rewards": MODEL,
+        "seed": 0,
+        "iteration": 1,
+        **changes,
+    }
     train_policy.main(flags(init=folder / "sft", member=member, out=out, **paths, **settings))
 
 
-def run_evaluate(folder: Path, policy: Path, out: Path) -> dict:
+def run_evaluate(folder: Path, policy: Path, out: Path, **changes) -> dict:
     paths = {name: folder / name for name in ("sft", "reward_model", "data")}
     sizes = {"prompts": 8, "samples_per_prompt": 2, "batch_size": 4, "completions": 3}
     out.parent.mkdir(parents=True, exist_ok=True)
-    evaluate_policy.main(
-        flags(policy=policy, out=out, seed=0, gold=GOLD, **paths, **sizes, **SAMPLING)
-    )
+    given = {**paths, **sizes, **SAMPLING, "gold": GOLD, "rewards": MODEL, **changes}
+    evaluate_policy.main(flags(policy=policy, out=out, seed=0, **given))
     return json.loads(out.read_text())
 
 
@@ -231,6 +239,25 @@ def test_merge_interpolate_evaluate_collect(results, tmp_path):
 def test_sft_evaluates_to_zero_kl(results, tmp_path):
     document = run_evaluate(results, results / "sft", tmp_path / "evaluation.json")
     assert document["metrics"]["kl"] == document["metrics"]["kl_exact"] == 0
+
+
+def test_functions_reward_without_a_reward_model_and_are_weighted_beside_it(results, tmp_path):
+    """Gold's own function as the reward: then reward and gold are one."""
+    document = run_evaluate(
+        results, results / "sft", tmp_path / "a.json", rewards=json.dumps({GOLD: 2.0})
+    )["metrics"]
+    assert document["reward"] == pytest.approx(2 * document["gold"])
+    model = run_evaluate(results, results / "sft", tmp_path / "b.json")["metrics"]
+    both = run_evaluate(
+        results,
+        results / "sft",
+        tmp_path / "c.json",
+        rewards=json.dumps({GOLD: -1.0, "reward_model": 0.5}),
+    )["metrics"]
+    assert both["reward"] == pytest.approx(0.5 * model["reward"] - model["gold"], rel=1e-5)
+    run_train_policy(results, 0, tmp_path / "trained", rewards=json.dumps({GOLD: 1.0}))
+    trajectory = pd.read_csv(tmp_path / "trained/trajectory.csv")
+    assert trajectory.reward.tolist() == trajectory.gold.tolist()
 
 
 def test_config_docs_are_current():

@@ -28,16 +28,27 @@ def code_files(script: str, *functions: str | None) -> list[str]:
             continue
         files.add(str(path))
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                pending.append(module_file(node.module))
+            pending += map(module_file, imported_modules(node, path))
     return sorted(files)
+
+
+def imported_modules(node: ast.AST, path: Path) -> list[str]:
+    """The modules that an import in the file `path` may name; ``from a import b`` may mean a.b."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    package = path.parts[: -node.level] if node.level else ()  # relative: from . import b
+    module = ".".join([*package, *([node.module] if node.module else [])])
+    return [module, *(f"{module}.{alias.name}" for alias in node.names)]
 
 
 def module_file(name: str) -> Path | None:
     """The file of a module ``a.b`` (or a function ``a.b:f``) of the library or of this folder."""
-    path = Path(name.partition(":")[0].replace(".", "/") + ".py")
-    candidates = (LIBRARY.parent / path, path)
-    return next((file for file in candidates if file.is_file()), None)
+    path = Path(name.partition(":")[0].replace(".", "/"))
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    files = (folder / file for folder in (LIBRARY.parent, Path()) for file in candidates)
+    return next((file for file in files if file.is_file()), None)
 
 
 def flags(settings: Mapping[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from warpflow.commands import module_file
 from warpflow.plan import Experiment, resolve_experiments
 from warpflow.rows import iterate_rows, require_columns
 
@@ -52,7 +55,13 @@ def describe(error: Any) -> list[str]:
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = list(error.schema.get("properties", {}))
         unknown = [name for name in error.instance if name not in known]
-        return [f"- {join(key, name)}: unknown key{closest(name, known)}" for name in unknown]
+        patterns = error.schema.get("patternProperties", {})  # of rewards: names of functions
+        known += ["package.module:function"] * len(patterns)
+        return [
+            f"- {join(key, name)}: unknown key{closest(name, known)}"
+            for name in unknown
+            if not any(re.search(pattern, name) for pattern in patterns)
+        ]
     if error.validator == "required":
         missing = [name for name in error.validator_value if name not in error.instance]
         return [f"- {join(key, name)}: missing; see config/README.md" for name in missing[:1]]
@@ -103,6 +112,7 @@ def expectation(error: Any) -> str:
 def cross_check(config: Mapping[str, Any]) -> Iterator[str]:
     """Problems that lie between keys, and files that are not there."""
     yield from check_policy(config)
+    yield from check_rewards(config)
     if config["data"] == "prepare_data":
         yield from check_files(config["prepare_data"], config["policy"]["path"])
     for experiment in resolve_experiments(config).values():
@@ -128,6 +138,34 @@ def check_policy(config: Mapping[str, Any]) -> Iterator[str]:
         is_local = path and (path.startswith((".", "/", "~")) or path.count("/") > 1)
         if is_local and not Path(path, "config.json").is_file():
             yield f"- {key}: no config.json in {path}: expected a Hugging Face model folder"
+
+
+def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
+    """Whether anything is rewarded, and the functions that the config names are there."""
+    weights = {name: weight for name, weight in config["rewards"].items() if weight}
+    if not weights:
+        yield "- rewards: every weight is 0: nothing would be learned; give one another weight"
+    functions = {f"rewards.{name}": name for name in weights if name != "reward_model"}
+    functions |= {"evaluate_policy.gold": config["evaluate_policy"]["gold"]}
+    for key, name in functions.items():
+        problem = function_problem(name) if name else None
+        if problem:
+            yield f"- {key}: {problem}"
+
+
+def function_problem(name: str) -> str | None:
+    """Why ``package.module:function`` cannot be, as far as files tell without running them."""
+    module, _, function = name.partition(":")
+    path = module_file(module)
+    if path is not None:
+        is_there = re.search(rf"\b{function}\b", path.read_text())
+        return None if is_there else f"{path} has no function {function}"
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        return (
+            f"no module {module}: expected {module.replace('.', '/')}.py in this folder, or an "
+            "installed package"
+        )
+    return None
 
 
 def check_experiment(experiment: Experiment) -> Iterator[str]:

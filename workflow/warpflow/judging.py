@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.models import load_policy, load_reward_model, load_tokenizer
-from warpflow.rewards import Reward, load_function, model_reward, text_reward
-from warpflow.rows import read_rows
+from warpflow.rewards import (
+    PromptRows,
+    Reward,
+    function_reward,
+    index_rows,
+    load_function,
+    model_reward,
+    weighted_sum,
+)
+from warpflow.rows import Row, read_rows
 from warpflow.sampling import encode_prompts
 
 
@@ -17,10 +28,17 @@ class JudgeArguments:
     """What every script that judges policies is told of them: flags of these names."""
 
     sft: str = field(metadata={"help": "checkpoint of θ_sft"})
-    reward_model: str = field(metadata={"help": "checkpoint of the reward model"})
     data: str = field(metadata={"help": "data folder"})
     max_prompt_tokens: int = field(metadata={"help": "longer prompts are an error"})
-    gold: str | None = field(default=None, metadata={"help": "package.module:function"})
+    rewards: str = field(
+        metadata={"help": "JSON: reward_model or package.module:function → its weight in r(x, y)"}
+    )
+    reward_model: str | None = field(
+        default=None, metadata={"help": "checkpoint of the reward model, where it has a weight"}
+    )
+    gold: str | None = field(
+        default=None, metadata={"help": "package.module:function, measured and never trained on"}
+    )
 
 
 @dataclass(frozen=True)
@@ -42,32 +60,47 @@ def load_judges(given: JudgeArguments) -> Judges:
         ValueError: a prompt of more than `max_prompt_tokens` tokens; names file and prompt.
     """
     tokenizer = load_tokenizer(given.sft)
-    model = load_reward_model(given.reward_model).requires_grad_(False)
-    gold = given.gold
-    train_prompts, eval_prompts = (
-        read_prompts(tokenizer, f"{given.data}/{part}_prompts.jsonl", given.max_prompt_tokens)
-        for part in ("train", "eval")
-    )
+    files = [f"{given.data}/{part}_prompts.jsonl" for part in ("train", "eval")]
+    rows = [read_rows(file) for file in files]
+    prompts = [
+        encode_rows(tokenizer, part, file, given.max_prompt_tokens)
+        for part, file in zip(rows, files, strict=True)
+    ]
+
+    @functools.cache  # only where a reward wants it: it refuses prompts that look alike
+    def prompt_rows() -> PromptRows:
+        return index_rows(prompts[0] + prompts[1], rows[0] + rows[1])
+
+    def load_reward(name: str) -> Reward:
+        if name != "reward_model":
+            return function_reward(load_function(name), tokenizer, name, prompt_rows())
+        if given.reward_model is None:
+            raise ValueError(
+                "--rewards gives reward_model a weight: give --reward_model its folder"
+            )
+        model = load_reward_model(given.reward_model).requires_grad_(False)
+        return model_reward(model, load_tokenizer(given.reward_model), tokenizer)
+
+    weights = json.loads(given.rewards)
     return Judges(
         sft=load_policy(given.sft).requires_grad_(False),
         tokenizer=tokenizer,
-        reward=model_reward(model, load_tokenizer(given.reward_model), tokenizer),
-        gold=text_reward(load_function(gold), tokenizer, gold) if gold else None,
-        train_prompts=train_prompts,
-        eval_prompts=eval_prompts,
+        reward=weighted_sum([(weight, load_reward(name)) for name, weight in weights.items()]),
+        gold=load_reward(given.gold) if given.gold else None,
+        train_prompts=prompts[0],
+        eval_prompts=prompts[1],
     )
 
 
-def read_prompts(
-    tokenizer: PreTrainedTokenizerBase, path: str, max_prompt_tokens: int
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], path: str, max_prompt_tokens: int
 ) -> list[list[int]]:
-    """Token ids of the prompts of a JSONL file, none longer than `max_prompt_tokens`."""
-    prompts = [row["prompt"] for row in read_rows(path)]
-    encoded = encode_prompts(tokenizer, prompts)
-    for prompt, ids in zip(prompts, encoded, strict=True):
+    """Token ids of the prompts of a file's rows, none longer than `max_prompt_tokens`."""
+    encoded = encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    for row, ids in zip(rows, encoded, strict=True):
         if len(ids) > max_prompt_tokens:
             raise ValueError(
                 f"{path}: a prompt of {len(ids)} tokens, expected at most {max_prompt_tokens} "
-                f"(policy.max_prompt_tokens): shorten it or raise the limit: {prompt[:80]!r}"
+                f"(policy.max_prompt_tokens): shorten it or raise the limit: {row['prompt']!r:.80}"
             )
     return encoded

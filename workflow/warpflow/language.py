@@ -351,7 +351,9 @@ def _review_score(topic: str, words: Sequence[str], finished: bool) -> float:
     return score - UNFINISHED_PENALTY * (not finished)
 
 
-def gold_score(prompts: list[str], completions: list[str], finished: list[bool]) -> list[float]:
+def gold_score(
+    prompts: list[str], completions: list[str], finished: list[bool], **_: object
+) -> list[float]:
     """Gold reward of each completion, for evaluation only; higher is better.
 
     At most 4.5; reviews of the language have mean 0 and standard deviation 1.2.

@@ -1,22 +1,62 @@
-"""Rewards: a sequence-classification model, or a Python function named in the config.
+"""Rewards: a sequence-classification model, Python functions named in the config, and their sum.
 
-Both become a `Reward`: a function from a batch of completions to one float per completion.
+Each becomes a `Reward`: a function from a batch of completions to one float per completion. A
+reward that fails stops the run and shows the completion; it is never replaced by 0.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-import math
-from collections.abc import Callable, Sequence
+import inspect
+import operator
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.log_probs import Completions
+from warpflow.rows import Row
 
 Reward = Callable[[Completions], Tensor]
-TextScorer = Callable[[list[str], list[str], list[bool]], Sequence[float]]
+# Called with the keywords prompts, completions, finished and columns, a list each.
+Scorer = Callable[..., Sequence[float]]
+Example = tuple[Any, str]  # a prompt, as its file has it or decoded, and its completion
+# Token ids of a prompt → its row in the prompts' file. A completion finds its row by its prompt's
+# tokens, so that sampling, micro-batches and processes need not carry it.
+PromptRows = Mapping[tuple[int, ...], Row]
+
+
+def weighted_sum(terms: Sequence[tuple[float, Reward]]) -> Reward:
+    """r(x, y) = Σ weight · term."""
+
+    def score(batch: Completions) -> Tensor:
+        return functools.reduce(operator.add, (weight * term(batch) for weight, term in terms))
+
+    return score
+
+
+def index_rows(encoded: Sequence[Sequence[int]], rows: Sequence[Row]) -> PromptRows:
+    """The rows of prompts by the prompts' token ids.
+
+    Raises:
+        ValueError: two rows that differ become the same tokens.
+    """
+    found: dict[tuple[int, ...], Row] = {}
+    for ids, row in zip(encoded, rows, strict=True):
+        other = found.setdefault(tuple(ids), row)
+        if other != row:
+            raise ValueError(
+                f"two prompts are the same to the policy's tokenizer, but their rows differ, so "
+                f"that a reward function could not tell them apart: {other!r:.300} and "
+                f"{row!r:.300}; leave one of them out"
+            )
+    return found
 
 
 def model_reward(
@@ -30,22 +70,37 @@ def model_reward(
     A reward model trained by this pipeline stores the mean and standard deviation of its scores
     in its config (`reward_mean`, `reward_std`); scores are returned in those units. Where both
     models share a vocabulary the sampled ids are scored as they are, else the decoded text.
+
+    Raises (the reward): ValueError for a text longer than the model's context, FloatingPointError
+    for a score that is not finite.
     """
     mean = getattr(model.config, "reward_mean", 0.0)
     std = getattr(model.config, "reward_std", 1.0)
     same_vocabulary = model_tokenizer.get_vocab() == policy_tokenizer.get_vocab()
 
+    def encode(batch: Completions) -> list[list[int]]:
+        if same_vocabulary:
+            return token_rows(batch)
+        return model_tokenizer(full_texts(batch, policy_tokenizer))["input_ids"]
+
     @torch.no_grad()
     def score(batch: Completions) -> Tensor:
-        if same_vocabulary:
-            rows = token_rows(batch)
-        else:
-            rows = model_tokenizer(full_texts(batch, policy_tokenizer))["input_ids"]
-        scores = [
-            sequence_scores(model, rows[i : i + batch_size])
-            for i in range(0, len(rows), batch_size)
-        ]
-        return (torch.cat(scores) - mean) / std
+        def examples() -> Iterator[Example]:
+            prompts = prompt_texts(batch, policy_tokenizer)
+            yield from zip(prompts, response_texts(batch, policy_tokenizer), strict=True)
+
+        rows = encode(batch)
+        with showing("reward_model", examples()):
+            require_context(model, rows)
+            scores = torch.cat(
+                [
+                    sequence_scores(model, rows[i : i + batch_size])
+                    for i in range(0, len(rows), batch_size)
+                ]
+            )
+        values = (scores - mean) / std
+        require_finite(values, "reward_model", examples())
+        return values
 
     return score
 
@@ -59,35 +114,121 @@ def sequence_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Te
     return model(input_ids=ids, attention_mask=is_token.long()).logits[:, 0].float()
 
 
-def text_reward(scorer: TextScorer, policy_tokenizer: PreTrainedTokenizerBase, name: str) -> Reward:
-    """The reward of a function ``(prompts, completions, finished) -> floats``.
+def function_reward(
+    function: Scorer, policy_tokenizer: PreTrainedTokenizerBase, name: str, prompt_rows: PromptRows
+) -> Reward:
+    """The reward of a function of (prompts, completions, finished, columns), all by keyword.
 
-    A wrong count (ValueError) or a value that is not finite (FloatingPointError) stops the run:
-    it is never replaced by 0.
+    Args:
+        name: as the config names it, for messages.
+        prompt_rows: gives `prompts` (as they stand in the file) and `columns` (the rest of the
+            row, a dict). `completions` are decoded without special tokens.
+
+    Raises (the reward): what the function raises, with the example; ValueError for a wrong count,
+    FloatingPointError for a value that is not finite.
     """
 
     def score(batch: Completions) -> Tensor:
-        prompts, responses = (
-            prompt_texts(batch, policy_tokenizer),
-            response_texts(batch, policy_tokenizer),
-        )
-        values = [float(v) for v in scorer(prompts, responses, batch.finished.tolist())]
-        if len(values) != len(prompts):
-            raise ValueError(f"{name} returned {len(values)} scores for {len(prompts)} completions")
-        for value, prompt, response in zip(values, prompts, responses, strict=True):
-            if not math.isfinite(value):
-                raise FloatingPointError(f"{name} returned {value} for {prompt!r} + {response!r}")
-        return torch.tensor(values, dtype=torch.float32, device=batch.response_ids.device)
+        rows = [prompt_rows[tuple(ids)] for ids in prompt_tokens(batch)]
+        completions = response_texts(batch, policy_tokenizer)
+        prompts = [row["prompt"] for row in rows]
+        arguments = {
+            "prompts": prompts,
+            "completions": completions,
+            "finished": batch.finished.tolist(),
+            "columns": [{k: v for k, v in row.items() if k != "prompt"} for row in rows],
+        }
+        values = call_scorer(function, name, arguments)
+        result = torch.tensor(values, dtype=torch.float32, device=batch.response_ids.device)
+        require_finite(result, name, zip(prompts, completions, strict=True))
+        return result
 
     return score
 
 
-def load_function(name: str) -> TextScorer:
-    """The function that a config names as ``package.module:function``."""
-    module, separator, function = name.partition(":")
+def call_scorer(function: Scorer, name: str, arguments: Mapping[str, list[Any]]) -> list[float]:
+    """One float per completion. Where the function fails, its error says on which example: it is
+    called again on one after the other."""
+
+    def call(part: Mapping[str, list[Any]]) -> list[float]:
+        values = [float(value) for value in function(**part)]
+        if len(values) != len(part["prompts"]):
+            raise ValueError(
+                f"{name} returned {len(values)} scores for {len(part['prompts'])} completions"
+            )
+        return values
+
+    examples = list(zip(arguments["prompts"], arguments["completions"], strict=True))
+    try:
+        return call(arguments)
+    except Exception:
+        for index, example in enumerate(examples):
+            with showing(name, [example]):
+                call({key: values[index : index + 1] for key, values in arguments.items()})
+        with showing(name, examples):
+            raise
+
+
+@contextmanager
+def showing(name: str, examples: Iterable[Example]) -> Iterator[None]:
+    """Add the first example to any error, and how many more were scored together with it.
+    `examples` is read only then."""
+    try:
+        yield
+    except Exception as error:
+        (prompt, completion), *others = examples
+        more = f"; {len(others)} more were scored with it" if others else ""
+        error.add_note(
+            f"Raised by the reward {name}, on prompt {prompt!r:.1000}, completion "
+            f"{completion!r:.1000}{more}"
+        )
+        raise
+
+
+def require_finite(values: Tensor, name: str, examples: Iterable[Example]) -> None:
+    """Raise FloatingPointError for a NaN or an infinity, and show where it came."""
+    if torch.isfinite(values).all():
+        return
+    index = int((~torch.isfinite(values)).nonzero()[0, 0])
+    prompt, completion = list(examples)[index]
+    raise FloatingPointError(
+        f"the reward {name} returned {values[index].item()} for prompt {prompt!r:.1000}, "
+        f"completion {completion!r:.1000}"
+    )
+
+
+def require_context(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError where a row is longer than the model's context."""
+    context, longest = getattr(model.config, "max_position_embeddings", None), max(map(len, rows))
+    if context is not None and longest > context:
+        raise ValueError(
+            f"a text of {longest} tokens, but the reward model reads at most {context} "
+            "(max_position_embeddings in its config.json): lower policy.max_new_tokens or "
+            "policy.max_prompt_tokens"
+        )
+
+
+def load_function(name: str) -> Scorer:
+    """The function that a config names as ``package.module:function``, of an installed package or
+    of a file in the folder that the command runs in.
+
+    Raises:
+        ValueError: the name has another form, or the function takes other arguments.
+    """
+    module, separator, attribute = name.partition(":")
     if not separator:
         raise ValueError(f"{name!r}: expected package.module:function")
-    return getattr(importlib.import_module(module), function)
+    if os.getcwd() not in sys.path:  # a script's folder is there, the project's is not
+        sys.path.append(os.getcwd())
+    function = getattr(importlib.import_module(module), attribute)
+    try:
+        inspect.signature(function).bind(prompts=[], completions=[], finished=[], columns=[])
+    except TypeError as error:
+        raise ValueError(
+            f"{name} cannot be called as {attribute}(prompts=…, completions=…, finished=…, "
+            f"columns=…): {error}; let it take these names, and **_ for those it does not need"
+        ) from None
+    return function
 
 
 def token_rows(batch: Completions) -> list[list[int]]:
@@ -102,9 +243,13 @@ def full_texts(batch: Completions, tokenizer: PreTrainedTokenizerBase) -> list[s
     return tokenizer.batch_decode(token_rows(batch), skip_special_tokens=True)
 
 
+def prompt_tokens(batch: Completions) -> list[list[int]]:
+    """Each row's real prompt tokens."""
+    return [ids[mask].tolist() for ids, mask in zip(batch.prompt_ids, batch.is_prompt, strict=True)]
+
+
 def prompt_texts(batch: Completions, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    rows = [ids[mask].tolist() for ids, mask in zip(batch.prompt_ids, batch.is_prompt, strict=True)]
-    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return tokenizer.batch_decode(prompt_tokens(batch), skip_special_tokens=True)
 
 
 def response_texts(batch: Completions, tokenizer: PreTrainedTokenizerBase) -> list[str]:
