@@ -105,7 +105,7 @@ class Ours:
     def __init__(self, folder: Path, prompts: list[str]) -> None:
         from warpflow import reinforce
         from warpflow.models import load_policy, load_tokenizer
-        from warpflow.sampling import encode_prompts
+        from warpflow.prompts import encode_prompts
 
         tokenizer = load_tokenizer(folder)
         self.settings = reinforce.ReinforceSettings(

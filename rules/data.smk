@@ -47,7 +47,7 @@ rule prepare_data:
             {
                 "seed": config["seed"],
                 "tokenizer_path": config["policy"]["path"],
-                "max_prompt_tokens": config["policy"]["max_prompt_tokens"] - 1,  # BOS comes on top
+                "max_prompt_tokens": config["policy"]["max_prompt_tokens"],
             }
             | config["prepare_data"]
         ),

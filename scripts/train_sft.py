@@ -8,11 +8,13 @@ Next in reading order: warpflow.supervised.train.
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.cli import parse_arguments
 from warpflow.models import (
@@ -22,7 +24,8 @@ from warpflow.models import (
     save_checkpoint,
     warn_of_half_precision,
 )
-from warpflow.rows import read_rows
+from warpflow.prompts import end_of_turn
+from warpflow.rows import iterate_rows, read_rows
 from warpflow.seeds import derive_seed
 from warpflow.supervised import (
     SupervisedSettings,
@@ -51,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tokenizer = load_tokenizer(arguments.policy)
         warn_of_half_precision(arguments.policy)
         model = load_policy(arguments.policy)
+        end_answers_as_the_template(tokenizer, model, f"{arguments.data}/train_prompts.jsonl")
     else:
         tokenizer = load_tokenizer(f"{arguments.data}/tokenizer")
         architecture = json.loads(arguments.architecture)
@@ -72,6 +76,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_checkpoint(model, tokenizer, arguments.out)
     columns = ["step", "loss", "learning_rate", "grad_norm"]
     pd.DataFrame(history, columns=columns).to_csv(f"{arguments.out}/training.csv", index=False)
+
+
+def end_answers_as_the_template(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, prompts: str
+) -> None:
+    """Where prompts are messages, make the token that closes an answer in the chat template the
+    EOS token, from SFT to sampling. It is stored with θ_sft."""
+    prompt = next(iterate_rows(prompts))["prompt"]
+    closing = None if isinstance(prompt, str) else end_of_turn(tokenizer, prompt)
+    if closing is None or closing == tokenizer.eos_token:
+        return
+    logging.info("completions end with %s, as in the chat template", closing)
+    tokenizer.eos_token = closing
+    assert model.generation_config is not None
+    ends = model.generation_config.eos_token_id  # one or several: what generate() stops at
+    if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
 
 
 if __name__ == "__main__":

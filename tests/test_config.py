@@ -141,6 +141,37 @@ def test_preferences_need_one_form(config, tmp_path):
     assert "preferences_chosen" in message(config)
 
 
+def test_files_of_stages_that_are_left_out_are_not_needed(config, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n')
+    config = files_config(config, path)
+    for key in ("sft_path", "sft_completion", "preferences_path"):
+        del config["prepare_data"][key]
+    assert "prepare_data.preferences_path: missing" in message(config)
+    config["policy"]["path"], config["train_sft"]["steps"] = "owner/name", 0
+    text = message(config)
+    assert "sft_path" not in text
+    assert "preferences_path" in text
+    config["rewards"] |= {"reward_model": 0, "warpflow.language:gold_score": 1}
+    check_config(config)
+
+
+@pytest.mark.parametrize("where", [None, "tokenizer_config.json", "chat_template.jinja"])
+def test_messages_need_a_chat_template(config, tmp_path, where):
+    path, policy = tmp_path / "rows.jsonl", tmp_path / "policy"
+    path.write_text('{"text": [{"role": "user", "content": "hi"}], "label": 1}\n')
+    policy.mkdir()
+    (policy / "config.json").write_text("{}")
+    config = files_config(config, path)
+    assert "policy.path is null, and a tokenizer trained here has none" in message(config)
+    config["policy"]["path"] = str(policy)
+    if where is None:
+        assert f"prompts_column: column 'text' of {path} holds a list" in message(config)
+    else:
+        (policy / where).write_text('{"chat_template": "{{ messages }}"}')
+        check_config(config)
+
+
 def test_settings_are_spelt_alike_in_config_schema_and_code(config):
     """A key means one thing: the dataclasses that scripts parse have the schema's keys."""
     schema = yaml.safe_load((CONFIG / "schema.yaml").read_text())["properties"]

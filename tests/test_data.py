@@ -278,7 +278,7 @@ def test_rows_too_short_for_a_prompt_are_counted(
 
 
 def test_long_prompts_are_an_error(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"texts\.jsonl: \d+ prompts are longer than max_prompt_"):
+    with pytest.raises(ValueError, match=r"texts\.jsonl: \d+ prompts are longer than policy"):
         run_script(settings | {"max_prompt_tokens": 2})
 
 

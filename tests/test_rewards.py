@@ -28,9 +28,9 @@ from warpflow.rewards import (
     load_function,
     model_reward,
     prompt_texts,
-    prompt_tokens,
     response_texts,
     sequence_scores,
+    tokens_of_prompts,
     weighted_sum,
 )
 
@@ -50,10 +50,10 @@ PROMPT_ROWS = [{"prompt": "w0", "answer": 1}, {"prompt": "w1  w2", "answer": 2},
 ROWS = [[BOS, 4, 7, EOS], [BOS, 5, 6, 8, 9, EOS], [BOS, EOS]]
 
 
-def classifier(labels: int = 1, name: str = "llama") -> PreTrainedModel:
+def classifier(labels: int = 1, name: str = "llama", vocab_size: int = 21) -> PreTrainedModel:
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        **ARCHITECTURES[name], vocab_size=21, pad_token_id=PAD, num_labels=labels
+        **ARCHITECTURES[name], vocab_size=vocab_size, pad_token_id=PAD, num_labels=labels
     )
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
     return model.requires_grad_(False)
@@ -73,8 +73,8 @@ def test_sampled_ids_and_decoded_text_get_the_same_reward(
     make_tokenizer: MakeTokenizer, foreign_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     model, policy_tokenizer = classifier(), make_tokenizer()
-    by_ids = model_reward(model, make_tokenizer(), policy_tokenizer)(batch())
-    by_text = model_reward(model, foreign_tokenizer, policy_tokenizer)(batch())
+    by_ids = model_reward(model, make_tokenizer(), policy_tokenizer, {})(batch())
+    by_text = model_reward(model, foreign_tokenizer, policy_tokenizer, {})(batch())
     torch.testing.assert_close(by_ids, by_text)
     alone = torch.cat([model(torch.tensor([row])).logits[0] for row in ROWS])
     torch.testing.assert_close(by_ids, alone, atol=1e-5, rtol=1e-5)
@@ -86,8 +86,8 @@ def test_batching_and_padding_do_not_change_scores(
     name: str, make_tokenizer: MakeTokenizer
 ) -> None:
     model, tokenizer = classifier(name=name), make_tokenizer()
-    whole = model_reward(model, tokenizer, tokenizer)(batch())
-    in_twos = model_reward(model, tokenizer, tokenizer, batch_size=2)(batch())
+    whole = model_reward(model, tokenizer, tokenizer, {})(batch())
+    in_twos = model_reward(model, tokenizer, tokenizer, {}, batch_size=2)(batch())
     torch.testing.assert_close(whole, in_twos, atol=1e-5, rtol=1e-5)
     alone = torch.cat([sequence_scores(model, [row]) for row in ROWS])
     torch.testing.assert_close(whole, alone, atol=1e-5, rtol=1e-5)
@@ -98,11 +98,11 @@ def test_scores_come_in_the_units_stored_with_the_model(
     make_tokenizer: MakeTokenizer, tmp_path: Path
 ) -> None:
     model, tokenizer = classifier(), make_tokenizer()
-    raw = model_reward(model, tokenizer, tokenizer)(batch())
+    raw = model_reward(model, tokenizer, tokenizer, {})(batch())
     model.config.reward_mean, model.config.reward_std = 2.0, 4.0
     save_checkpoint(model, tokenizer, tmp_path)
     stored = load_reward_model(tmp_path)
-    scores = model_reward(stored, load_tokenizer(tmp_path), tokenizer)(batch())
+    scores = model_reward(stored, load_tokenizer(tmp_path), tokenizer, {})(batch())
     torch.testing.assert_close(scores, (raw - 2) / 4)
 
 
@@ -135,7 +135,7 @@ def test_a_policy_without_pad_token_becomes_a_reward_model(
 
 
 def reward_of(scorer: Scorer, tokenizer: PreTrainedTokenizerBase) -> Reward:
-    rows = index_rows(prompt_tokens(batch()), PROMPT_ROWS)
+    rows = index_rows(tokens_of_prompts(batch()), PROMPT_ROWS)
     return function_reward(scorer, tokenizer, "mine:scorer", rows)
 
 
@@ -177,7 +177,7 @@ def test_prompts_that_look_alike_but_differ_are_refused() -> None:
 
 def test_terms_are_weighted_and_summed(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer()
-    model = model_reward(classifier(), tokenizer, tokenizer)
+    model = model_reward(classifier(), tokenizer, tokenizer, {})
     function = reward_of(lambda **_: [1, 2, 3], tokenizer)
     both = weighted_sum([(1.0, model), (-0.5, function)])(batch())
     torch.testing.assert_close(both, model(batch()) - 0.5 * torch.tensor([1.0, 2.0, 3.0]))
@@ -223,12 +223,12 @@ def test_a_model_that_fails_stops_with_the_example(make_tokenizer: MakeTokenizer
     model, tokenizer = classifier(), make_tokenizer()
     model.config.max_position_embeddings = 5
     with pytest.raises(ValueError, match="6 tokens, but the reward model reads at most 5") as error:
-        model_reward(model, tokenizer, tokenizer)(batch())
+        model_reward(model, tokenizer, tokenizer, {})(batch())
     assert "prompt 'w0', completion 'w3'; 2 more" in error.value.__notes__[0]
     model.config.max_position_embeddings = 256
     model.config.reward_mean = math.nan
     with pytest.raises(FloatingPointError, match="reward_model returned nan for prompt 'w0'"):
-        model_reward(model, tokenizer, tokenizer)(batch())
+        model_reward(model, tokenizer, tokenizer, {})(batch())
 
 
 def nan_scorer(prompts: Sequence[str], **_: Any) -> list[float]:
@@ -238,7 +238,7 @@ def nan_scorer(prompts: Sequence[str], **_: Any) -> list[float]:
 def model_of_nan(tokenizer: PreTrainedTokenizerBase) -> Callable[[Completions], torch.Tensor]:
     model = classifier()
     model.config.reward_mean = math.nan
-    return model_reward(model, tokenizer, tokenizer)
+    return model_reward(model, tokenizer, tokenizer, {})
 
 
 @pytest.mark.parametrize("kind", ["model", "function"])

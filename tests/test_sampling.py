@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import BOS, EOS, PAD, Enumerate, MakeModel, MakeTokenizer
+from conftest import BOS, EOS, PAD, Enumerate, MakeModel
 from transformers import PreTrainedModel
 
 from warpflow.log_probs import Completions, token_log_probs
@@ -13,7 +13,6 @@ from warpflow.sampling import (
     LEAVING_SHARE,
     draw_tokens,
     draw_uniforms,
-    encode_prompts,
     make_cache,
     next_logits,
     pad_left,
@@ -238,12 +237,3 @@ def test_pad_left() -> None:
     ids, mask = pad_left([[5], [6, 7, 8]], pad_id=9)
     assert ids.tolist() == [[9, 9, 5], [6, 7, 8]]
     assert mask.tolist() == [[False, False, True], [True, True, True]]
-
-
-def test_prompts_start_with_bos_where_there_is_one(make_tokenizer: MakeTokenizer) -> None:
-    tokenizer = make_tokenizer(["a", "b"])
-    assert encode_prompts(tokenizer, ["a b", ""]) == [[BOS, 4, 5], [BOS]]
-    tokenizer.bos_token = None
-    assert encode_prompts(tokenizer, ["a b"]) == [[4, 5]]
-    with pytest.raises(ValueError, match="'' has no tokens"):
-        encode_prompts(tokenizer, ["a", ""])

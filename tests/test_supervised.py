@@ -11,7 +11,8 @@ from conftest import BOS, EOS, PAD, MakeModel, MakeTokenizer
 from transformers import AutoModelForSequenceClassification
 
 from warpflow.models import load_policy, load_tokenizer, save_checkpoint
-from warpflow.sampling import draw_uniforms, encode_prompts, pad_left, sample_completions
+from warpflow.prompts import encode_prompts
+from warpflow.sampling import draw_uniforms, pad_left, sample_completions
 from warpflow.supervised import (
     IGNORED,
     SupervisedSettings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,16 +18,6 @@ from warpflow.plan import Experiment, resolve_experiments
 from warpflow.rows import iterate_rows, require_columns
 
 SCHEMA = Path(__file__).parents[2] / "config" / "schema.yaml"
-
-REQUIRED_FILE_KEYS = (
-    "sft_path",
-    "sft_completion",
-    "preferences_path",
-    "prompts_path",
-    "prompts_column",
-    "eval_prompts",
-    "max_text_tokens",
-)
 
 
 class ConfigError(ValueError):
@@ -114,7 +105,7 @@ def cross_check(config: Mapping[str, Any]) -> Iterator[str]:
     yield from check_policy(config)
     yield from check_rewards(config)
     if config["data"] == "prepare_data":
-        yield from check_files(config["prepare_data"], config["policy"]["path"])
+        yield from check_files(config)
     for experiment in resolve_experiments(config).values():
         yield from check_experiment(experiment)
 
@@ -190,15 +181,26 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
         )
 
 
-def check_files(section: Mapping[str, Any], policy_path: str | None) -> Iterator[str]:
+def needed_file_keys(config: Mapping[str, Any]) -> list[str]:
+    """Keys of `prepare_data` that the stages ahead read: a stage that is left out needs no file."""
+    keys = ["prompts_path", "prompts_column", "eval_prompts", "max_text_tokens"]
+    if config["train_sft"]["steps"]:
+        keys += ["sft_path", "sft_completion"]
+    if config["rewards"]["reward_model"] and config["train_reward_model"]["path"] is None:
+        keys += ["preferences_path"]
+    return keys
+
+
+def check_files(config: Mapping[str, Any]) -> Iterator[str]:
     """Missing keys and files of the user's data, and columns absent from their first row."""
-    missing = [key for key in REQUIRED_FILE_KEYS if section.get(key) is None]
+    section, policy_path = config["prepare_data"], config["policy"]["path"]
+    missing = [key for key in needed_file_keys(config) if section.get(key) is None]
     yield from (f"- prepare_data.{key}: missing; see config/README.md" for key in missing)
     if policy_path is None and section.get("vocab_size") is None:
         yield "- prepare_data.vocab_size: missing; policy.path is null, so a tokenizer is trained"
     pairs = [section.get("preferences_chosen"), section.get("preferences_rejected")]
     labelled = [section.get("preferences_text"), section.get("preferences_label")]
-    if (None in pairs) == (None in labelled):
+    if section.get("preferences_path") is not None and (None in pairs) == (None in labelled):
         yield (
             "- prepare_data: give either preferences_chosen and preferences_rejected, or "
             "preferences_text and preferences_label"
@@ -215,11 +217,12 @@ def check_files(section: Mapping[str, Any], policy_path: str | None) -> Iterator
             for key, column in section.items()
             if key.startswith(f"{kind}_") and isinstance(column, str) and key != f"{kind}_path"
         }
-        yield from check_columns(path, columns)
+        yield from check_columns(path, columns, policy_path)
 
 
-def check_columns(path: str, columns: Mapping[str, str]) -> Iterator[str]:
-    """Whether a file has a row and that row the columns; `prepare_data` checks the other rows."""
+def check_columns(path: str, columns: Mapping[str, str], policy_path: str | None) -> Iterator[str]:
+    """Whether a file has a row and that row the columns, and a chat template where one of them
+    holds messages; `prepare_data` checks the other rows."""
     try:
         first = next(iterate_rows(path), None)
         if first is None:
@@ -227,5 +230,24 @@ def check_columns(path: str, columns: Mapping[str, str]) -> Iterator[str]:
             return
         for key, column in columns.items():
             require_columns([first], [column], path, f"prepare_data.{key}")
+            if isinstance(first[column], list) and lacks_template(policy_path):
+                yield (
+                    f"- prepare_data.{key}: column {column!r} of {path} holds a list, messages as "
+                    "it seems, but there is no chat template for them: policy.path is "
+                    f"{policy_path or 'null, and a tokenizer trained here has none'}; set it to a "
+                    "model whose tokenizer has one, or give text"
+                )
     except ValueError as error:
         yield f"- {error}"
+
+
+def lacks_template(policy_path: str | None) -> bool:
+    """Whether files tell that the policy's tokenizer has no chat template."""
+    if policy_path is None:
+        return True
+    folder = Path(policy_path)
+    settings = folder / "tokenizer_config.json"
+    return folder.is_dir() and not (
+        (folder / "chat_template.jinja").is_file()
+        or (settings.is_file() and "chat_template" in json.loads(settings.read_text()))
+    )

@@ -2,13 +2,15 @@
 
 The folder holds sft.jsonl (prompt, completion), preferences.jsonl (prompt, chosen, rejected),
 train_prompts.jsonl and eval_prompts.jsonl (prompt, and further columns of the source), and
-tokenizer/. Later stages tokenise prompt and completion separately and put the ids together, so a
-completion carries the space that separates it from its prompt.
+tokenizer/. A prompt is text or a list of messages (`warpflow.prompts`), all else is text. Later
+stages tokenise prompt and completion separately and put the ids together, so a completion carries
+the space that separates it from a prompt of text.
 """
 
+import json
 import random
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from warpflow.prompts import Prompt, encode_prompts, is_messages, prompt_tokens
 from warpflow.rows import (
     Row,
     read_rows,
@@ -109,6 +112,16 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 
+def count_prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[int]:
+    """Number of tokens of each prompt, without the BOS that is put before texts."""
+    bos = tokenizer.bos_token_id is not None
+    lengths = [len(ids) for ids in prompt_tokens(tokenizer, prompts)]
+    return [
+        length - (bos and isinstance(prompt, str))
+        for length, prompt in zip(lengths, prompts, strict=True)
+    ]
+
+
 # ---------------------------------------------------------------------------------- preparation
 
 
@@ -121,19 +134,21 @@ def _flag(text: str, default: Any = MISSING) -> Any:
 class PrepareData:
     """The config section `prepare_data`; None, a flag left out, stands for null, "not used".
 
-    Text lengths are in tokens without bos and eos; `max_text_tokens` bounds prompt + completion.
+    A column of prompts holds text or messages; a column of completions may hold messages too, which
+    end with the assistant's answer. `max_text_tokens` bounds prompt + completion in tokens without
+    bos and eos, `max_prompt_tokens` a prompt as the policy reads it.
     """
 
-    sft_path: str = _flag("texts to imitate: .jsonl, .json or .csv, also with .gz")
-    sft_completion: str = _flag("column of the text to learn")
-    preferences_path: str = _flag("pairs, or texts with labels, for the reward model")
     prompts_path: str = _flag("prompts for reinforcement learning and evaluation")
     prompts_column: str = _flag("column of the prompt, or of the text that it is taken from")
     eval_prompts: int = _flag("prompts that are split off for evaluation")
     seed: int = _flag("base seed of the split and of pairing by label")
     max_text_tokens: int = _flag("rows whose prompt + text is longer are dropped")
     max_prompt_tokens: int = _flag("a longer prompt is an error")
+    sft_path: str | None = _flag("texts to imitate: .jsonl, .json or .csv, also with .gz", None)
+    sft_completion: str | None = _flag("column of the text to learn", None)
     sft_prompt: str | None = _flag("column; else the prompt is empty", None)
+    preferences_path: str | None = _flag("pairs, or texts with labels, for the reward model", None)
     preferences_prompt: str | None = _flag("column; else the prompt is empty", None)
     preferences_chosen: str | None = _flag("column, with preferences_rejected", None)
     preferences_rejected: str | None = _flag("column, with preferences_chosen", None)
@@ -157,7 +172,10 @@ class PrepareData:
                 "prepare_data: set either vocab_size (a tokenizer is trained) or tokenizer_path "
                 "(or policy.path; it is copied), and leave the other null"
             )
-        _require_one_preference_form(self)
+        if self.sft_path is not None and self.sft_completion is None:
+            raise ValueError("prepare_data: sft_path needs sft_completion, a column of that file")
+        if self.preferences_path is not None:
+            _require_one_preference_form(self)
 
 
 def _require_one_preference_form(settings: PrepareData) -> None:
@@ -185,20 +203,51 @@ def _join_space(prompt: str, completion: str) -> str:
     return " " + completion
 
 
-def _prompts_or_empty(rows: Sequence[Row], column: str | None, path: str, key: str) -> list[str]:
-    return [""] * len(rows) if column is None else read_texts(rows, column, path, key)
+def _read_cells(rows: Sequence[Row], column: str | None, path: str, key: str) -> Sequence[Prompt]:
+    """A column of texts, or one of messages; empty texts where no column is named."""
+    if column is None:
+        return [""] * len(rows)
+    require_columns(rows, [column], path, f"prepare_data: {key}")
+    for number, row in enumerate(rows, start=1):
+        cell = row[column]
+        kind = str if isinstance(rows[0][column], str) else list
+        if not isinstance(cell, kind) or not (kind is str or is_messages(cell)):
+            raise ValueError(
+                f"{path}, row {number}: column {column!r} (prepare_data: {key}) must be text in "
+                'every row, or messages, [{"role": "user", "content": "…"}, …], in every row; got '
+                f"{cell!r:.80}"
+            )
+    return [row[column] for row in rows]
 
 
-def read_sft(settings: PrepareData) -> list[dict[str, str]]:
-    """Rows of prompt and completion from sft_path."""
+def split_answer(prompt: Prompt, answer: Prompt, place: str) -> tuple[Prompt, str]:
+    """Prompt and completion. An answer of messages ends with the assistant's, which is the
+    completion; those before it belong to the prompt."""
+    if isinstance(answer, str):
+        return prompt, _join_space(prompt, answer) if isinstance(prompt, str) else answer
+    *before, last = answer
+    messages = [*([] if prompt == "" else prompt), *before]
+    if last["role"] != "assistant" or not is_messages(messages):
+        raise ValueError(
+            f"{place}: expected messages that end with the assistant's, after a prompt of messages "
+            f"in a column of its own or in front; got prompt {prompt!r:.80}, answer {answer!r:.200}"
+        )
+    return messages, last["content"]
+
+
+def read_sft(settings: PrepareData) -> list[Row]:
+    """Rows of prompt and completion from sft_path; none where there is no such file."""
     path = settings.sft_path
+    if path is None:
+        return []
     rows = read_rows(path)
-    prompts = _prompts_or_empty(rows, settings.sft_prompt, path, "prepare_data: sft_prompt")
-    texts = read_texts(rows, settings.sft_completion, path, "prepare_data: sft_completion")
-    return [
-        {"prompt": prompt, "completion": _join_space(prompt, text)}
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
+    prompts = _read_cells(rows, settings.sft_prompt, path, "sft_prompt")
+    answers = _read_cells(rows, settings.sft_completion, path, "sft_completion")
+    result = []
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), start=1):
+        prompt, completion = split_answer(prompt, answer, f"{path}, row {number}")
+        result.append({"prompt": prompt, "completion": completion})
+    return result
 
 
 def _read_label(value: Any, place: str) -> bool:
@@ -212,7 +261,7 @@ def _read_label(value: Any, place: str) -> bool:
 
 def pair_by_label(
     texts: Sequence[str], is_preferred: Sequence[bool], rng: random.Random
-) -> list[dict[str, str]]:
+) -> list[Row]:
     """Each preferred text, in order, as chosen against a random text that is not preferred."""
     others = [text for text, preferred in zip(texts, is_preferred, strict=True) if not preferred]
     if not others or len(others) == len(texts):
@@ -224,9 +273,12 @@ def pair_by_label(
     ]
 
 
-def read_preferences(settings: PrepareData) -> list[dict[str, str]]:
-    """Rows of prompt, chosen and rejected from preferences_path, in either form."""
+def read_preferences(settings: PrepareData) -> list[Row]:
+    """Rows of prompt, chosen and rejected from preferences_path, in either form; none where there
+    is no such file."""
     path = settings.preferences_path
+    if path is None:
+        return []
     rows = read_rows(path)
     if settings.preferences_text is not None and settings.preferences_label is not None:
         column = settings.preferences_label
@@ -241,46 +293,58 @@ def read_preferences(settings: PrepareData) -> list[dict[str, str]]:
             return pair_by_label(texts, labels, rng)
         except ValueError as error:
             raise ValueError(f"{path}, column {column!r} (preferences_label): {error}") from error
-    return _read_pairs(rows, settings)
+    return _read_pairs(rows, path, settings)
 
 
-def _read_pairs(rows: Sequence[Row], settings: PrepareData) -> list[dict[str, str]]:
-    path = settings.preferences_path
-    assert settings.preferences_chosen is not None and settings.preferences_rejected is not None
-    prompts = _prompts_or_empty(
-        rows, settings.preferences_prompt, path, "prepare_data: preferences_prompt"
+def _read_pairs(rows: Sequence[Row], path: str, settings: PrepareData) -> list[Row]:
+    prompts, chosen, rejected = (
+        _read_cells(rows, getattr(settings, key), path, key)
+        for key in ("preferences_prompt", "preferences_chosen", "preferences_rejected")
     )
-    chosen = read_texts(rows, settings.preferences_chosen, path, "prepare_data: preferences_chosen")
-    rejected = read_texts(
-        rows, settings.preferences_rejected, path, "prepare_data: preferences_rejected"
-    )
-    return [
-        {"prompt": prompt, "chosen": _join_space(prompt, yes), "rejected": _join_space(prompt, no)}
-        for prompt, yes, no in zip(prompts, chosen, rejected, strict=True)
-    ]
+    result = []
+    for number, (prompt, yes, no) in enumerate(zip(prompts, chosen, rejected, strict=True), 1):
+        place = f"{path}, row {number}"
+        (start, better), (other, worse) = (split_answer(prompt, a, place) for a in (yes, no))
+        if start != other:
+            raise ValueError(
+                f"{place}: the chosen and the rejected dialogue differ before their last message: "
+                f"{start!r:.200} and {other!r:.200}"
+            )
+        result.append({"prompt": start, "chosen": better, "rejected": worse})
+    return result
 
 
 def read_prompts(settings: PrepareData) -> tuple[list[Row], int]:
     """Different prompts with the other columns of their first row, and the rows dropped as short.
 
     With prompts_first_words = k a prompt is the first k words, joined by single spaces, of rows
-    that have more than k. A source column "prompt" is replaced where another one is chosen.
+    that have more than k. Messages that end with the assistant's are a prompt without it. A source
+    column "prompt" is replaced where another one is chosen.
     """
     path, column, k = settings.prompts_path, settings.prompts_column, settings.prompts_first_words
     rows = read_rows(path)
-    texts = read_texts(rows, column, path, "prepare_data: prompts_column")
     found: dict[str, Row] = {}
     short = 0
-    for row, text in zip(rows, texts, strict=True):
-        prompt = text
-        if k is not None:
-            words = text.split()
+    for number, (row, cell) in enumerate(
+        zip(rows, _read_cells(rows, column, path, "prompts_column"), strict=True), start=1
+    ):
+        prompt = cell
+        if not isinstance(prompt, str):
+            if k is not None:
+                raise ValueError(
+                    "prepare_data: prompts_first_words is for texts, but column "
+                    f"{column!r} of {path} holds messages; set it to null"
+                )
+            if prompt[-1]["role"] == "assistant":
+                prompt, _ = split_answer("", prompt, f"{path}, row {number}")
+        elif k is not None:
+            words = prompt.split()
             if len(words) <= k:
                 short += 1
                 continue
             prompt = " ".join(words[:k])
         extra = {name: value for name, value in row.items() if name != column}
-        found.setdefault(prompt, {**extra, "prompt": prompt})
+        found.setdefault(json.dumps(prompt), {**extra, "prompt": prompt})
     return list(found.values()), short
 
 
@@ -288,15 +352,16 @@ def require_short_prompts(
     prompts: Sequence[Row], tokenizer: PreTrainedTokenizerBase, settings: PrepareData
 ) -> None:
     """Raise ValueError for the longest prompt if it has more than max_prompt_tokens."""
-    lengths = count_tokens(tokenizer, [row["prompt"] for row in prompts])
+    encoded = encode_prompts(tokenizer, [row["prompt"] for row in prompts])
+    lengths = [len(ids) for ids in encoded]
     longest = max(lengths, default=0)
     if longest > settings.max_prompt_tokens:
         count = sum(length > settings.max_prompt_tokens for length in lengths)
         raise ValueError(
-            f"{settings.prompts_path}: {count} prompts are longer than max_prompt_tokens = "
+            f"{settings.prompts_path}: {count} prompts are longer than policy.max_prompt_tokens = "
             f"{settings.max_prompt_tokens}; the longest has {longest} tokens: "
-            f"{prompts[lengths.index(longest)]['prompt'][:60]!r}... Raise prepare_data: "
-            "max_prompt_tokens, lower prompts_first_words, or shorten the prompts."
+            f"{prompts[lengths.index(longest)]['prompt']!r:.60}... Raise policy.max_prompt_tokens, "
+            "lower prepare_data.prompts_first_words, or shorten the prompts."
         )
 
 
@@ -319,18 +384,18 @@ def split_prompts(
 
 
 def drop_unusable(
-    rows: Sequence[dict[str, str]],
+    rows: Sequence[Row],
     text_columns: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
     path: str,
-) -> tuple[list[dict[str, str]], int, int]:
+) -> tuple[list[Row], int, int]:
     """Rows whose texts are not blank and fit with their prompt; how many were blank, how many long.
 
     Raises ValueError if no row is left.
     """
     filled = [row for row in rows if all(row[column].strip() for column in text_columns)]
-    prompts = count_tokens(tokenizer, [row["prompt"] for row in filled])
+    prompts = count_prompt_tokens(tokenizer, [row["prompt"] for row in filled])
     texts = [count_tokens(tokenizer, [row[column] for row in filled]) for column in text_columns]
     longest = [prompt + max(lengths) for prompt, *lengths in zip(prompts, *texts, strict=True)]
     kept = [row for row, length in zip(filled, longest, strict=True) if length <= max_tokens]
@@ -343,10 +408,7 @@ def drop_unusable(
 
 
 def make_tokenizer(
-    settings: PrepareData,
-    sft: Sequence[Mapping[str, str]],
-    preferences: Sequence[Mapping[str, str]],
-    folder: Path,
+    settings: PrepareData, sft: Sequence[Row], preferences: Sequence[Row], folder: Path
 ) -> PreTrainedTokenizerBase:
     """The user's tokenizer copied to `folder`, or one trained on all texts."""
     if settings.tokenizer_path is not None:
@@ -357,31 +419,55 @@ def make_tokenizer(
     return train_tokenizer(texts, settings.vocab_size, folder)
 
 
+def file_of_messages(files: Iterable[tuple[str | None, Sequence[Row]]]) -> str | None:
+    """The first file that has prompts of messages."""
+    for path, rows in files:
+        if not all(isinstance(row["prompt"], str) for row in rows):
+            return path
+    return None
+
+
+def require_template(has_template: bool, path: str) -> None:
+    """Raise ValueError where a file has prompts of messages, and there is no chat template."""
+    if not has_template:
+        raise ValueError(
+            f"{path} has prompts of messages, but the policy's tokenizer has no chat template (one "
+            "that is trained here never has): set policy.path to a model whose tokenizer has one, "
+            "put a chat_template.jinja into its folder, or give prompts of text"
+        )
+
+
 def prepare_data(settings: PrepareData, out: Path) -> list[str]:
     """Write the data folder `out` from the user's files; returns a report, one line per file."""
     sft, preferences = read_sft(settings), read_preferences(settings)
     prompts, short = read_prompts(settings)
+    paths = (settings.sft_path, settings.preferences_path, settings.prompts_path)
+    chats = file_of_messages(zip(paths, (sft, preferences, prompts), strict=True))
+    if chats is not None:
+        require_template(settings.tokenizer_path is not None, chats)
     tokenizer = make_tokenizer(settings, sft, preferences, out / "tokenizer")
-    limit = settings.max_text_tokens
-    sft, sft_blank, sft_long = drop_unusable(
-        sft, ["completion"], tokenizer, limit, settings.sft_path
-    )
-    preferences, pair_blank, pair_long = drop_unusable(
-        preferences, ["chosen", "rejected"], tokenizer, limit, settings.preferences_path
-    )
+    if chats is not None:
+        require_template(tokenizer.chat_template is not None, chats)
     require_short_prompts(prompts, tokenizer, settings)
+    limit, report = settings.max_text_tokens, []
+    for name, rows, columns, path in (
+        ("sft", sft, ["completion"], settings.sft_path),
+        ("preferences", preferences, ["chosen", "rejected"], settings.preferences_path),
+    ):
+        if path is not None:
+            kept, blank, long = drop_unusable(rows, columns, tokenizer, limit, path)
+            write_jsonl(out / f"{name}.jsonl", kept)
+            report.append(
+                f"{name}.jsonl: {len(kept)} rows; dropped {blank} blank and {long} longer than "
+                f"max_text_tokens = {limit}"
+            )
     train, evaluation = split_prompts(
         prompts, settings.eval_prompts, settings.train_prompts, settings.seed
     )
-    write_jsonl(out / "sft.jsonl", sft)
-    write_jsonl(out / "preferences.jsonl", preferences)
     write_jsonl(out / "train_prompts.jsonl", train)
     write_jsonl(out / "eval_prompts.jsonl", evaluation)
-    dropped = "dropped {} blank and {} longer than max_text_tokens = {}"
     return [
-        f"sft.jsonl: {len(sft)} rows; " + dropped.format(sft_blank, sft_long, limit),
-        f"preferences.jsonl: {len(preferences)} rows; "
-        + dropped.format(pair_blank, pair_long, limit),
+        *report,
         f"train_prompts.jsonl: {len(train)} rows; eval_prompts.jsonl: {len(evaluation)} rows; "
         f"{len(prompts)} different prompts; dropped {short} rows too short for a prompt",
         f"tokenizer: {len(tokenizer)} tokens",

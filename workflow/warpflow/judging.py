@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.models import load_policy, load_reward_model, load_tokenizer
+from warpflow.prompts import encode_prompts
 from warpflow.rewards import (
     PromptRows,
     Reward,
@@ -20,7 +21,6 @@ from warpflow.rewards import (
     weighted_sum,
 )
 from warpflow.rows import Row, read_rows
-from warpflow.sampling import encode_prompts
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,13 @@ def load_judges(given: JudgeArguments) -> Judges:
                 "--rewards gives reward_model a weight: give --reward_model its folder"
             )
         model = load_reward_model(given.reward_model).requires_grad_(False)
-        return model_reward(model, load_tokenizer(given.reward_model), tokenizer)
+        of_messages = not all(isinstance(row["prompt"], str) for row in rows[0] + rows[1])
+        return model_reward(
+            model,
+            load_tokenizer(given.reward_model),
+            tokenizer,
+            prompt_rows() if of_messages else {},
+        )
 
     weights = json.loads(given.rewards)
     return Judges(

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.log_probs import Completions
+from warpflow.prompts import dialogue_tokens
 from warpflow.rows import Row
 
 Reward = Callable[[Completions], Tensor]
@@ -63,13 +64,20 @@ def model_reward(
     model: PreTrainedModel,
     model_tokenizer: PreTrainedTokenizerBase,
     policy_tokenizer: PreTrainedTokenizerBase,
+    dialogues: PromptRows,
     batch_size: int = 256,
 ) -> Reward:
     """The reward r(x, y) of a one-label sequence classifier.
 
     A reward model trained by this pipeline stores the mean and standard deviation of its scores
-    in its config (`reward_mean`, `reward_std`); scores are returned in those units. Where both
-    models share a vocabulary the sampled ids are scored as they are, else the decoded text.
+    in its config (`reward_mean`, `reward_std`); scores are returned in those units.
+
+    What it reads: prompts that are messages, with the completion as the assistant's answer,
+    through its own chat template, where it has one and was not trained here; else the sampled ids
+    as they are, where both models share a vocabulary; else the decoded text.
+
+    Args:
+        dialogues: rows of prompts that are messages; empty where prompts are text.
 
     Raises (the reward): ValueError for a text longer than the model's context, FloatingPointError
     for a score that is not finite.
@@ -77,8 +85,16 @@ def model_reward(
     mean = getattr(model.config, "reward_mean", 0.0)
     std = getattr(model.config, "reward_std", 1.0)
     same_vocabulary = model_tokenizer.get_vocab() == policy_tokenizer.get_vocab()
+    trained_here = hasattr(model.config, "reward_std")
+    has_own_template = model_tokenizer.chat_template is not None and not trained_here
 
     def encode(batch: Completions) -> list[list[int]]:
+        if dialogues and has_own_template:
+            answers = response_texts(batch, policy_tokenizer)
+            return [
+                dialogue_tokens(model_tokenizer, dialogues[tuple(ids)]["prompt"], answer)
+                for ids, answer in zip(tokens_of_prompts(batch), answers, strict=True)
+            ]
         if same_vocabulary:
             return token_rows(batch)
         return model_tokenizer(full_texts(batch, policy_tokenizer))["input_ids"]
@@ -129,7 +145,7 @@ def function_reward(
     """
 
     def score(batch: Completions) -> Tensor:
-        rows = [prompt_rows[tuple(ids)] for ids in prompt_tokens(batch)]
+        rows = [prompt_rows[tuple(ids)] for ids in tokens_of_prompts(batch)]
         completions = response_texts(batch, policy_tokenizer)
         prompts = [row["prompt"] for row in rows]
         arguments = {
@@ -243,13 +259,13 @@ def full_texts(batch: Completions, tokenizer: PreTrainedTokenizerBase) -> list[s
     return tokenizer.batch_decode(token_rows(batch), skip_special_tokens=True)
 
 
-def prompt_tokens(batch: Completions) -> list[list[int]]:
+def tokens_of_prompts(batch: Completions) -> list[list[int]]:
     """Each row's real prompt tokens."""
     return [ids[mask].tolist() for ids, mask in zip(batch.prompt_ids, batch.is_prompt, strict=True)]
 
 
 def prompt_texts(batch: Completions, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return tokenizer.batch_decode(prompt_tokens(batch), skip_special_tokens=True)
+    return tokenizer.batch_decode(tokens_of_prompts(batch), skip_special_tokens=True)
 
 
 def response_texts(batch: Completions, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -11,22 +11,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from warpflow.log_probs import Completions, mask_arguments
 from warpflow.seeds import make_generator
-
-
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each prompt, BOS first where the tokenizer has one."""
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    encoded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    ids = [bos + row for row in encoded]
-    for prompt, row in zip(prompts, ids, strict=True):
-        if not row:
-            raise ValueError(f"prompt {prompt!r} has no tokens and the tokenizer has no BOS token")
-    return ids
 
 
 def pad_left(

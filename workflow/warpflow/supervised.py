@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from warpflow.prompts import Prompt, prompt_tokens
 from warpflow.rewards import sequence_scores
 
 IGNORED = -100  # the label that Hugging Face's cross-entropy skips
@@ -33,14 +34,13 @@ class SupervisedSettings:
 
 
 def encode_example(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: str
 ) -> tuple[list[int], int]:
-    """``[bos] + prompt + completion + [eos]`` as ids, and how many of them are the prompt's.
+    """``prompt + completion + [eos]`` as ids, and how many of them are the prompt's (its BOS too).
 
     Prompt and completion are tokenised apart, as the policy meets them when it is sampled.
     """
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    start = bos + tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    start = prompt_tokens(tokenizer, [prompt])[0]
     rest = tokenizer(completion, add_special_tokens=False)["input_ids"]
     return [*start, *rest, tokenizer.eos_token_id], len(start)
 

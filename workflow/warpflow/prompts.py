@@ -1,0 +1,84 @@
+"""Prompts, text or messages for the tokenizer's chat template, and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+Messages = list[dict[str, str]]  # of "role" and "content", as chat templates take them
+Prompt = str | Messages
+
+
+def is_messages(value: Any) -> TypeGuard[Messages]:
+    """Whether a cell holds messages, each with a role and a text."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(message, dict)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+            for message in value
+        )
+    )
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+) -> list[list[int]]:
+    """Token ids of each prompt, as `prompt_tokens`.
+
+    Raises:
+        ValueError: a prompt without tokens, or messages that the template refuses.
+    """
+    ids = prompt_tokens(tokenizer, prompts)
+    for prompt, row in zip(prompts, ids, strict=True):
+        if not row:
+            raise ValueError(f"prompt {prompt!r} has no tokens and the tokenizer has no BOS token")
+    return ids
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids: of a text with BOS first where the tokenizer has one; of messages what the chat
+    template says, up to where the assistant's answer begins (a BOS only if the template has it)."""
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return [
+        bos + next(encoded) if isinstance(prompt, str) else dialogue_tokens(tokenizer, prompt)
+        for prompt in prompts
+    ]
+
+
+def dialogue_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, answer: str | None = None
+) -> list[int]:
+    """Token ids of messages through the chat template: up to the assistant's answer, or with it.
+
+    Raises:
+        ValueError: the template refuses them (two messages of one role in a row, say).
+    """
+    try:
+        ids = tokenizer.apply_chat_template(
+            messages if answer is None else [*messages, {"role": "assistant", "content": answer}],
+            add_generation_prompt=answer is None,
+            return_dict=False,
+        )
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses {messages!r:.1000}: {error}") from error
+    return list(ids)
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
+    """The special token with which the chat template closes an answer to `messages`; None where
+    it closes without one. Often not the tokenizer's EOS token (Gemma's <end_of_turn>)."""
+    answer = "An answer."
+    dialogue = [*messages, {"role": "assistant", "content": answer}]
+    text = str(tokenizer.apply_chat_template(dialogue, tokenize=False))
+    closing = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids)
+    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((str(tokenizer.convert_ids_to_tokens(i)) for i in closing if i in special), None)
