@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, given, settings = parse_arguments(
         __doc__, argv, Arguments, JudgeArguments, EvaluationSettings
     )
-    judges = load_judges(given)
+    judges = load_judges(given, settings.max_new_tokens)
     samples = evaluate(
         load_policy(arguments.policy),
         judges.sft,

@@ -83,7 +83,7 @@ def train(
 ) -> None:
     """Start or resume the run, train to the end, write the checkpoint. Once `stopped` is not
     empty: save and leave with exit status `STOPPED`."""
-    judges = load_judges(given)
+    judges = load_judges(given, settings.max_new_tokens)
     policy = load_policy(arguments.init)
     lora_seed = derive_seed(arguments.seed, "lora", arguments.iteration)  # members start alike
     run = start_run(policy, judges.sft, settings, lora_seed, accelerator)

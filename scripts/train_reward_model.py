@@ -19,7 +19,14 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from warpflow.cli import parse_arguments
-from warpflow.models import load_reward_model, load_tokenizer, save_checkpoint
+from warpflow.models import (
+    load_reward_model,
+    load_reward_tokenizer,
+    load_tokenizer,
+    pad_id_beside_eos,
+    require_vocabulary,
+    save_checkpoint,
+)
 from warpflow.rows import read_rows
 from warpflow.seeds import derive_seed
 from warpflow.supervised import (
@@ -48,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, settings = parse_arguments(__doc__, argv, Arguments, SupervisedSettings)
     if arguments.path:
         model = load_reward_model(arguments.path)
-        save_checkpoint(model, load_tokenizer(arguments.path), arguments.out)
+        tokenizer = load_reward_tokenizer(arguments.path)
+        require_vocabulary(tokenizer, model.config, arguments.path)
+        save_checkpoint(model, tokenizer, arguments.out)
         return
     tokenizer = load_tokenizer(arguments.sft)
     rows = read_rows(f"{arguments.data}/preferences.jsonl")
@@ -67,11 +76,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(
         arguments.sft, num_labels=1, dtype=torch.float32
     )
+    model.config.pad_token_id = pad_id_beside_eos(tokenizer)
     with tempfile.TemporaryDirectory() as work_folder:
         train(
             model,
             training,
-            preference_collator(tokenizer.pad_token_id),
+            preference_collator(model.config.pad_token_id),
             settings,
             seed=seed,
             work_folder=work_folder,

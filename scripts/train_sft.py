@@ -21,6 +21,7 @@ from warpflow.models import (
     build_policy,
     load_policy,
     load_tokenizer,
+    require_vocabulary,
     save_checkpoint,
     warn_of_half_precision,
 )
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tokenizer = load_tokenizer(arguments.policy)
         warn_of_half_precision(arguments.policy)
         model = load_policy(arguments.policy)
+        require_vocabulary(tokenizer, model.config, arguments.policy)
         end_answers_as_the_template(tokenizer, model, f"{arguments.data}/train_prompts.jsonl")
     else:
         tokenizer = load_tokenizer(f"{arguments.data}/tokenizer")

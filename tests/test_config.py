@@ -1,6 +1,7 @@
 """Bad configurations get one clear message, before any job and without touching a file."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,31 @@ def test_preferences_need_one_form(config, tmp_path):
     config = files_config(config, path)
     config["prepare_data"]["preferences_label"] = None
     assert "preferences_chosen" in message(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"max_position_embeddings": 32}, "= 64 exceed the context of {} (max_position_emb"),
+        ({"n_positions": 32}, "= 64 exceed the context of {}"),
+        ({"text_config": {"max_position_embeddings": 63}}, "embeddings = 63 in its config.json"),
+    ],
+)
+def test_a_users_policy_must_hold_prompt_and_completion(config, tmp_path, given, text):
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    config["policy"]["path"] = str(tmp_path)
+    assert text.format(tmp_path) in message(config)
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
+    check_config(config)
+
+
+@pytest.mark.parametrize("given", [{}, {"id2label": {"0": "a", "1": "b", "2": "c"}}])
+def test_a_users_reward_model_has_one_label(config, tmp_path, given):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | given))
+    config["train_reward_model"]["path"] = str(tmp_path)
+    assert f"train_reward_model.path: {tmp_path} has {3 if given else 2} labels" in message(config)
+    (tmp_path / "config.json").write_text('{"id2label": {"0": "LABEL_0"}}')
+    check_config(config)
 
 
 def test_files_of_stages_that_are_left_out_are_not_needed(config, tmp_path):

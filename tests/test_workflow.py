@@ -160,6 +160,54 @@ def test_a_users_own_policy_reward_model_and_files(tmp_path, make_model, make_to
     assert all(torch.equal(stored[name], tensor) for name, tensor in given.items())
 
 
+def test_a_users_messages_and_function_are_enough(tmp_path):
+    """A chat policy and a function that checks its answers: no SFT, no preferences, no reward
+    model. An edit of the function re-runs what it scores."""
+    from test_prompts import write_policy
+
+    folder = copy_project(tmp_path / "own")
+    write_policy(folder / "mine/policy", "chatml")
+    rows = [
+        {"ask": [{"role": "user", "content": f"How was film {n}?"}], "answer": n % 2}
+        for n in range(24)
+    ]
+    (folder / "mine/prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "my_rewards.py").write_text(
+        "def odd(completions, prompts, columns, **_):\n"
+        "    assert all(prompt[-1]['role'] == 'user' for prompt in prompts)\n"
+        "    return [row['answer'] + 1 for row in columns]\n"
+    )
+    config = {
+        "results": "results/mine",
+        "policy": {"path": "./mine/policy", "max_prompt_tokens": 60},
+        "data": "prepare_data",
+        "prepare_data": {
+            "prompts_path": "mine/prompts.jsonl",
+            "prompts_column": "ask",
+            "eval_prompts": 8,
+            "max_text_tokens": 8,
+        },
+        "train_sft": {"steps": 0},
+        "rewards": {"reward_model": 0, "my_rewards:odd": 2.0},
+        "evaluate_policy": {"gold": None},
+        "iterations": 1,
+        "experiments": {"lerp": None, "sft_anchor_beta_0.1": None, "slerp_lambda_0.5": None},
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(config))
+    configs = ("--configfile", "config/smoke.yaml", "mine.yaml")
+    tables = "results/mine/collect_evaluations"
+    snakemake(folder, f"{tables}/evaluations.csv", *configs)
+    evaluations = pd.read_csv(folder / tables / "evaluations.csv")
+    assert evaluations.reward.between(2, 4).all()
+    assert not (folder / "results/mine/train_reward_model").exists()
+    file = folder / "my_rewards.py"
+    file.write_text(file.read_text().replace("+ 1", "+ 1.5"))
+    jobs = planned(folder, f"{tables}/evaluations.csv", *configs)
+    assert jobs["train_policy"] == 2
+    assert jobs["evaluate_policy"] == len(evaluations)
+    assert not {"prepare_data", "train_sft"} & set(jobs)
+
+
 def make_reward_model(folder, make_model, make_tokenizer) -> None:
     """A GPT-2 classifier of one label, whose vocabulary is not the policy's."""
     tokenizer = make_tokenizer([f"w{i}" for i in range(16)][::-1])

@@ -129,6 +129,37 @@ def check_policy(config: Mapping[str, Any]) -> Iterator[str]:
         is_local = path and (path.startswith((".", "/", "~")) or path.count("/") > 1)
         if is_local and not Path(path, "config.json").is_file():
             yield f"- {key}: no config.json in {path}: expected a Hugging Face model folder"
+    yield from check_policy_folder(policy, needed)
+    yield from check_reward_folder(config["train_reward_model"]["path"])
+
+
+def read_model_config(path: str | None) -> dict[str, Any]:
+    """config.json of a model folder; nothing for a hub name: the first job that loads it looks."""
+    file = Path(path or "", "config.json")
+    return json.loads(file.read_text()) if path and file.is_file() else {}
+
+
+def check_policy_folder(policy: Mapping[str, Any], needed: int) -> Iterator[str]:
+    """Whether the user's own policy can hold a prompt and its completion."""
+    given = read_model_config(policy["path"])
+    given |= given.get("text_config", {})
+    context = given.get("max_position_embeddings", given.get("n_positions"))
+    if context is not None and needed > context:
+        yield (
+            f"- policy: max_prompt_tokens + max_new_tokens = {needed} exceed the context of "
+            f"{policy['path']} (max_position_embeddings = {context} in its config.json): lower them"
+        )
+
+
+def check_reward_folder(path: str | None) -> Iterator[str]:
+    """Whether the user's own reward model gives one number."""
+    given = read_model_config(path)
+    labels = len(given.get("id2label", (0, 1)))  # two are not written
+    if given and labels != 1:
+        yield (
+            f"- train_reward_model.path: {path} has {labels} labels in its config.json, expected 1 "
+            "(num_labels=1): a reward is one number"
+        )
 
 
 def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from warpflow.models import load_config, load_tokenizer, require_vocabulary
 from warpflow.prompts import Prompt, encode_prompts, is_messages, prompt_tokens
 from warpflow.rows import (
     Row,
@@ -87,11 +88,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreT
 def copy_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerBase:
     """Copy the tokenizer files (not the weights) of a Hugging Face folder, and load the copy.
 
-    A name that is no folder is taken from the hub (or its cache) and saved.
+    A name that is no folder is taken from the hub (or its cache) and saved. A model that it comes
+    with is checked as far as its config tells, before later stages load the weights.
     """
     if not Path(source).is_dir():
-        tokenizer = AutoTokenizer.from_pretrained(source)  # its error names both possibilities
-        tokenizer.save_pretrained(folder)
+        config = load_config(source)  # its error names both possibilities
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
+        require_vocabulary(tokenizer, config, source)
         return tokenizer
     found = [name for name in TOKENIZER_FILES if (Path(source) / name).is_file()]
     if not found:
@@ -102,7 +106,10 @@ def copy_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerBase:
     folder.mkdir(parents=True, exist_ok=True)
     for name in found:
         shutil.copyfile(Path(source) / name, folder / name)
-    return AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    if Path(source, "config.json").is_file():
+        require_vocabulary(tokenizer, load_config(source), source)
+    return tokenizer
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warpflow.models import load_policy, load_reward_model, load_tokenizer
+from warpflow.models import (
+    load_config,
+    load_policy,
+    load_reward_model,
+    load_reward_tokenizer,
+    load_tokenizer,
+    require_context,
+)
 from warpflow.prompts import encode_prompts
 from warpflow.rewards import (
     PromptRows,
@@ -53,12 +60,14 @@ class Judges:
     eval_prompts: list[list[int]]
 
 
-def load_judges(given: JudgeArguments) -> Judges:
+def load_judges(given: JudgeArguments, max_new_tokens: int) -> Judges:
     """Load them to the device.
 
     Raises:
-        ValueError: a prompt of more than `max_prompt_tokens` tokens; names file and prompt.
+        ValueError: a prompt of more than `max_prompt_tokens` tokens; names file and prompt. A
+            longest prompt and completion that exceed the policy's context.
     """
+    require_context(load_config(given.sft), given.max_prompt_tokens + max_new_tokens, given.sft)
     tokenizer = load_tokenizer(given.sft)
     files = [f"{given.data}/{part}_prompts.jsonl" for part in ("train", "eval")]
     rows = [read_rows(file) for file in files]
@@ -82,7 +91,7 @@ def load_judges(given: JudgeArguments) -> Judges:
         of_messages = not all(isinstance(row["prompt"], str) for row in rows[0] + rows[1])
         return model_reward(
             model,
-            load_tokenizer(given.reward_model),
+            load_reward_tokenizer(given.reward_model),
             tokenizer,
             prompt_rows() if of_messages else {},
         )

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -49,18 +50,57 @@ def build_policy(
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
+def load_config(path: str | Path) -> PreTrainedConfig:
+    """The config of a Hugging Face model.
+
+    Raises:
+        ValueError: the model brings Python code of its own, which is never run.
+    """
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except ValueError as error:
+        given, _ = PreTrainedConfig.get_config_dict(path)
+        if "auto_map" not in given:
+            raise
+        raise ValueError(
+            f"{path}: model type {given.get('model_type')!r} needs Python code that comes with the "
+            "model (auto_map in its config.json); such code is never run here (trust_remote_code "
+            "is off): take a model of an architecture that transformers has itself"
+        ) from error
+
+
+def load_whole(kind: Any, path: str | Path) -> PreTrainedModel:
+    """A model of an Auto class in fp32 on the device, every weight from the files.
+
+    Raises:
+        ValueError: a weight is not in the files. Hugging Face would draw it at random.
+    """
+    load_config(path)
+    model, report = kind.from_pretrained(
+        path, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{path} lacks {len(missing)} weights of {type(model).__name__}, {missing[0]} among "
+            "them, which would be random: expected a policy (causal language model) for "
+            "policy.path, a reward model (sequence classifier) for train_reward_model.path"
+        )
+    return to_device(model)
+
+
 def load_policy(path: str | Path) -> PreTrainedModel:
     """A causal language model in fp32 masters, dropout off, on the device.
 
     Without `dtype` a bf16 checkpoint would stay bf16, where steps of lr 1e-6 round to nothing.
     """
-    return to_device(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32))
+    return load_whole(AutoModelForCausalLM, path)
 
 
 def warn_of_half_precision(path: str | Path) -> None:
     """Warn where a policy is stored in bf16 or fp16: that rounding is in θ_init for good, and
     small task vectors vanish when merges are stored so. Training and merging here are fp32."""
-    dtype = AutoConfig.from_pretrained(path).dtype
+    dtype = load_config(path).dtype
     if dtype in (torch.bfloat16, torch.float16):
         logging.warning(
             "WARNING: %s is stored in %s. It is trained, averaged and stored in float32 from here "
@@ -74,24 +114,25 @@ def load_reward_model(path: str | Path) -> PreTrainedModel:
     """A sequence classifier with one label, in fp32, on the device.
 
     Raises:
-        ValueError: more than one label.
+        ValueError: more than one label, or no such head.
     """
-    model = to_device(AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32))
-    if model.config.num_labels != 1:
+    labels = load_config(path).num_labels
+    if labels != 1:
         raise ValueError(
-            f"reward model {path} has {model.config.num_labels} labels, expected 1: "
-            "a reward is one number; pick a model trained with num_labels=1"
+            f"reward model {path} has {labels} labels, expected 1: a reward is one number; pick a "
+            "model trained with num_labels=1 (2 is also what a config without labels means, that "
+            "of a model that is no classifier)"
         )
-    return model
+    return load_whole(AutoModelForSequenceClassification, path)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer with an EOS token; a missing pad token becomes the EOS token.
+    """A policy's tokenizer, with an EOS token; a missing pad token becomes the EOS token.
 
     Raises:
         ValueError: no EOS token, so that no completion could ever end.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"tokenizer {path} has no EOS token: set eos_token in its tokenizer_config.json"
@@ -99,6 +140,53 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_reward_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """A reward model's tokenizer: an encoder's (BERT's) has no EOS token and needs none.
+
+    Raises:
+        ValueError: neither a pad nor an EOS token, so that texts could not be scored together.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"tokenizer {path} has no pad token: set pad_token in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def pad_id_beside_eos(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What to pad a classifier's texts with. Hugging Face's causal classifiers score a text at its
+    last token that is not the pad: were that the EOS token, they could not tell a text that ended
+    from one that did not."""
+    eos = tokenizer.eos_token_id
+    return tokenizer.pad_token_id if tokenizer.pad_token_id != eos else int(eos == 0)
+
+
+def require_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, path: str | Path
+) -> None:
+    """Raise ValueError where the tokenizer has ids beyond the model's embedding."""
+    largest, rows = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
+    if largest >= rows:
+        raise ValueError(
+            f"{path}: the tokenizer has ids up to {largest}, but the model's embedding has {rows} "
+            "rows (vocab_size in config.json): expected a tokenizer and a model that belong "
+            "together; call model.resize_token_embeddings(len(tokenizer)) and save both"
+        )
+
+
+def require_context(config: PreTrainedConfig, tokens: int, path: str | Path) -> None:
+    """Raise ValueError where prompt and completion may be longer than a policy's context."""
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and tokens > context:
+        raise ValueError(
+            f"policy: max_prompt_tokens + max_new_tokens = {tokens} exceed the context of {path} "
+            f"(max_position_embeddings = {context} in its config.json): lower them"
+        )
 
 
 def save_checkpoint(

@@ -107,7 +107,7 @@ def model_reward(
 
         rows = encode(batch)
         with showing("reward_model", examples()):
-            require_context(model, rows)
+            require_readable(model, rows)
             scores = torch.cat(
                 [
                     sequence_scores(model, rows[i : i + batch_size])
@@ -213,7 +213,7 @@ def require_finite(values: Tensor, name: str, examples: Iterable[Example]) -> No
     )
 
 
-def require_context(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
+def require_readable(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
     """Raise ValueError where a row is longer than the model's context."""
     context, longest = getattr(model.config, "max_position_embeddings", None), max(map(len, rows))
     if context is not None and longest > context:
