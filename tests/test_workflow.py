@@ -202,9 +202,9 @@ def test_a_users_messages_and_function_are_enough(tmp_path):
     assert not (folder / "results/mine/train_reward_model").exists()
     file = folder / "my_rewards.py"
     file.write_text(file.read_text().replace("+ 1", "+ 1.5"))
-    jobs = planned(folder, f"{tables}/evaluations.csv", *configs)
+    jobs = planned(folder, *configs)
     assert jobs["train_policy"] == 2
-    assert jobs["evaluate_policy"] == len(evaluations)
+    assert jobs["evaluate_policy"] == evaluations.policy.nunique()
     assert not {"prepare_data", "train_sft"} & set(jobs)
 
 
