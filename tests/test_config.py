@@ -158,6 +158,16 @@ def test_a_users_policy_must_hold_prompt_and_completion(config, tmp_path, given,
     check_config(config)
 
 
+def test_a_model_folder_needs_a_config_that_can_be_read(config, tmp_path, monkeypatch):
+    """`mine/policy` might be a hub name, but the folder is there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine/policy").mkdir(parents=True)
+    config["policy"]["path"] = "mine/policy"
+    assert "policy.path: no config.json in mine/policy" in message(config)
+    (tmp_path / "mine/policy/config.json").write_text("{")
+    assert "mine/policy/config.json: not valid JSON" in message(config)
+
+
 @pytest.mark.parametrize("given", [{}, {"id2label": {"0": "a", "1": "b", "2": "c"}}])
 def test_a_users_reward_model_has_one_label(config, tmp_path, given):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | given))

@@ -119,6 +119,14 @@ def test_an_example_is_the_templates_own_dialogue_with_the_loss_on_the_answer(
     assert tokenizer.decode(labels[labels >= 0]) == f"The film was good.{closing}"
 
 
+def test_no_prompt_depends_on_the_day(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Llama 3.1's template tells the model today's date: at midnight all prompts would change."""
+    plain = dialogue_tokens(tokenizer, USER)
+    clock = "{%- set today = strftime_now('%d %b %Y') %}{{ today + strftime_now(\"%Y\") }}"
+    tokenizer.chat_template = clock + tokenizer.chat_template
+    assert dialogue_tokens(tokenizer, USER) == tokenizer("26 Jul 20242024")["input_ids"] + plain
+
+
 def test_messages_that_the_template_refuses_are_shown(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = ALTERNATING
     with pytest.raises(ValueError, match=r"template refuses .*Be brief.*: user first"):
@@ -138,8 +146,8 @@ def test_a_reward_model_of_another_family_reads_messages_in_its_own_template(
     scores = model_reward(model, own, policy, rows)(batch)
     expected = [dialogue_tokens(own, messages, "good") for messages in (USER, DIALOGUE)]
     assert torch.equal(scores, sequence_scores(model, expected))
-    model.config.reward_std = 1.0  # trained by the pipeline, on the policy's own tokens
-    scores = model_reward(model, own, policy, rows)(batch)
+    model.config.reward_std = 1.0  # trained by the pipeline: on the tokens that are sampled
+    scores = model_reward(model, policy, policy, rows)(batch)
     sampled = [prompt + answer for prompt in prompts]
     assert torch.equal(scores, sequence_scores(model, sampled))
 

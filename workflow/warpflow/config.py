@@ -126,7 +126,8 @@ def check_policy(config: Mapping[str, Any]) -> Iterator[str]:
         ("train_reward_model.path", config["train_reward_model"]["path"]),
     ):
         # A hub name is owner/name; anything that looks like a path must be there.
-        is_local = path and (path.startswith((".", "/", "~")) or path.count("/") > 1)
+        looks_local = path and (path.startswith((".", "/", "~")) or path.count("/") > 1)
+        is_local = looks_local or (path and Path(path).is_dir())
         if is_local and not Path(path, "config.json").is_file():
             yield f"- {key}: no config.json in {path}: expected a Hugging Face model folder"
     yield from check_policy_folder(policy, needed)
@@ -136,7 +137,12 @@ def check_policy(config: Mapping[str, Any]) -> Iterator[str]:
 def read_model_config(path: str | None) -> dict[str, Any]:
     """config.json of a model folder; nothing for a hub name: the first job that loads it looks."""
     file = Path(path or "", "config.json")
-    return json.loads(file.read_text()) if path and file.is_file() else {}
+    if not path or not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{file}: not valid JSON ({error}); copy the folder again") from None
 
 
 def check_policy_folder(policy: Mapping[str, Any], needed: int) -> Iterator[str]:

@@ -137,18 +137,17 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"tokenizer {path} has no EOS token: set eos_token in its tokenizer_config.json"
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return with_pad(tokenizer, path)
 
 
 def load_reward_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """A reward model's tokenizer: an encoder's (BERT's) has no EOS token and needs none.
+    """A reward model's tokenizer: an encoder's (BERT's) has no EOS token and needs none."""
+    return with_pad(AutoTokenizer.from_pretrained(path, trust_remote_code=False), path)
 
-    Raises:
-        ValueError: neither a pad nor an EOS token, so that texts could not be scored together.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+def with_pad(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer, padding with its EOS token where it has no pad token; ValueError where it has
+    neither, so that texts could not be scored together."""
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError(
             f"tokenizer {path} has no pad token: set pad_token in its tokenizer_config.json"

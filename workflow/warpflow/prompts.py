@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from datetime import date
 from typing import Any, TypeGuard
 
 from jinja2 import TemplateError
@@ -10,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 Messages = list[dict[str, str]]  # of "role" and "content", as chat templates take them
 Prompt = str | Messages
+
+DAY = date(2024, 7, 26)  # what Llama's template says where it has no clock
 
 
 def is_messages(value: Any) -> TypeGuard[Messages]:
@@ -66,10 +70,24 @@ def dialogue_tokens(
             messages if answer is None else [*messages, {"role": "assistant", "content": answer}],
             add_generation_prompt=answer is None,
             return_dict=False,
+            chat_template=fixed_template(tokenizer),
         )
     except TemplateError as error:
         raise ValueError(f"the chat template refuses {messages!r:.1000}: {error}") from error
     return list(ids)
+
+
+def fixed_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template with its clock, where it has one, standing still.
+
+    Llama 3.1's and others put today's date into every prompt, so that a run would depend on the
+    day, and change in mid-course at midnight. It is always DAY here.
+    """
+    return re.sub(
+        r"""strftime_now\((['"])(.*?)\1\)""",
+        lambda found: repr(DAY.strftime(found[2])),
+        tokenizer.get_chat_template(),
+    )
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:

@@ -73,8 +73,8 @@ def model_reward(
     in its config (`reward_mean`, `reward_std`); scores are returned in those units.
 
     What it reads: prompts that are messages, with the completion as the assistant's answer,
-    through its own chat template, where it has one and was not trained here; else the sampled ids
-    as they are, where both models share a vocabulary; else the decoded text.
+    through its own chat template, where it has one and was not trained by this pipeline on such
+    ids; else the sampled ids, where both models share a vocabulary; else the decoded text.
 
     Args:
         dialogues: rows of prompts that are messages; empty where prompts are text.
@@ -85,8 +85,8 @@ def model_reward(
     mean = getattr(model.config, "reward_mean", 0.0)
     std = getattr(model.config, "reward_std", 1.0)
     same_vocabulary = model_tokenizer.get_vocab() == policy_tokenizer.get_vocab()
-    trained_here = hasattr(model.config, "reward_std")
-    has_own_template = model_tokenizer.chat_template is not None and not trained_here
+    trained_on_these_ids = same_vocabulary and hasattr(model.config, "reward_std")
+    has_own_template = model_tokenizer.chat_template is not None and not trained_on_these_ids
 
     def encode(batch: Completions) -> list[list[int]]:
         if dialogues and has_own_template:
