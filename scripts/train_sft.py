@@ -19,8 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from warpflow.cli import parse_arguments
 from warpflow.models import (
     build_policy,
+    load_config,
     load_policy,
     load_tokenizer,
+    require_attention,
     require_vocabulary,
     save_checkpoint,
     warn_of_half_precision,
@@ -54,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.policy:
         tokenizer = load_tokenizer(arguments.policy)
         warn_of_half_precision(arguments.policy)
+        require_attention(load_config(arguments.policy), arguments.policy)
         model = load_policy(arguments.policy)
         require_vocabulary(tokenizer, model.config, arguments.policy)
         end_answers_as_the_template(tokenizer, model, f"{arguments.data}/train_prompts.jsonl")

@@ -9,7 +9,7 @@ import pytest
 import torch
 import train_reward_model
 import train_sft
-from conftest import EOS, MakeModel, MakeTokenizer
+from conftest import EOS, LLAMA_LIKE, MakeModel, MakeTokenizer
 from test_rewards import ROWS, batch, classifier
 from test_scripts import MODEL, SAMPLING, flags, make_inputs, supervised
 from tokenizers import Tokenizer
@@ -20,6 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from warpflow.data import PrepareData, prepare_data
 from warpflow.models import (
+    build_policy,
     load_policy,
     load_reward_model,
     load_reward_tokenizer,
@@ -92,6 +93,16 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused_by_the_first_job(
         prepare_data(settings, tmp_path / "data")
     with pytest.raises(ValueError, match=expected):
         train_sft.main(supervised(data=tmp_path, out=tmp_path / "sft", seed=0, policy=folder))
+
+
+def test_recurrent_policies_are_refused(make_tokenizer: MakeTokenizer) -> None:
+    """Left pads and rows that leave the batch are not theirs."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+    with pytest.raises(ValueError, match=r"policy.architecture: layers of model type 'mamba' keep"):
+        build_policy({"model_type": "mamba", **sizes}, make_tokenizer(), 0)
+    hybrid = {**LLAMA_LIKE, "model_type": "lfm2", "layer_types": ["conv", "full_attention"]}
+    with pytest.raises(ValueError, match="'lfm2' keep a state other than keys and values"):
+        build_policy(hybrid, make_tokenizer(), 0)
 
 
 def test_prompt_and_completion_fit_into_the_context(make_model: MakeModel) -> None:

@@ -18,7 +18,12 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from warpflow.models import load_config, load_tokenizer, require_vocabulary
+from warpflow.models import (
+    load_config,
+    load_tokenizer,
+    require_attention,
+    require_vocabulary,
+)
 from warpflow.prompts import Prompt, encode_prompts, is_messages, prompt_tokens
 from warpflow.rows import (
     Row,
@@ -92,23 +97,24 @@ def copy_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerBase:
     with is checked as far as its config tells, before later stages load the weights.
     """
     if not Path(source).is_dir():
-        config = load_config(source)  # its error names both possibilities
+        # its error names both possibilities
         AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
-        tokenizer = load_tokenizer(folder)
-        require_vocabulary(tokenizer, config, source)
-        return tokenizer
-    found = [name for name in TOKENIZER_FILES if (Path(source) / name).is_file()]
-    if not found:
-        raise ValueError(
-            f"prepare_data: the folder {source} (tokenizer_path or policy.path) holds no tokenizer "
-            "file (tokenizer.json, ...); give the folder of a downloaded model or tokenizer"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in found:
-        shutil.copyfile(Path(source) / name, folder / name)
+    else:
+        found = [name for name in TOKENIZER_FILES if (Path(source) / name).is_file()]
+        if not found:
+            raise ValueError(
+                f"prepare_data: the folder {source} (tokenizer_path or policy.path) holds no "
+                "tokenizer file (tokenizer.json, ...); give the folder of a downloaded model or "
+                "tokenizer"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in found:
+            shutil.copyfile(Path(source) / name, folder / name)
     tokenizer = load_tokenizer(folder)
-    if Path(source, "config.json").is_file():
-        require_vocabulary(tokenizer, load_config(source), source)
+    if not Path(source).is_dir() or Path(source, "config.json").is_file():
+        config = load_config(source)
+        require_vocabulary(tokenizer, config, source)
+        require_attention(config, source)
     return tokenizer
 
 

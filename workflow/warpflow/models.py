@@ -12,10 +12,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from warpflow.checkpoints import make_readable
 
@@ -46,6 +48,7 @@ def build_policy(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+    require_attention(config, "policy.architecture")
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
@@ -175,6 +178,18 @@ def require_vocabulary(
             f"{path}: the tokenizer has ids up to {largest}, but the model's embedding has {rows} "
             "rows (vocab_size in config.json): expected a tokenizer and a model that belong "
             "together; call model.resize_token_embeddings(len(tokenizer)) and save both"
+        )
+
+
+def require_attention(config: PreTrainedConfig, path: str | Path) -> None:
+    """Raise ValueError for a policy with recurrent or convolutional layers (Mamba, Jamba): pads on
+    the left go through their states, and completions that ended cannot leave them."""
+    layers = {type(layer) for layer in DynamicCache(config=config).layers}
+    if layers - {DynamicLayer, DynamicSlidingWindowLayer}:
+        raise ValueError(
+            f"{path}: layers of model type {config.model_type!r} keep a state other than keys and "
+            "values, which batches of prompts of several lengths would spoil: expected a policy "
+            "whose layers are attention, full or in a window"
         )
 
 
