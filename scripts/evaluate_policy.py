@@ -7,15 +7,17 @@ Next in reading order: warpflow.evaluation.evaluate.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from warpflow.cli import parse_arguments
-from warpflow.evaluation import EvaluationSettings, Samples, evaluate, summarise
+from warpflow.evaluation import EvaluationSettings, Samples, evaluate, mean_and_error, summarise
 from warpflow.judging import JudgeArguments, load_judges
 from warpflow.models import load_policy
-from warpflow.rewards import prompt_texts, response_texts
+from warpflow.rewards import Reward, prompt_texts, response_texts
 
 
 @dataclass
@@ -47,11 +49,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         for texts in (prompt_texts, response_texts)
     )
     metrics = summarise(samples, responses, settings.samples_per_prompt)
+    if len(judges.terms) > 1:
+        metrics |= summarise_terms(samples, judges.terms, settings.samples_per_prompt)
     table = completion_rows(
         samples, prompts, responses, settings.samples_per_prompt, arguments.completions
     )
     document = {"metrics": metrics, "completions": table}
     Path(arguments.out).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def summarise_terms(
+    samples: Samples, terms: Mapping[str, Reward], samples_per_prompt: int
+) -> dict[str, float]:
+    """Mean and error of each term of the reward, unweighted: which of them a policy raised."""
+    row: dict[str, float] = {}
+    for name, term in terms.items():
+        values = torch.cat([term(batch) for batch in samples.batch]).cpu()
+        mean, error = mean_and_error(values, samples_per_prompt)
+        row |= {f"reward.{name}": mean, f"reward.{name}_se": error}
+    return row
 
 
 def completion_rows(

@@ -255,6 +255,9 @@ def test_functions_reward_without_a_reward_model_and_are_weighted_beside_it(resu
         rewards=json.dumps({GOLD: -1.0, "reward_model": 0.5}),
     )["metrics"]
     assert both["reward"] == pytest.approx(0.5 * model["reward"] - model["gold"], rel=1e-5)
+    assert both["reward.reward_model"] == pytest.approx(model["reward"])
+    assert both[f"reward.{GOLD}_se"] == pytest.approx(model["gold_se"])
+    assert not [name for name in model if name.startswith("reward.")]
     run_train_policy(results, 0, tmp_path / "trained", rewards=json.dumps({GOLD: 1.0}))
     trajectory = pd.read_csv(tmp_path / "trained/trajectory.csv")
     assert trajectory.reward.tolist() == trajectory.gold.tolist()

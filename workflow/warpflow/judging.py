@@ -50,11 +50,13 @@ class JudgeArguments:
 
 @dataclass(frozen=True)
 class Judges:
-    """θ_sft, its tokenizer, r, gold (where there is one), and the tokenised prompts."""
+    """θ_sft, its tokenizer, r and its terms by name, gold (where there is one), and the tokenised
+    prompts."""
 
     sft: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     reward: Reward
+    terms: dict[str, Reward]
     gold: Reward | None
     train_prompts: list[list[int]]
     eval_prompts: list[list[int]]
@@ -97,10 +99,12 @@ def load_judges(given: JudgeArguments, max_new_tokens: int) -> Judges:
         )
 
     weights = json.loads(given.rewards)
+    terms = {name: load_reward(name) for name in weights}
     return Judges(
         sft=load_policy(given.sft).requires_grad_(False),
         tokenizer=tokenizer,
-        reward=weighted_sum([(weight, load_reward(name)) for name, weight in weights.items()]),
+        reward=weighted_sum([(weight, terms[name]) for name, weight in weights.items()]),
+        terms=terms,
         gold=load_reward(given.gold) if given.gold else None,
         train_prompts=prompts[0],
         eval_prompts=prompts[1],
