@@ -14,6 +14,7 @@ from warpflow.adapters import acting_weights, add_adapters
 from warpflow.checkpoints import read_tensors
 from warpflow.reinforce import Run, finish_run, start_run, train_policy
 from warpflow.resume import load_state, save_state
+from warpflow.rewards import Reward
 
 LORA = settings(steps=4, lora_rank=2, lora_alpha=4)
 IDS = torch.tensor([[1, 5, 6, 7]])
@@ -23,8 +24,8 @@ def start(make_model: MakeModel, name: str = "llama", seed: int = 0) -> Run:
     return start_run(make_model(name), make_model(name), LORA, seed)
 
 
-def train(run: Run, steps: int = LORA.steps, seed: int = 0) -> None:
-    rows = train_policy(run, count_fives, PROMPTS, LORA, eos_id=EOS, pad_id=PAD, seed=seed)
+def train(run: Run, steps: int = LORA.steps, seed: int = 0, reward: Reward = count_fives) -> None:
+    rows = train_policy(run, reward, PROMPTS, LORA, eos_id=EOS, pad_id=PAD, seed=seed)
     while run.step < steps:
         next(rows)
 
@@ -52,7 +53,7 @@ def test_a_run_ends_merged_with_the_outputs_and_the_names_it_had(
     make_model: MakeModel, architecture: str, tmp_path: Path
 ) -> None:
     run = start(make_model, architecture)
-    train(run)
+    train(run, reward=lambda batch: batch.response_ids.float().sum(1))  # some never say w1
     with torch.no_grad():
         before = run.policy(input_ids=IDS).logits
         acting = [weight.clone() for weight in acting_weights(run.policy)]

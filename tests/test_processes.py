@@ -11,7 +11,7 @@ import torch
 from conftest import EOS, PAD, MakeModel
 from safetensors.torch import load_file
 from test_reinforce import PROMPTS, count_fives, settings
-from test_scripts import GOLD, REINFORCE, SAMPLING, flags, make_inputs
+from test_scripts import GOLD, MODEL, REINFORCE, SAMPLING, flags, make_inputs
 
 from warpflow.processes import own_part
 from warpflow.reinforce import start_run, train_policy
@@ -35,7 +35,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_script(launcher: list[str], folder: Path, out: Path, **changes: object) -> str:
     """Run scripts/train_policy.py to its end; what it printed."""
     paths = {name: folder / name for name in ("sft", "reward_model", "data")}
-    chosen = {**SAMPLING, **REINFORCE, "gold": GOLD, "seed": 0, "iteration": 1, "steps": 5}
+    judging = {"gold": GOLD, "rewards": MODEL}
+    chosen = {**SAMPLING, **REINFORCE, **judging, "seed": 0, "iteration": 1, "steps": 5}
     words = flags(init=folder / "sft", member=0, out=out, **paths, **(chosen | changes))
     command = [*launcher, str(ROOT / "scripts/train_policy.py"), *words]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
