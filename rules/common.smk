@@ -40,6 +40,11 @@ def evaluation(result):
     return f"{RESULTS}/evaluate_policy/{result}/evaluation.json"
 
 
+def training(w):
+    """Settings of section train_policy for the RL run with these wildcards."""
+    return policy_settings(PLAN.experiments[w.experiment], int(w.iteration))
+
+
 def pointer(result):
     """The DVC pointer of a result, e.g. of train_policy/warp/iteration1/member0."""
     made = "data" if result in ("generate_data", "prepare_data") else "checkpoint"

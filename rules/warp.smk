@@ -23,15 +23,20 @@ rule train_policy:
     params:
         made=f"{RESULTS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}/checkpoint",
         states=f"{RESULTS}/states",
-        tensorboard=f"{LOGS}/tensorboard/{{experiment}}/iteration{{iteration}}/member{{member}}",
         settings=lambda w: flags(
-            {"seed": config["seed"]}
-            | JUDGING
-            | policy_settings(PLAN.experiments[w.experiment], int(w.iteration))
+            {"seed": config["seed"]} | JUDGING | training(w) | {"save_every": None}
+        ),
+        # What does not change the result, and is no part of its key.
+        unkeyed=lambda w: flags(
+            {
+                "evaluate_batch_size": config["evaluate_policy"]["batch_size"],
+                "save_every": training(w)["save_every"],
+                "tensorboard": f"{LOGS}/tensorboard/{w.experiment}/iteration{w.iteration}/member{w.member}",
+            }
         ),
     shell:
         "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} "
-        "--states {params.states} --unkeyed '--tensorboard {params.tensorboard}' -- "
+        "--states {params.states} --unkeyed {params.unkeyed:q} -- "
         "python scripts/train_policy.py --init {input.init} --sft {input.sft} --data {input.data} "
         "--iteration {wildcards.iteration} --member {wildcards.member} "
         "--out {params.made} {params.settings}"

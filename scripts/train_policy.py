@@ -11,6 +11,7 @@ Next in reading order: warpflow.reinforce.train_policy.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 import time
@@ -24,6 +25,7 @@ import pandas as pd
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+from transformers import AutoConfig
 
 from warpflow.cli import parse_arguments
 from warpflow.evaluation import EvaluationSettings, evaluate, mean_and_error
@@ -53,6 +55,9 @@ class Arguments:
     evaluate_every: int = field(metadata={"help": "steps between rows of trajectory.csv"})
     evaluate_prompts: int = field(metadata={"help": "prompts of those evaluations"})
     save_every: int = field(metadata={"help": "steps between saves of the state"})
+    evaluate_batch_size: int = field(
+        default=256, metadata={"help": "completions of those evaluations at once"}
+    )
     state: str | None = field(default=None, metadata={"help": "folder to save to and resume from"})
     tensorboard: str | None = field(default=None, metadata={"help": "folder for event files"})
 
@@ -70,7 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         stopped = stack.enter_context(noting_termination())
         if arguments.state and accelerator.is_main_process:
             stack.enter_context(locked(Path(arguments.state)))
-        train(arguments, given, settings, stopped, accelerator)
+        try:
+            train(arguments, given, settings, stopped, accelerator)
+        except RuntimeError as error:
+            explain_out_of_memory(error, arguments, given, settings)
+            raise
     accelerator.end_training()
 
 
@@ -90,7 +99,7 @@ def train(
     fingerprint = {
         key: value
         for key, value in (asdict(arguments) | asdict(given) | asdict(settings)).items()
-        if key not in ("out", "state", "tensorboard", "save_every")
+        if key not in ("out", "state", "tensorboard", "save_every", "evaluate_batch_size")
     }
     state = Path(arguments.state) if arguments.state else None
     tables = load_state(state, run, fingerprint) if state else None
@@ -130,6 +139,24 @@ def train(
     save_checkpoint(trained, judges.tokenizer, arguments.out, weights)
     for name, rows in tables.items():
         pd.DataFrame(rows).to_csv(Path(arguments.out, f"{name}.csv"), index=False)
+
+
+def explain_out_of_memory(
+    error: RuntimeError, arguments: Arguments, given: JudgeArguments, settings: ReinforceSettings
+) -> None:
+    """Raise MemoryError with what to do, where `error` says that memory ran out."""
+    # By name: the estimate is no part of a result, and a change to it must not train anew.
+    memory = importlib.import_module("warpflow.memory")
+    if memory.is_out_of_memory(error):
+        estimate = memory.estimate_training(
+            AutoConfig.from_pretrained(arguments.init),
+            AutoConfig.from_pretrained(given.reward_model),
+            settings,
+            prompt_tokens=given.max_prompt_tokens,
+            evaluate_prompts=arguments.evaluate_prompts,
+            evaluate_batch_size=arguments.evaluate_batch_size,
+        )
+        raise MemoryError(memory.advise(settings, estimate)) from error
 
 
 def show_progress(
@@ -176,7 +203,7 @@ def measure(
             EvaluationSettings(
                 prompts=arguments.evaluate_prompts,
                 samples_per_prompt=1,
-                batch_size=256,
+                batch_size=arguments.evaluate_batch_size,
                 temperature=settings.temperature,
                 max_new_tokens=settings.max_new_tokens,
             ),

@@ -39,6 +39,9 @@ class Samples:
     finished: Tensor
 
 
+LOGITS_AT_ONCE = 2**25  # numbers in one tensor of logits; 128 MiB in fp32, of which there are eight
+
+
 @torch.no_grad()
 def sequence_kls(
     policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions, temperature: float
@@ -49,8 +52,25 @@ def sequence_kls(
     by its exact expectation over the vocabulary given the sampled prefix (Rao–Blackwell). Both
     are unbiased for completions sampled from `policy` at `temperature`.
     """
-    logits = response_logits(policy, batch, temperature)
-    sft_logits = response_logits(sft, batch, temperature)
+    parts = torch.arange(len(batch.finished)).split(rows_per_pass(batch, policy.config.vocab_size))
+    both = []
+    for part in parts:
+        rows = batch.rows(part) if len(parts) > 1 else batch
+        logits = response_logits(policy, rows, temperature)
+        both.append(sequence_kls_of_logits(logits, response_logits(sft, rows, temperature), rows))
+    sampled, exact = zip(*both, strict=True)
+    return torch.cat(sampled), torch.cat(exact)
+
+
+def rows_per_pass(batch: Completions, vocabulary: int) -> int:
+    """Rows to score at once: with 256,000 words the logits of a batch would fill a GPU."""
+    return max(1, LOGITS_AT_ONCE // (batch.response_ids.shape[1] * vocabulary))
+
+
+def sequence_kls_of_logits(
+    logits: Tensor, sft_logits: Tensor, batch: Completions
+) -> tuple[Tensor, Tensor]:
+    """`sequence_kls` of both models' logits [B, C, V]."""
     sampled = gather_log_probs(logits, batch) - gather_log_probs(sft_logits, batch)
     log_p, log_q = logits.log_softmax(-1), sft_logits.log_softmax(-1)
     # The policy's own probabilities weigh the log-ratio; the reverse would be another divergence.

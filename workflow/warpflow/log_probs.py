@@ -65,13 +65,17 @@ def mask_arguments(is_token: Tensor, is_prompt: Tensor) -> dict[str, Tensor]:
 
 def response_logits(model: PreTrainedModel, batch: Completions, temperature: float) -> Tensor:
     """[B, C, V] float32 logits, divided by `temperature`, that predict each response token."""
+    masks = mask_arguments(torch.cat([batch.is_prompt, batch.is_response], 1), batch.is_prompt)
+    return predicting_logits(model, batch, temperature, masks)
+
+
+def predicting_logits(
+    model: PreTrainedModel, batch: Completions, temperature: float, masks: dict[str, Tensor]
+) -> Tensor:
+    """`response_logits` with given `mask_arguments`."""
     length = batch.response_ids.shape[1]
-    output = model(
-        input_ids=torch.cat([batch.prompt_ids, batch.response_ids], 1),
-        **mask_arguments(torch.cat([batch.is_prompt, batch.is_response], 1), batch.is_prompt),
-        use_cache=False,
-        logits_to_keep=length + 1,
-    )
+    ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)
+    output = model(input_ids=ids, **masks, use_cache=False, logits_to_keep=length + 1)
     # Position t predicts token t + 1, so C tokens need C + 1 positions and the last is unused.
     return output.logits[:, -length - 1 : -1].float() / temperature
 

@@ -193,20 +193,27 @@ def start_run(
     Raises:
         ValueError: settings that exclude sharding.
     """
-    policy.eval()
-    anchor = choose_anchor(settings, policy, sft)
-    adapters = None
-    if settings.lora_rank:
-        adapters = add_adapters(policy, settings.lora_rank, settings.lora_alpha, seed)
-    if settings.gradient_checkpointing:
-        policy.activation_checkpointing_enable({"use_reentrant": False})
-    policy.eval()
+    anchor = choose_anchor(settings, policy, sft)  # a copy from before the adapters
+    adapters = prepare_policy_(policy, settings, seed)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer = torch.optim.Adam(trained, settings.learning_rate, fused=True)
     if accelerator and accelerator.is_fsdp2:
         check_sharding(settings)
         policy, anchor.model, optimizer = shard(policy, anchor.model, optimizer, accelerator)
     return Run(policy, anchor, optimizer, adapters=adapters)
+
+
+def prepare_policy_(
+    policy: PreTrainedModel, settings: ReinforceSettings, seed: int
+) -> PeftModel | None:
+    """Switch on what the settings ask for, LoRA and gradient checkpointing; dropout off."""
+    adapters = None
+    if settings.lora_rank:
+        adapters = add_adapters(policy, settings.lora_rank, settings.lora_alpha, seed)
+    if settings.gradient_checkpointing:
+        policy.activation_checkpointing_enable({"use_reentrant": False})
+    policy.eval()
+    return adapters
 
 
 def check_sharding(settings: ReinforceSettings) -> None:
@@ -255,6 +262,7 @@ def train_policy(
                 f"{row.grad_norm}; lower train_policy.learning_rate or check the reward model"
             )
         run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)  # sampling takes the gradient's memory
         update_anchor_(run.anchor, run.policy, settings, step)
         run.step = step
         yield row

@@ -1,0 +1,123 @@
+"""The memory estimate: exact where it can be, near what a real step takes, and lower where a
+setting promises it."""
+
+import dataclasses
+
+import pytest
+import torch
+import train_policy as script
+from conftest import ARCHITECTURES, MakeModel
+from test_reinforce import settings
+from transformers import AutoConfig, PreTrainedConfig
+
+from warpflow.log_probs import Completions
+from warpflow.memory import Estimate, LiveBytes, estimate_training
+from warpflow.reinforce import ReinforceSettings, compute_gradient, start_run
+
+CHOSEN = settings(batch_size=16, max_new_tokens=24, anchor="ema")
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+
+
+def estimate(
+    policy: PreTrainedConfig, chosen: ReinforceSettings = CHOSEN, **changes: object
+) -> Estimate:
+    reward = AutoConfig.for_model(
+        "llama",
+        **{"vocab_size": 8, "hidden_size": 8, "num_labels": 1},
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        pad_token_id=0,
+    )
+    chosen = dataclasses.replace(chosen, **changes)
+    return estimate_training(
+        policy, reward, chosen, prompt_tokens=8, evaluate_prompts=4, evaluate_batch_size=4
+    )
+
+
+def test_live_bytes_are_of_tensors_that_are_alive() -> None:
+    with LiveBytes() as counter:
+        first = torch.zeros(1000)
+        second = first * 2
+        view = second[:10]
+        assert counter.live == 8000
+        del second
+        assert counter.live == 8000  # the view holds it
+        del view, first
+        assert counter.live == 0
+    assert counter.peak == 8000
+
+
+def test_what_is_held_is_exact(make_model: MakeModel) -> None:
+    policy = make_model("gemma")
+    size = 4 * sum(p.numel() for p in policy.parameters())
+    held = estimate(policy.config).held
+    assert [held[name] for name in ("policy", "anchor", "SFT policy")] == [size] * 3
+    assert held["Adam"] == 2 * size
+    assert held["LoRA"] == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "checkpointing"), [*((name, False) for name in ARCHITECTURES), ("gemma", True)]
+)
+def test_a_real_steps_backward_is_as_estimated(
+    make_model: MakeModel, architecture: str, checkpointing: bool
+) -> None:
+    """The same counter on real tensors, through the step itself."""
+    changes = {} if architecture in ("gpt2", "gpt_neox") else WIDE
+    policy = make_model(architecture, words=[f"w{i}" for i in range(500)], **changes)
+    chosen = dataclasses.replace(CHOSEN, gradient_checkpointing=checkpointing)
+    expected = estimate(policy.config, chosen).phases["forward and backward"]
+    ids = torch.randint(3, 500, (16, 32))
+    real = torch.ones_like(ids, dtype=torch.bool)
+    batch = Completions(ids[:, :8], real[:, :8], ids[:, 8:], real[:, 8:], real[:, 0])
+    run = start_run(policy, policy, chosen)
+    with LiveBytes() as counter:
+        compute_gradient(run, torch.randn(16), batch, chosen, step=1)
+    assert counter.peak == pytest.approx(expected, rel=0.15)
+
+
+def test_each_setting_saves_what_it_promises(make_model: MakeModel) -> None:
+    policy = make_model("llama", words=[f"w{i}" for i in range(500)], **WIDE)
+    plain = estimate(policy.config)
+
+    def peak(**changes: object) -> int:
+        return estimate(policy.config, **changes).phases["forward and backward"]
+
+    most = plain.phases["forward and backward"]
+    assert peak(micro_batch_size=4) < 0.4 * most
+    assert peak(gradient_checkpointing=True) < 0.9 * most
+    lora = estimate(policy.config, lora_rank=2).held
+    assert lora["Adam"] == 2 * lora["LoRA"] < 0.2 * plain.held["Adam"]
+    size = plain.held["anchor"]
+    assert estimate(policy.config, anchor="sft").held["anchor"] == 0
+    host = estimate(policy.config, anchor_memory="host")
+    assert host.held["anchor"] == 0
+    assert host.phases["anchor's scores"] == plain.phases["anchor's scores"] + size
+    half = estimate(policy.config, anchor_memory="bfloat16", compute_dtype="bfloat16")
+    assert half.held["anchor"] == size / 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_out_of_memory_names_the_settings_to_lower_and_the_estimate(
+    error: RuntimeError, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_scripts import make_inputs, run_train_policy
+
+    def run_out(*_: object) -> None:
+        raise error
+
+    folder = make_inputs(tmp_path)
+    monkeypatch.setattr(script, "train", run_out)
+    with pytest.raises(MemoryError) as caught:
+        run_train_policy(folder, 0, tmp_path / "out")
+    message = str(caught.value)
+    for part in ("micro_batch_size (now 4)", "gradient_checkpointing", "anchor_memory", "at most"):
+        assert part in message
+    assert caught.value.__cause__ is error

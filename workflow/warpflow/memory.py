@@ -1,0 +1,269 @@
+"""How much memory an RL run takes, known before it runs.
+
+The steps of a run (sample, score, backward, evaluate) are gone through once with fake tensors,
+which have shapes and no data, by the code that runs them in earnest; what is alive at once is
+counted. So the estimate holds for any architecture, and follows the settings and the code.
+docs/memory.md explains the parts and what the estimate was compared with.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from warpflow.evaluation import rows_per_pass, sequence_kls_of_logits
+from warpflow.log_probs import Completions, gather_log_probs, predicting_logits
+from warpflow.reinforce import ReinforceSettings, compute_in, prepare_policy_, recomputing
+from warpflow.sampling import draw_tokens, make_cache
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on the device that trains.
+
+    Attributes:
+        held: throughout the run, by what holds them.
+        phases: on top of that while a phase lasts; one phase at a time.
+    """
+
+    held: dict[str, int]
+    phases: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        return sum(self.held.values()) + max(self.phases.values())
+
+
+def describe(estimate: Estimate) -> str:
+    """The estimate to read, largest part first."""
+    lines = [f"  at most {in_units(estimate.peak)} on the device (on a CPU, besides libraries)"]
+    for title, parts in (("held", estimate.held), ("and at a time", estimate.phases)):
+        shown = sorted(((size, name) for name, size in parts.items() if size), reverse=True)
+        lines.append(f"  {title}: " + ", ".join(f"{name} {in_units(n)}" for n, name in shown))
+    return "\n".join(lines)
+
+
+def in_units(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e10 else f"{size / 1e6:.0f} MB"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, had no memory left for a tensor."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def advise(settings: ReinforceSettings, estimate: Estimate) -> str:
+    """What to do about memory that ran out: the settings to lower, and the estimate."""
+    return (
+        "out of memory. Lower train_policy.micro_batch_size (now "
+        f"{settings.micro_batch_size or settings.batch_size}), set gradient_checkpointing to true "
+        f"(now {str(settings.gradient_checkpointing).lower()}) or anchor_memory to host (now "
+        f"{settings.anchor_memory}); the run's saved steps are kept. Its estimate:\n"
+        f"{describe(estimate)}\n  `python scripts/estimate_resources.py` says what a setting saves"
+    )
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors made inside it that are alive, and the most there ever were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.note, result)
+        return result
+
+    def note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.sizes:
+            self.sizes[storage._cdata] = storage.nbytes()
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self.forget, storage._cdata)
+
+    def forget(self, key: int) -> None:
+        self.live -= self.sizes.pop(key)
+
+
+def estimate_training(
+    policy: PreTrainedConfig,
+    reward: PreTrainedConfig,
+    settings: ReinforceSettings,
+    *,
+    prompt_tokens: int,
+    evaluate_prompts: int,
+    evaluate_batch_size: int,
+) -> Estimate:
+    """The memory of scripts/train_policy.py, every prompt and completion at its limit.
+
+    Args:
+        policy, reward: configs of θ and of the reward model; no weights are loaded.
+        prompt_tokens: limit of a prompt.
+    """
+    with torch.device("meta"):
+        theta, anchor, sft = (build(AutoModelForCausalLM, policy) for _ in range(3))
+        judge = build(AutoModelForSequenceClassification, reward)
+        held = {
+            "policy": bytes_of(theta),
+            "SFT policy": bytes_of(sft),
+            "reward model": bytes_of(judge),
+        }
+        prepare_policy_(theta, settings, seed=0)
+        if settings.anchor_memory == "bfloat16":
+            anchor.bfloat16()
+    trained = sum(p.nbytes for p in theta.parameters() if p.requires_grad)
+    held |= {
+        "anchor": anchor_bytes(anchor, settings),
+        "LoRA": bytes_of(theta) - held["policy"],
+        "Adam": 2 * trained,
+    }
+    with FakeTensorMode():
+        for model in (theta, anchor, sft, judge):
+            make_fake_(model)
+        length = settings.max_new_tokens
+        batch = fake_completions(settings.batch_size, prompt_tokens, length)
+        part = fake_completions(
+            settings.micro_batch_size or settings.batch_size, prompt_tokens, length
+        )
+        shown = fake_completions(min(evaluate_prompts, evaluate_batch_size), prompt_tokens, length)
+        compared = fake_completions(
+            min(len(shown.finished), rows_per_pass(shown, policy.vocab_size)), prompt_tokens, length
+        )
+        each = settings.samples_per_prompt
+        phases: dict[str, Callable[[], object]] = {
+            "sampling": lambda: sample(theta, batch, each, settings.compute_dtype),
+            "reward": lambda: judge_rows(judge, batch),
+            "anchor's scores": lambda: score(anchor, part, settings),
+            "forward and backward": lambda: backward(theta, part, settings),
+            "evaluation: sampling": lambda: sample(theta, shown, 1, "float32"),
+            "evaluation: KL": lambda: compare(theta, sft, compared),
+        }
+        peaks = {name: peak_of(phase) for name, phase in phases.items()}
+    if settings.anchor_memory == "host":
+        peaks["anchor's scores"] += bytes_of(anchor)
+    return Estimate(held, peaks)
+
+
+def build(family: Any, config: PreTrainedConfig) -> PreTrainedModel:
+    return family.from_config(config, dtype=torch.float32).eval()
+
+
+def make_fake_(model: PreTrainedModel) -> None:
+    """Put fake tensors in the place of a model's tensors without device (peft cannot build on fake
+    ones); what was tied stays tied."""
+    fakes: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        stores: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for store in stores:
+            for name, tensor in store.items():
+                if tensor is None:
+                    continue
+                if tensor not in fakes:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    is_parameter = isinstance(tensor, torch.nn.Parameter)
+                    fakes[tensor] = (
+                        torch.nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
+                    )
+                store[name] = fakes[tensor]
+
+
+def bytes_of(model: PreTrainedModel) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def anchor_bytes(model: PreTrainedModel, settings: ReinforceSettings) -> int:
+    """On the device; the fp32 weights of ``host`` and ``bfloat16`` are in host memory besides. The
+    SFT policy, where it is the anchor and stays on the device, is there once."""
+    shared = settings.anchor == "sft" and settings.anchor_memory == "device"
+    return 0 if shared or settings.anchor_memory == "host" else bytes_of(model)
+
+
+def peak_of(phase: Callable[[], object]) -> int:
+    with LiveBytes() as counter:
+        phase()
+    return counter.peak
+
+
+def fake_completions(rows: int, prompt: int, length: int) -> Completions:
+    def ids(width: int) -> Tensor:
+        return torch.zeros(rows, width, dtype=torch.int64)
+
+    whole = ids(prompt).bool(), ids(length).bool()
+    return Completions(ids(prompt), whole[0], ids(length), whole[1], torch.zeros(rows).bool())
+
+
+# --- the phases, on fake tensors ---------------------------------------------------------------
+
+
+@contextmanager
+def computing(model: PreTrainedModel, settings: ReinforceSettings) -> Iterator[None]:
+    with compute_in(settings.compute_dtype, CPU), recomputing(model):
+        yield
+
+
+@torch.no_grad()
+def sample(model: PreTrainedModel, batch: Completions, each: int, dtype: str) -> None:
+    """Reading the prompts, once for `each` completions, and the first token: the cache has its
+    final size by then."""
+    rows, prompt = batch.prompt_ids.shape
+    cache = make_cache(model, prompt + batch.response_ids.shape[1])
+    arguments = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    with compute_in(dtype, CPU):
+        model(input_ids=batch.prompt_ids[: rows // each], **arguments)
+        if each > 1:
+            cache.batch_repeat_interleave(each)
+        output = model(input_ids=batch.prompt_ids[:, :1], **arguments)
+        draw_tokens(output.logits[:, -1].float(), torch.zeros(rows, dtype=torch.float64))
+
+
+@torch.no_grad()
+def judge_rows(model: PreTrainedModel, batch: Completions, rows: int = 256) -> None:
+    ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)[:rows]
+    model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def log_probs(model: PreTrainedModel, part: Completions, temperature: float) -> Tensor:
+    return gather_log_probs(predicting_logits(model, part, temperature, {}), part).sum(1)
+
+
+@torch.no_grad()
+def score(model: PreTrainedModel, part: Completions, settings: ReinforceSettings) -> None:
+    with computing(model, settings):
+        log_probs(model, part, settings.temperature)
+
+
+def backward(model: PreTrainedModel, part: Completions, settings: ReinforceSettings) -> None:
+    with computing(model, settings):
+        graph = log_probs(model, part, settings.temperature)
+    graph.mean().backward()  # type: ignore[no-untyped-call]
+    model.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def compare(policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions) -> None:
+    logits, sft_logits = (predicting_logits(model, batch, 1.0, {}) for model in (policy, sft))
+    sequence_kls_of_logits(logits, sft_logits, batch)
