@@ -44,6 +44,7 @@ from warpflow.contents import (
     write_atomically,
     write_pointer,
 )
+from warpflow.devices import held_gpus, output, visible_gpus
 from warpflow.dvc_cache import (
     dvc,
     find_folder,
@@ -101,27 +102,11 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
-        "device": visible_gpus() or [platform.machine()],
+        "device": [gpu.name for gpu in visible_gpus()] or [platform.machine()],
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "git_commit": _output("git", "rev-parse", "HEAD") or None,
-        "git_modified": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+        "git_commit": output("git", "rev-parse", "HEAD") or None,
+        "git_modified": bool(output("git", "status", "--porcelain", "--untracked-files=no")),
     }
-
-
-def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use."""
-    listing = _output("nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader")
-    rows = [line.split(", ") for line in listing.splitlines() if line.count(", ") == 2]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    allowed = None if visible is None else visible.split(",")
-    return [name for index, uuid, name in rows if allowed is None or {index, uuid} & set(allowed)]
-
-
-def _output(*command: str) -> str:
-    """What a command prints; nothing where it fails or is not installed."""
-    if not shutil.which(command[0]):
-        return ""
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 # --- run ---------------------------------------------------------------------------------------
@@ -134,6 +119,7 @@ def run(
     log: Path,
     unkeyed: str = "",
     states: Path | None = None,
+    gpus: int = 0,
 ) -> None:
     """Make `made` (a folder, or one small text file) unless it is at hand already, and write
     provenance.json beside it.
@@ -144,6 +130,7 @@ def run(
         states: folder of resume states; the command gets ``--state`` with one of its own, named
             by the key, so that a state is never taken up by other settings. It is removed once
             the result is in place, and not before.
+        gpus: of this machine, that the command alone is to use.
     """
     record = make_record(made, inputs, command)
     details = restore(made, record["key"])
@@ -153,7 +140,7 @@ def run(
         started = time.time()
         state = states / record["key"] if states else None
         extra = [*shlex.split(unkeyed), *(["--state", str(state)] if state else [])]
-        make(made, inputs, [*command, *extra], log)
+        make(made, inputs, [*command, *extra], log, gpus)
         details = {"environment": environment(), "seconds": round(time.time() - started, 1)}
         if is_small(made):
             if tracking_problem() is None:
@@ -188,7 +175,9 @@ def restore(made: Path, key: str) -> dict[str, Any] | None:
     return read_seal(made)["details"] | {"restored": True}
 
 
-def make(made: Path, inputs: Sequence[str], command: Sequence[str], log: Path) -> None:
+def make(
+    made: Path, inputs: Sequence[str], command: Sequence[str], log: Path, gpus: int = 0
+) -> None:
     """Run the command into a temporary path beside `made`, then rename: all of it or nothing.
     Where it fails, the end of its log is shown and its exit status is ours."""
     pointers = [path for path in inputs if path.endswith(".dvc")]
@@ -200,7 +189,8 @@ def make(made: Path, inputs: Sequence[str], command: Sequence[str], log: Path) -
     aside.parent.mkdir(parents=True, exist_ok=True)
     replaced = {str(made): str(aside)} | {p: p.removesuffix(".dvc") for p in pointers}
     words = [replaced.get(arg, arg) for arg in command]
-    status = run_logged(words, log)
+    with held_gpus(gpus) as (environment, files):
+        status = run_logged(words, log, environment, files)
     if status:
         remove(aside)
         print(f"exit status {status}; the end of {log}:", file=sys.stderr)
@@ -212,11 +202,23 @@ def make(made: Path, inputs: Sequence[str], command: Sequence[str], log: Path) -
     aside.rename(made)
 
 
-def run_logged(words: Sequence[str], log: Path) -> int:
+def run_logged(
+    words: Sequence[str], log: Path, environment: dict[str, str], files: Sequence[int]
+) -> int:
     """Run a command with its output in a log; its exit status. A SIGTERM is passed on to the
-    command, which may want to save itself, and waited for."""
-    with open(log, "wb") as output:
-        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT)
+    command, which may want to save itself, and waited for.
+
+    Args:
+        environment: added to ours. files: descriptors that it inherits.
+    """
+    with open(log, "wb") as printed:
+        process = subprocess.Popen(
+            words,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            pass_fds=files,
+        )
         before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
         try:
             return process.wait()
@@ -312,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runner.add_argument("--log", type=Path, required=True, help="for what the command prints")
     runner.add_argument("--inputs", nargs="+", default=[], help="declared inputs of the rule")
     runner.add_argument("--unkeyed", default="", help="arguments that do not change the result")
+    runner.add_argument("--gpus", type=int, default=0, help="to hold while the command runs")
     runner.add_argument("--states", type=Path, help="folder of resume states, for --state")
     tracker = actions.add_parser("track", help="give a result to DVC, in the main process")
     tracker.add_argument("provenance", type=Path)
@@ -323,7 +326,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments, command = arguments[:cut], arguments[cut + 1 :]
     parsed = parser.parse_args(arguments)
     if parsed.action == "run":
-        run(parsed.makes, parsed.inputs, command, parsed.log, parsed.unkeyed, parsed.states)
+        run(
+            parsed.makes,
+            parsed.inputs,
+            command,
+            parsed.log,
+            parsed.unkeyed,
+            parsed.states,
+            parsed.gpus,
+        )
     else:
         track(parsed.provenance, parsed.pointer)
 

@@ -1,0 +1,94 @@
+"""GPUs of this machine, and whose turn it is: Snakemake counts them, but hands none out."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device as nvidia-smi lists it."""
+
+    uuid: str
+    name: str
+
+
+def visible_gpus() -> list[Gpu]:
+    """The GPUs that this process may use, in nvidia-smi's order."""
+    listing = output("nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader")
+    rows = [line.split(", ") for line in listing.splitlines() if line.count(", ") == 2]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    allowed = None if visible is None else visible.split(",")
+    return [
+        Gpu(uuid, name)
+        for index, uuid, name in rows
+        if allowed is None or {index, uuid} & set(allowed)
+    ]
+
+
+def output(*command: str) -> str:
+    """What a command prints; nothing where it fails or is not installed."""
+    if not shutil.which(command[0]):
+        return ""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+@contextmanager
+def held_gpus(count: int) -> Iterator[tuple[dict[str, str], list[int]]]:
+    """Hold `count` GPUs that no other job of this user holds on this machine; wait for them.
+
+    Under SLURM, which has chosen the devices already, and where `count` is 0, nothing is held. A
+    device is held by the lock on a file; whoever inherits the file holds the lock too, so that a
+    training run whose wrapper was killed keeps its device until it ends itself.
+
+    Yields:
+        Environment variables for the command, and the files that it must inherit.
+
+    Raises:
+        ValueError: more GPUs than there are.
+    """
+    if not count or "SLURM_JOB_ID" in os.environ:
+        yield {}, []
+        return
+    uuids = [gpu.uuid for gpu in visible_gpus()]
+    if count > len(uuids):
+        raise ValueError(f"{count} GPUs asked for, {len(uuids)} visible: lower resource gpu")
+    with ExitStack() as stack:
+        while len(taken := take(count, uuids)) < count:
+            time.sleep(0.5)
+        files = [stack.enter_context(file) for file in taken.values()]
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(taken)}, [file.fileno() for file in files]
+
+
+def take(count: int, uuids: list[str]) -> dict[str, IO[str]]:
+    """Lock `count` free devices, or none: two jobs that held half of what they need each would
+    wait for ever. Returns the locked file of each."""
+    folder = Path(tempfile.gettempdir(), f"warpflow-gpus-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    taken: dict[str, IO[str]] = {}
+    with open(folder / "taking", "w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        for uuid in uuids:
+            if len(taken) == count:
+                break
+            file: IO[str] = open(folder / uuid, "w")  # noqa: SIM115 - kept open: it is the lock
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                taken[uuid] = file
+            except BlockingIOError:
+                file.close()
+        if len(taken) < count:
+            for file in taken.values():
+                file.close()
+            taken = {}
+    return taken
