@@ -23,7 +23,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from warpflow.config import check_config
 from warpflow.language import write_tokenizer
 from warpflow.memory import Estimate, describe, estimate_training
-from warpflow.models import load_tokenizer
+from warpflow.models import load_config, load_tokenizer
 from warpflow.plan import policy_settings, resolve_experiments
 from warpflow.reinforce import ReinforceSettings
 
@@ -49,12 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def estimate(config: Mapping[str, Any], training: Mapping[str, Any]) -> Estimate:
     """Of one run with the settings `training` of section train_policy."""
     policy = policy_config(config)
-    path = config["train_reward_model"]["path"]
     known = {field.name for field in fields(ReinforceSettings)}
     given = {**config["policy"], **training}
     return estimate_training(
         policy,
-        AutoConfig.from_pretrained(path) if path else with_one_label(policy),
+        reward_config(config, policy),
         ReinforceSettings(**{key: value for key, value in given.items() if key in known}),
         prompt_tokens=config["policy"]["max_prompt_tokens"],
         evaluate_prompts=training["evaluate_prompts"],
@@ -65,7 +64,7 @@ def estimate(config: Mapping[str, Any], training: Mapping[str, Any]) -> Estimate
 def policy_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     """The user's policy's, or that of the architecture with its vocabulary."""
     if config["policy"]["path"]:
-        return AutoConfig.from_pretrained(config["policy"]["path"])
+        return load_config(config["policy"]["path"])
     if config["data"] == "prepare_data":
         vocabulary = config["prepare_data"]["vocab_size"]
     else:
@@ -75,8 +74,13 @@ def policy_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     return AutoConfig.for_model(**config["policy"]["architecture"], vocab_size=vocabulary)
 
 
-def with_one_label(policy: PreTrainedConfig) -> PreTrainedConfig:
-    """The config of the reward model that is trained from the policy."""
+def reward_config(config: Mapping[str, Any], policy: PreTrainedConfig) -> PreTrainedConfig | None:
+    """The user's reward model's, or that of one trained from the policy; None where it has no
+    weight."""
+    if not config["rewards"]["reward_model"]:
+        return None
+    if config["train_reward_model"]["path"]:
+        return load_config(config["train_reward_model"]["path"])
     return AutoConfig.for_model(
         **{k: v for k, v in policy.to_dict().items() if k not in ("id2label", "label2id")},
         num_labels=1,

@@ -25,12 +25,11 @@ import pandas as pd
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import AutoConfig
 
 from warpflow.cli import parse_arguments
 from warpflow.evaluation import EvaluationSettings, evaluate, mean_and_error
 from warpflow.judging import JudgeArguments, Judges, load_judges
-from warpflow.models import load_policy, save_checkpoint
+from warpflow.models import load_config, load_policy, save_checkpoint
 from warpflow.processes import any_process, gathered, own_part, process_index, whole_state_dict
 from warpflow.reinforce import (
     ReinforceSettings,
@@ -149,8 +148,8 @@ def explain_out_of_memory(
     memory = importlib.import_module("warpflow.memory")
     if memory.is_out_of_memory(error):
         estimate = memory.estimate_training(
-            AutoConfig.from_pretrained(arguments.init),
-            AutoConfig.from_pretrained(given.reward_model),
+            load_config(arguments.init),
+            load_config(given.reward_model) if given.reward_model else None,
             settings,
             prompt_tokens=given.max_prompt_tokens,
             evaluate_prompts=arguments.evaluate_prompts,

@@ -111,7 +111,7 @@ class LiveBytes(TorchDispatchMode):
 
 def estimate_training(
     policy: PreTrainedConfig,
-    reward: PreTrainedConfig,
+    reward: PreTrainedConfig | None,
     settings: ReinforceSettings,
     *,
     prompt_tokens: int,
@@ -121,16 +121,17 @@ def estimate_training(
     """The memory of scripts/train_policy.py, every prompt and completion at its limit.
 
     Args:
-        policy, reward: configs of θ and of the reward model; no weights are loaded.
+        policy, reward: configs of θ and of the reward model; no weights are loaded. None where
+            functions alone reward.
         prompt_tokens: limit of a prompt.
     """
     with torch.device("meta"):
         theta, anchor, sft = (build(AutoModelForCausalLM, policy) for _ in range(3))
-        judge = build(AutoModelForSequenceClassification, reward)
+        judge = build(AutoModelForSequenceClassification, reward) if reward else None
         held = {
             "policy": bytes_of(theta),
             "SFT policy": bytes_of(sft),
-            "reward model": bytes_of(judge),
+            "reward model": bytes_of(judge) if judge else 0,
         }
         prepare_policy_(theta, settings, seed=0)
         if settings.anchor_memory == "bfloat16":
@@ -143,7 +144,8 @@ def estimate_training(
     }
     with FakeTensorMode():
         for model in (theta, anchor, sft, judge):
-            make_fake_(model)
+            if model is not None:
+                make_fake_(model)
         length = settings.max_new_tokens
         batch = fake_completions(settings.batch_size, prompt_tokens, length)
         part = fake_completions(
@@ -156,7 +158,7 @@ def estimate_training(
         each = settings.samples_per_prompt
         phases: dict[str, Callable[[], object]] = {
             "sampling": lambda: sample(theta, batch, each, settings.compute_dtype),
-            "reward": lambda: judge_rows(judge, batch),
+            "reward": lambda: judge_rows(judge, batch) if judge else None,
             "anchor's scores": lambda: score(anchor, part, settings),
             "forward and backward": lambda: backward(theta, part, settings),
             "evaluation: sampling": lambda: sample(theta, shown, 1, "float32"),
