@@ -12,7 +12,7 @@ from snakemake.exceptions import WorkflowError
 from warpflow.commands import code_files, flags
 from warpflow.config import ConfigError, check_config
 from warpflow.freshness import touch_changed_inputs
-from warpflow.jobs import visible_gpus
+from warpflow.devices import visible_gpus
 from warpflow.dvc_cache import tracking_problem
 from warpflow.plan import VARIABLE, evaluations, make_plan, policy_settings
 
@@ -68,12 +68,14 @@ JUDGING = {
     "reward_model": REWARD_MODEL or None,
     "gold": GOLD,
 }
-# Jobs that use a GPU where there is one; one at a time, since they would share its memory.
-TRAINING_GPUS = min(len(visible_gpus()), 1)
+# Jobs that use a GPU where there is one; each holds its own (warpflow.devices), so that as many run
+# at once as there are.
+GPUS = len(visible_gpus())
+GPUS_OF_A_JOB = min(GPUS, 1)
 
 if workflow.is_main_process:
     touch_changed_inputs()
     if tracking_problem():
         logger.warning(f"Results are not tracked by DVC: {tracking_problem()}.")
 workflow.register_resource("dvc", 1)
-workflow.register_resource("gpu", TRAINING_GPUS)
+workflow.register_resource("gpu", GPUS)

@@ -40,11 +40,12 @@ rule evaluate_policy:
     threads: 1
     resources:
         mem_mb=4000,
-        gpu=TRAINING_GPUS,
+        gpu=GPUS_OF_A_JOB,
     params:
         settings=flags({"seed": config["seed"]} | JUDGING | config["evaluate_policy"]),
     shell:
-        "python -m warpflow.jobs run --makes {output.evaluation} --log {log} --inputs {input} -- "
+        "python -m warpflow.jobs run --makes {output.evaluation} --log {log} "
+        "--gpus {resources.gpu} --inputs {input} -- "
         "python scripts/evaluate_policy.py --policy {input.policy} "
         "--sft {input.sft} --data {input.data} --out {output.evaluation} {params.settings}"
 

@@ -16,7 +16,7 @@ rule train_sft:
     threads: 1
     resources:
         mem_mb=4000,
-        gpu=TRAINING_GPUS,
+        gpu=GPUS_OF_A_JOB,
     params:
         made=f"{RESULTS}/train_sft/checkpoint",
         policy=flags(
@@ -26,7 +26,8 @@ rule train_sft:
         ),
         settings=flags({"seed": config["seed"]} | config["train_sft"]),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
+        "python -m warpflow.jobs run --makes {params.made} --log {log} "
+        "--gpus {resources.gpu} --inputs {input} -- "
         "python scripts/train_sft.py --data {input.data} "
         "--out {params.made} {params.policy} {params.settings}"
 
@@ -46,11 +47,12 @@ rule train_reward_model:
     threads: 1
     resources:
         mem_mb=4000,
-        gpu=TRAINING_GPUS,
+        gpu=GPUS_OF_A_JOB,
     params:
         made=f"{RESULTS}/train_reward_model/checkpoint",
         settings=flags({"seed": config["seed"]} | config["train_reward_model"]),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
+        "python -m warpflow.jobs run --makes {params.made} --log {log} "
+        "--gpus {resources.gpu} --inputs {input} -- "
         "python scripts/train_reward_model.py --data {input.data} --sft {input.sft} "
         "--out {params.made} {params.settings}"

@@ -19,7 +19,7 @@ rule train_policy:
     threads: 1
     resources:
         mem_mb=4000,
-        gpu=TRAINING_GPUS,
+        gpu=GPUS_OF_A_JOB,
     params:
         made=f"{RESULTS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}/checkpoint",
         states=f"{RESULTS}/states",
@@ -35,7 +35,8 @@ rule train_policy:
             }
         ),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} "
+        "python -m warpflow.jobs run --makes {params.made} --log {log} "
+        "--gpus {resources.gpu} --inputs {input} "
         "--states {params.states} --unkeyed {params.unkeyed:q} -- "
         "python scripts/train_policy.py --init {input.init} --sft {input.sft} --data {input.data} "
         "--iteration {wildcards.iteration} --member {wildcards.member} "
