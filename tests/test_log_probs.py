@@ -6,7 +6,9 @@ from conftest import BOS, EOS, MakeModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from warpflow import log_probs as module
 from warpflow.log_probs import Completions, positions, response_logits, token_log_probs
+from warpflow.memory import LiveBytes
 from warpflow.rewards import token_rows
 
 PROMPTS = [[BOS, 5, 6, 7, 8], [BOS], [BOS, 9, 10]]
@@ -125,3 +127,25 @@ def test_rows_are_trimmed_to_what_they_hold(make_model: MakeModel) -> None:
     whole = token_log_probs(model, batch, 1.0)
     scored = token_log_probs(model, part, 1.0)
     torch.testing.assert_close(scored, whole[[2, 1], :6], atol=2e-5, rtol=1e-5)
+
+
+def test_a_large_vocabulary_is_scored_in_parts_with_the_same_gradient_in_less_memory(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("llama", words=[f"w{i}" for i in range(3000)])
+    ids = torch.randint(3, 3000, (12, 20))
+    real = torch.ones_like(ids, dtype=torch.bool)
+    batch = Completions(ids[:, :4], real[:, :4], ids[:, 4:], real[:, 4:], real[:, 0])
+    results = {}
+    for limit in (2**25, 2 * 16 * 3004):
+        monkeypatch.setattr(module, "LOGITS_AT_ONCE", limit)
+        model.zero_grad(set_to_none=True)
+        with LiveBytes() as counter:
+            scored = token_log_probs(model, batch, 0.7)
+            scored.sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        results[limit] = (scored.detach(), gradient, counter.peak)
+    whole, parts = results.values()
+    torch.testing.assert_close(parts[0], whole[0])
+    torch.testing.assert_close(parts[1], whole[1], atol=1e-5, rtol=1e-4)
+    assert parts[2] < 0.75 * whole[2]

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from warpflow.log_probs import Completions, gather_log_probs, response_logits
+from warpflow.log_probs import (
+    Completions,
+    gather_log_probs,
+    response_logits,
+    rows_per_pass,
+)
 from warpflow.rewards import Reward
 from warpflow.sampling import draw_uniforms, pad_left, sample_completions
 
@@ -39,9 +44,6 @@ class Samples:
     finished: Tensor
 
 
-LOGITS_AT_ONCE = 2**25  # numbers in one tensor of logits; 128 MiB in fp32, of which there are eight
-
-
 @torch.no_grad()
 def sequence_kls(
     policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions, temperature: float
@@ -60,11 +62,6 @@ def sequence_kls(
         both.append(sequence_kls_of_logits(logits, response_logits(sft, rows, temperature), rows))
     sampled, exact = zip(*both, strict=True)
     return torch.cat(sampled), torch.cat(exact)
-
-
-def rows_per_pass(batch: Completions, vocabulary: int) -> int:
-    """Rows to score at once: with 256,000 words the logits of a batch would fill a GPU."""
-    return max(1, LOGITS_AT_ONCE // (batch.response_ids.shape[1] * vocabulary))
 
 
 def sequence_kls_of_logits(

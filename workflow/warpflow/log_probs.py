@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 
@@ -63,21 +64,37 @@ def mask_arguments(is_token: Tensor, is_prompt: Tensor) -> dict[str, Tensor]:
     return {"attention_mask": is_token.long(), "position_ids": positions(is_token)}
 
 
-def response_logits(model: PreTrainedModel, batch: Completions, temperature: float) -> Tensor:
-    """[B, C, V] float32 logits, divided by `temperature`, that predict each response token."""
-    masks = mask_arguments(torch.cat([batch.is_prompt, batch.is_response], 1), batch.is_prompt)
-    return predicting_logits(model, batch, temperature, masks)
+# Numbers in a tensor of logits, from which on it is taken in parts (128 MiB in fp32): with 256,000
+# words, a batch's logits and their softmax would fill a GPU.
+LOGITS_AT_ONCE = 2**25
+
+
+def rows_per_pass(batch: Completions, vocabulary: int) -> int:
+    """Rows of which the softmax is taken at once."""
+    return max(1, LOGITS_AT_ONCE // (batch.response_ids.shape[1] * vocabulary))
 
 
 def predicting_logits(
-    model: PreTrainedModel, batch: Completions, temperature: float, masks: dict[str, Tensor]
+    model: PreTrainedModel, batch: Completions, masks: dict[str, Tensor] | None = None
 ) -> Tensor:
-    """`response_logits` with given `mask_arguments`."""
+    """[B, C, V] logits that predict each response token, as the model gives them.
+
+    Args:
+        masks: `mask_arguments`, where they are known.
+    """
+    if masks is None:
+        is_token = torch.cat([batch.is_prompt, batch.is_response], 1)
+        masks = mask_arguments(is_token, batch.is_prompt)
     length = batch.response_ids.shape[1]
     ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)
     output = model(input_ids=ids, **masks, use_cache=False, logits_to_keep=length + 1)
     # Position t predicts token t + 1, so C tokens need C + 1 positions and the last is unused.
-    return output.logits[:, -length - 1 : -1].float() / temperature
+    return output.logits[:, -length - 1 : -1]
+
+
+def response_logits(model: PreTrainedModel, batch: Completions, temperature: float) -> Tensor:
+    """[B, C, V] float32 logits, divided by `temperature`, that predict each response token."""
+    return predicting_logits(model, batch).float() / temperature
 
 
 def token_log_probs(model: PreTrainedModel, batch: Completions, temperature: float) -> Tensor:
@@ -86,10 +103,30 @@ def token_log_probs(model: PreTrainedModel, batch: Completions, temperature: flo
     `temperature` must be the one the completions were sampled at, for the policy and the anchor
     alike: otherwise the log-ratio is not the one in the paper's r_β.
     """
-    return gather_log_probs(response_logits(model, batch, temperature), batch)
+    return log_probs_of(predicting_logits(model, batch), batch, temperature)
+
+
+def log_probs_of(logits: Tensor, batch: Completions, temperature: float) -> Tensor:
+    """`token_log_probs` of a model's logits [B, C, V]. Where these are many, the softmax is taken
+    of some rows at a time, and once more in the backward pass, so that nothing else of the logits'
+    size is kept."""
+
+    def of_rows(part: Tensor, ids: Tensor, is_response: Tensor) -> Tensor:
+        return _gather(part.float() / temperature, ids, is_response)
+
+    tensors = logits, batch.response_ids, batch.is_response
+    size = rows_per_pass(batch, logits.shape[-1])
+    if size >= len(logits):
+        return of_rows(*tensors)
+    parts = zip(*(tensor.split(size) for tensor in tensors), strict=True)
+    return torch.cat([checkpoint(of_rows, *part, use_reentrant=False) for part in parts])
 
 
 def gather_log_probs(logits: Tensor, batch: Completions) -> Tensor:
     """[B, C] log-softmax of `logits` [B, C, V] at the response tokens; 0 on pads."""
-    chosen = logits.gather(2, batch.response_ids[..., None])[..., 0]
-    return (chosen - logits.logsumexp(-1)).masked_fill(~batch.is_response, 0.0)
+    return _gather(logits, batch.response_ids, batch.is_response)
+
+
+def _gather(logits: Tensor, ids: Tensor, is_response: Tensor) -> Tensor:
+    chosen = logits.gather(2, ids[..., None])[..., 0]
+    return (chosen - logits.logsumexp(-1)).masked_fill(~is_response, 0.0)

@@ -26,8 +26,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from warpflow.evaluation import rows_per_pass, sequence_kls_of_logits
-from warpflow.log_probs import Completions, gather_log_probs, predicting_logits
+from warpflow.evaluation import sequence_kls_of_logits
+from warpflow.log_probs import Completions, log_probs_of, predicting_logits, rows_per_pass
 from warpflow.reinforce import ReinforceSettings, compute_in, prepare_policy_, recomputing
 from warpflow.sampling import draw_tokens, make_cache
 
@@ -93,15 +93,20 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        tree_map_only(Tensor, self.note_older, (args, kwargs))
         result = function(*args, **(kwargs or {}))
         tree_map_only(Tensor, self.note, result)
         return result
 
-    def note(self, tensor: Tensor) -> None:
+    def note_older(self, tensor: Tensor) -> None:
+        """A tensor from before: its views, such as a weight's transpose, are not new."""
+        self.note(tensor, is_new=False)
+
+    def note(self, tensor: Tensor, is_new: bool = True) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata not in self.sizes:
-            self.sizes[storage._cdata] = storage.nbytes()
-            self.live += storage.nbytes()
+            self.sizes[storage._cdata] = storage.nbytes() if is_new else 0
+            self.live += self.sizes[storage._cdata]
             self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self.forget, storage._cdata)
 
@@ -249,7 +254,7 @@ def judge_rows(model: PreTrainedModel, batch: Completions, rows: int = 256) -> N
 
 
 def log_probs(model: PreTrainedModel, part: Completions, temperature: float) -> Tensor:
-    return gather_log_probs(predicting_logits(model, part, temperature, {}), part).sum(1)
+    return log_probs_of(predicting_logits(model, part, {}), part, temperature).sum(1)
 
 
 @torch.no_grad()
@@ -261,11 +266,11 @@ def score(model: PreTrainedModel, part: Completions, settings: ReinforceSettings
 def backward(model: PreTrainedModel, part: Completions, settings: ReinforceSettings) -> None:
     with computing(model, settings):
         graph = log_probs(model, part, settings.temperature)
-    graph.mean().backward()  # type: ignore[no-untyped-call]
-    model.zero_grad(set_to_none=True)
+    # Not backward(): fake gradients are copied into .grad, where real ones are moved.
+    torch.autograd.grad(graph.mean(), [p for p in model.parameters() if p.requires_grad])
 
 
 @torch.no_grad()
 def compare(policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions) -> None:
-    logits, sft_logits = (predicting_logits(model, batch, 1.0, {}) for model in (policy, sft))
+    logits, sft_logits = (predicting_logits(model, batch, {}) / 1.0 for model in (policy, sft))
     sequence_kls_of_logits(logits, sft_logits, batch)
