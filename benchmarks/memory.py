@@ -68,6 +68,11 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "1000000"}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, nargs="*", default=range(len(VARIANTS)))
+    chosen = parser.parse_args().rows
     print(
         "| size | settings | estimate MB | measured MB | off by | CPU s | glibc's default | CPU s |"
     )
