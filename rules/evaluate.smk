@@ -27,6 +27,7 @@ rule evaluate_policy:
     input:
         code=code_files("evaluate_policy", config["evaluate_policy"]["gold"]),
         policy=lambda w: pointer(w.result),
+        parents=lambda w: [pointer(result) for result in recipe_parents(PLAN, w.result)],
         sft=SFT,
         reward_model=REWARD_MODEL,
         data=DATA,
@@ -42,12 +43,13 @@ rule evaluate_policy:
         mem_mb=4000,
         gpu=TRAINING_GPUS,
     params:
+        parents=lambda w, input: f"--parents {input.parents}" if input.parents else "",
         settings=flags({"seed": config["seed"]} | SAMPLING | config["evaluate_policy"]),
     shell:
         "python -m warpflow.jobs run --makes {output.evaluation} --log {log} --inputs {input} -- "
         "python scripts/evaluate_policy.py --policy {input.policy} "
         "--sft {input.sft} --reward_model {input.reward_model} --data {input.data} "
-        "--out {output.evaluation} {params.settings}"
+        "--out {output.evaluation} {params.parents} {params.settings}"
 
 
 rule collect_evaluations:

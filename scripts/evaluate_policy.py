@@ -29,6 +29,9 @@ class Arguments:
     completions: int = field(metadata={"help": "completions to keep, of the first prompts"})
     max_prompt_tokens: int = field(metadata={"help": "longer prompts are an error"})
     gold: str | None = field(default=None, metadata={"help": "package.module:function"})
+    parents: list[str] = field(
+        default_factory=list, metadata={"help": "the two checkpoints of a policy that is a recipe"}
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_prompt_tokens=arguments.max_prompt_tokens,
     )
     samples = evaluate(
-        load_policy(arguments.policy),
+        load_policy(arguments.policy, arguments.parents),
         judges.sft,
         judges.reward,
         judges.gold,

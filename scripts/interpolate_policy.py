@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--parents", type=Path, nargs=2, help="its two checkpoints, if they moved")
     arguments = parser.parse_args(argv)
     needed = (arguments.init, arguments.policy, arguments.eta)
-    if arguments.export and any(needed) or not arguments.export and None in needed:
+    if any(needed) if arguments.export else None in needed:
         parser.error("give either --init, --policy and --eta, or --export")
     try:
         if arguments.export:
@@ -91,7 +91,7 @@ def write(
         return
     dtypes = output_dtypes(parents, to_dtype(dtype))
     with new_checkpoints(outs, parents, dtypes, documents) as (emit, _):
-        interpolate_into(emit, *parents, etas)
+        interpolate_into(emit, parents[0], parents[1], etas)
 
 
 if __name__ == "__main__":

@@ -5,5 +5,3 @@ and `checkpoints` (the same over files of any size), `sampling`, `log_probs` and
 `reinforce` (the RL step), `evaluation` (reward, KL, gold), then `plan` and `jobs`
 (how Snakemake's rules name, run and track results).
 """
-
-__version__ = "0.1.0"

@@ -26,7 +26,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-import warpflow
+from warpflow.version import VERSION
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -156,7 +156,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous 1-D tensor."""
-    return memoryview(tensor.view(torch.uint8).numpy())
+    return tensor.view(torch.uint8).numpy().data
 
 
 def check_vocabularies(folders: Sequence[Path]) -> None:
@@ -326,26 +326,10 @@ def provenance(
     """What made a checkpoint: settings, fingerprints of its parents, version. No paths and no
     times: the bytes of a result depend on contents alone."""
     return {
-        "made_by": f"warpflow {warpflow.__version__} {stage}",
+        "made_by": f"warpflow {VERSION} {stage}",
         **settings,
         "parents": {role: fingerprint(tensors) for role, tensors in parents.items()},
     }
-
-
-def write_checkpoint(
-    tensors: Mapping[str, Tensor],
-    like: str | Path,
-    out: str | Path,
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """Write tensors in memory as a checkpoint that has all else from the folder `like`."""
-    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    with new_folder(Path(out), [Path(like)]) as folder:
-        with CheckpointWriter(folder, shapes, dtypes, {}, shard_bytes) as writer:
-            for name, tensor in tensors.items():
-                writer.write(name, 0, tensor.reshape(-1))
-        carry_over(Path(like), folder, set(dtypes.values()))
 
 
 def carry_over(like: Path, folder: Path, dtypes: set[torch.dtype]) -> None:

@@ -90,8 +90,8 @@ def read_recipe(
         if recipe["parents"][role] not in found:
             held = ", ".join(f"{tensors.folder} is {name}" for name, tensors in found.items())
             raise ValueError(
-                f"{folder} is a recipe; its parent {role} is {recipe['parents'][role]}, but {held}: "
-                "it was changed since, or is another checkpoint"
+                f"{folder} is a recipe; its parent {role} is {recipe['parents'][role]}, "
+                f"but {held}: it was changed since, or is another checkpoint"
             )
     return recipe, [found[recipe["parents"][role]] for role in ROLES]
 
