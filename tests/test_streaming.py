@@ -129,6 +129,27 @@ def test_merged_checkpoints_match_an_fp64_reference(
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
 
 
+def test_two_policies_by_tensor_are_mergekits_nuslerp(tmp_path: Path) -> None:
+    """Recorded by benchmarks/merge.py: task-vector SLERP by another hand, one angle a tensor."""
+    recorded = json.loads((ROOT / "tests/data/mergekit_nuslerp.json").read_text())
+    folders = {name: tmp_path / name for name in ("init", "a", "b")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        tensors = {key: torch.tensor(values) for key, values in recorded[name].items()}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    init, *policies = folders.values()
+    for weight in ("0.5", "0.25"):
+        settings = {"weight": weight, "granularity": "tensor"}
+        merged = tensors_of(run_merge(init, policies, tmp_path / weight, **settings))
+        assert set(merged) == set(recorded[weight])
+        for key, values in recorded[weight].items():
+            torch.testing.assert_close(merged[key], torch.tensor(values), atol=1e-7, rtol=0)
+        by_layer = tensors_of(run_merge(init, policies, tmp_path / f"{weight}layer", weight=weight))
+        query = "model.layers.0.self_attn.q_proj.weight"
+        far = (by_layer[query] - torch.tensor(recorded[weight][query])).abs().max()
+        assert far > 1e-5, "angles are too alike to tell tensor from layer"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_merge_of_one_policy_is_its_tensors_bit_for_bit(
     method: str, parents: Parents, tmp_path: Path
