@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=1.0, help="GB a model, against mergekit")
     parser.add_argument("--sizes", type=float, nargs="*", default=[0.5, 1, 2, 4], help="growth, GB")
     parser.add_argument("--rounds", type=int, default=3, help="medians of so many")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, for both sides")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; our processes")
     parser.add_argument("--cold", action="store_true", help="inputs not in the page cache")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs/images/merge_benchmark.png")
     parser.add_argument("--record", action="store_true", help=f"write {RECORD.relative_to(ROOT)}")
@@ -312,9 +312,10 @@ def difference(inputs: Path, out: Path, mergekit: Path) -> None:
     differing = sum(int((ours[name] != theirs[name]).sum()) for name in ours)
     count = sum(tensor.numel() for tensor in ours.values())
     most = max(float((ours[n].float() - theirs[n].float()).abs().max()) for n in ours)
+    scale = float(ours["lm_head.weight"].float().std())
     print(
-        f"by tensor against nuslerp: {differing / count:.1e} of the bf16 values differ, by {most:.1e} "
-        f"at most, where weights are {float(ours['lm_head.weight'].float().std()):.1e} in size\n"
+        f"by tensor against nuslerp: {differing / count:.1e} of the bf16 values differ, "
+        f"by {most:.1e} at most, where weights are {scale:.1e} in size\n"
     )
     shutil.rmtree(out)
 

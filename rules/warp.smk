@@ -59,7 +59,8 @@ rule merge_policies:
         made=f"{RESULTS}/merge_policies/{{experiment}}/iteration{{iteration}}/checkpoint",
         settings=lambda w: flags(PLAN.experiments[w.experiment].merge_policies),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
+        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} "
+        "--unkeyed '--workers {threads}' -- "
         "python scripts/merge_policies.py --init {input.init} "
         "--policies {input.policies} --out {params.made} {params.settings}"
 
@@ -93,6 +94,7 @@ rule interpolate_policy:
             else ""
         ),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
+        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} "
+        "--unkeyed '--workers {threads}' -- "
         "python scripts/interpolate_policy.py --init {input.init} "
         "--policy {input.policy} --eta {wildcards.eta} --out {params.made} {params.recipe}"

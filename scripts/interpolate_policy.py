@@ -19,6 +19,7 @@ from pathlib import Path
 
 from warpflow.checkpoints import (
     MappedTensors,
+    available_cores,
     check_vocabularies,
     new_checkpoints,
     provenance,
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--export", type=Path, help="recipe to write the weights of")
     parser.add_argument("--parents", type=Path, nargs=2, help="its two checkpoints, if they moved")
+    parser.add_argument(
+        "--workers", type=int, default=available_cores(), help="processes; default: all cores, to 8"
+    )
     arguments = parser.parse_args(argv)
     needed = (arguments.init, arguments.policy, arguments.eta)
     if any(needed) if arguments.export else None in needed:
@@ -56,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if arguments.export:
             recipe, parents = read_recipe(arguments.export, arguments.parents or ())
-            write(parents, [recipe["eta"]], [arguments.out], recipe["dtype"], recipe=None)
+            eta, dtype = recipe["eta"], recipe["dtype"]
+            write(parents, [eta], [arguments.out], dtype, None, arguments.workers)
         else:
             interpolate_policy(arguments)
     except (ValueError, OSError) as error:
@@ -70,7 +75,7 @@ def interpolate_policy(arguments: argparse.Namespace) -> None:
     outs = [arguments.out]
     if len(arguments.eta) > 1:
         outs = [arguments.out / f"eta{eta_text(eta)}" for eta in arguments.eta]
-    write(parents, arguments.eta, outs, arguments.dtype, arguments.recipe)
+    write(parents, arguments.eta, outs, arguments.dtype, arguments.recipe, arguments.workers)
 
 
 def write(
@@ -79,6 +84,7 @@ def write(
     outs: Sequence[Path],
     dtype: str | None,
     recipe: str | None,
+    workers: int,
 ) -> None:
     """Write the points, as weights or as recipes."""
     check_sources(parents)
@@ -91,7 +97,7 @@ def write(
         return
     dtypes = output_dtypes(parents, to_dtype(dtype))
     with new_checkpoints(outs, parents, dtypes, documents) as (emit, _):
-        interpolate_into(emit, parents[0], parents[1], etas)
+        interpolate_into(emit, parents[0], parents[1], etas, workers)
 
 
 if __name__ == "__main__":

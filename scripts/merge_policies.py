@@ -20,7 +20,13 @@ from pathlib import Path
 import torch
 
 from warpflow.averaging import GRANULARITIES, METHODS
-from warpflow.checkpoints import check_vocabularies, new_checkpoints, provenance, read_tensors
+from warpflow.checkpoints import (
+    available_cores,
+    check_vocabularies,
+    new_checkpoints,
+    provenance,
+    read_tensors,
+)
 from warpflow.streaming import DTYPES, check_sources, merge_into, output_dtypes
 
 GEOMETRY_COLUMNS = [
@@ -54,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--weight", type=float, help="λ of the second of two policies; default 1/m in sequence"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of the result; default: the policies'")
+    parser.add_argument(
+        "--workers", type=int, default=available_cores(), help="processes; default: all cores, to 8"
+    )
     arguments = parser.parse_args(argv)
     try:
         merge_policies(arguments)
@@ -75,7 +84,13 @@ def merge_policies(arguments: argparse.Namespace) -> None:
     dtypes = output_dtypes(parents, dtype)
     with new_checkpoints([arguments.out], parents, dtypes, [document]) as (emit, (folder,)):
         rows = merge_into(
-            emit, init, policies, arguments.method, arguments.granularity, arguments.weight
+            emit,
+            init,
+            policies,
+            arguments.method,
+            arguments.granularity,
+            arguments.weight,
+            arguments.workers,
         )
         with open(folder / "geometry.csv", "w", newline="") as file:
             table = csv.DictWriter(file, GEOMETRY_COLUMNS, lineterminator="\n")

@@ -3,12 +3,14 @@
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +33,8 @@ from warpflow.averaging import METHODS, karcher_coefficients, slerp_coefficients
 from warpflow.checkpoints import fingerprint, new_folder, read_tensors
 from warpflow.models import load_policy
 from warpflow.recipes import compose
+from warpflow.streaming import interpolate
+from warpflow.workers import share_out
 
 Tensors = dict[str, Tensor]
 Save = Callable[..., Path]
@@ -284,13 +288,13 @@ def test_output_dtype_is_the_policies_or_the_given_one(
 
 
 def test_bytes_depend_on_contents_alone(parents: Parents, tmp_path: Path) -> None:
-    """Neither on paths, nor on the order of shards, nor on the number of threads."""
+    """Neither on paths, nor on the number of threads and processes."""
     folders = parents("llama")
-    first = contents(run_merge(folders[0], folders[1:], tmp_path / "one"))
+    first = contents(run_merge(folders[0], folders[1:], tmp_path / "one", workers=1))
     moved = [folder.rename(tmp_path / f"moved{k}") for k, folder in enumerate(folders)]
     torch.set_num_threads(2)
     try:
-        second = contents(run_merge(moved[0], moved[1:], tmp_path / "two"))
+        second = contents(run_merge(moved[0], moved[1:], tmp_path / "two", workers=3))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -640,7 +644,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
     calls = itertools.count()
 
     def pwrite(*arguments: object) -> int:
-        if next(calls) == 9:
+        if next(calls) == 4:
             raise OSError(28, "No space left on device")
         return real(*arguments)
 
@@ -660,6 +664,45 @@ def test_eta_out_of_range_is_refused(
         run_interpolate(init, policy, tmp_path / "out", eta)
 
 
+# --- several processes -------------------------------------------------------------------------
+
+
+def test_several_processes_do_each_piece_of_work_once_in_order() -> None:
+    pids = share_out(lambda number: (number, os.getpid()), 20, 3)
+    assert [number for number, _ in pids] == list(range(20))
+    assert os.getpid() not in {pid for _, pid in pids}
+    assert share_out(lambda number: os.getpid(), 2, 1) == [os.getpid()] * 2
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_an_error_or_a_kill_of_one_process_ends_all(number: int) -> None:
+    def fail(item: int) -> None:
+        if item == number:
+            raise ValueError(f"item {item}")
+        time.sleep(0.01)
+
+    def die(item: int) -> None:
+        if item == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(ValueError, match=f"item {number}"):
+        share_out(fail, 1000, 3)
+    with pytest.raises(ChildProcessError, match="-9"):
+        share_out(die, 20, 3)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_interpolation_by_several_processes_is_that_of_one(
+    workers: int, parents: Parents, tmp_path: Path
+) -> None:
+    init, policy = parents("gemma", policies=1)
+    flags = f"--workers {workers}"
+    points = run_interpolate(init, policy, tmp_path / "points", 0.3, 0.5, flags=flags)
+    expected = interpolate(read_tensors(init), read_tensors(policy), 0.5)
+    assert same_bits(tensors_of(points / "eta0.5"), expected)
+
+
 # --- kills -------------------------------------------------------------------------------------
 
 # A merge that stops for good in the middle of its writing, and says so.
@@ -669,7 +712,7 @@ from warpflow import checkpoints
 real, calls = checkpoints.write_at, []
 def write_at(*arguments):
     calls.append(1)
-    if len(calls) == 9:
+    if len(calls) == 4:
         print("writing", flush=True)
         time.sleep(60)
     real(*arguments)
@@ -678,14 +721,16 @@ merge_policies.main(sys.argv[1:])
 """
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_a_killed_merge_leaves_no_output_and_the_next_one_cleans_up(
-    number: signal.Signals, parents: Parents, tmp_path: Path
+    number: signal.Signals, workers: int, parents: Parents, tmp_path: Path
 ) -> None:
     init, a, b = parents()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     out = tmp_path / "out"
     flags = ["--init", init, "--policies", a, b, "--out", out]
+    flags += ["--workers", str(workers)]
     path = f"{ROOT / 'scripts'}:{ROOT / 'workflow'}"
     process = subprocess.Popen(
         [sys.executable, "-c", STALLED, *flags],
@@ -694,7 +739,7 @@ def test_a_killed_merge_leaves_no_output_and_the_next_one_cleans_up(
         env={**os.environ, "PYTHONPATH": path},
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == b"writing\n"
+    assert process.stdout.readline().startswith(b"writing")
     assert list(tmp_path.glob("out.tmp*"))
     process.send_signal(number)
     assert process.wait(timeout=30) != 0

@@ -428,6 +428,12 @@ def stopping_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def available_cores() -> int:
+    """Cores that this process may use, at most 8: more do not make a disk faster."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, 8)
+
+
 def make_readable(folder: str | Path) -> None:
     """Give every file the mode that the umask asks for: safetensors writes 0600 regardless,
     which makes a shared cache unreadable to colleagues."""

@@ -4,12 +4,13 @@ Both are θ_init + Σ c_m (θ_m − θ_init). A merge reads each group of tensor
 matrix of its task vectors, which gives the coefficients c, once to apply them; LITI has c = η and
 reads once for all its η. Sources are name → tensor, usually views of mapped files
 (`checkpoints.read_tensors`); results leave in chunks through `emit`, so that nothing of a tensor's
-size is ever allocated. One thread: the arithmetic runs in a core's cache at the speed of memory,
-and two threads, a writer thread or mapped output were no faster (docs/log.md).
+size is ever allocated. Groups are shared out to processes, not threads (docs/log.md): each runs in
+its core's cache at the speed of memory, and reading, arithmetic and writing of several overlap.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from warpflow.averaging import METHODS, geometry_rows, layer_groups
+from warpflow.workers import share_out
 
 CHUNK = 1 << 16  # elements; M + 1 fp32 rows of it fit a core's second-level cache
 AVERAGED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -37,11 +39,16 @@ def merge_into(
     method: str = "slerp",
     granularity: str = "layer",
     weight: float | None = None,
+    workers: int = 1,
 ) -> list[dict[str, object]]:
     """Merge M ≥ 1 policies that were fine-tuned from `init` (Section 3.2) into result 0.
 
     The *task vectors* are merged, not the full weights (whose angle is about 0), and the policies,
     not their EMAs. Integer tensors (buffers) must be equal and are copied.
+
+    Args:
+        workers: processes that share the groups; with more than one, `emit` is called in these.
+            The result does not depend on it.
 
     Returns:
         Rows of `averaging.geometry_rows`, for each group.
@@ -55,22 +62,27 @@ def merge_into(
         raise ValueError("nothing to merge: expected at least one policy")
     sources = [init, *policies]
     check_sources(sources)
+    groups = list(layer_groups(init, granularity).items())
     scratch = torch.empty(len(sources), CHUNK)
-    rows: list[dict[str, object]] = []
+
+    def merge_group(number: int) -> list[dict[str, object]]:
+        group, names = groups[number]
+        floating = [name for name in names if init[name].is_floating_point()]
+        gram = gram_matrix(sources, floating, scratch)
+        coefficients = METHODS[method](gram[1:, 1:], weight).tolist()
+        for name in names:
+            combine_into(emit, sources, name, [coefficients], scratch)
+        return geometry_rows(group, gram)
+
     with one_thread():
-        for group, names in layer_groups(init, granularity).items():
-            floating = [name for name in names if init[name].is_floating_point()]
-            gram = gram_matrix(sources, floating, scratch)
-            coefficients = METHODS[method](gram[1:, 1:], weight).tolist()
-            rows += geometry_rows(group, gram)
-            for name in names:
-                combine_into(emit, sources, name, [coefficients], scratch)
-    return rows
+        return list(itertools.chain(*share_out(merge_group, len(groups), workers)))
 
 
-def interpolate_into(emit: Emit, init: Tensors, policy: Tensors, etas: Sequence[float]) -> None:
+def interpolate_into(
+    emit: Emit, init: Tensors, policy: Tensors, etas: Sequence[float], workers: int = 1
+) -> None:
     """LITI: (1 − η) θ_init + η θ (Section 3.3), result k for `etas[k]`, in one pass. η = 0 and 1
-    return the endpoints bit for bit; η in (1, 2] extrapolates.
+    return the endpoints bit for bit; η in (1, 2] extrapolates. `workers` as in `merge_into`.
 
     Raises:
         ValueError: η out of range, names or shapes that differ, NaN or Inf.
@@ -80,10 +92,15 @@ def interpolate_into(emit: Emit, init: Tensors, policy: Tensors, etas: Sequence[
             raise ValueError(f"eta {eta}: expected 0 <= eta <= 2")
     sources = [init, policy]
     check_sources(sources)
+    groups = list(layer_groups(init).values())
     scratch = torch.empty(2, CHUNK)
-    with one_thread():
-        for name in init:
+
+    def interpolate_group(number: int) -> None:
+        for name in groups[number]:
             combine_into(emit, sources, name, [[eta] for eta in etas], scratch, is_checked=False)
+
+    with one_thread():
+        share_out(interpolate_group, len(groups), workers)
 
 
 def gram_matrix(sources: Sequence[Tensors], names: Sequence[str], scratch: Tensor) -> Tensor:
