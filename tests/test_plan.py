@@ -12,6 +12,7 @@ from warpflow.plan import (
     make_plan,
     points_of,
     policy_settings,
+    recipe_parents,
     resolve_experiments,
 )
 
@@ -239,3 +240,21 @@ def test_a_next_start_that_is_on_the_front_is_evaluated_once() -> None:
     base["interpolate_policy"] = {"etas": [0.3, 1], "next_eta": 0.3, "write": "recipes"}
     towards = [row["towards"] for row in evaluations(make_plan(base)) if "towards" in row]
     assert towards == ["sft"] * 4
+
+
+def test_points_are_recipes_of_their_ends_but_for_what_an_iteration_starts_from() -> None:
+    base = config(written={"interpolate_policy": {"etas": [0.7], "write": "weights"}})
+    base["interpolate_policy"] = base["interpolate_policy"] | {"etas": [0.3, 1]}
+    plan = make_plan(base)
+    front = "interpolate_policy/warp/iteration2/sft/eta1"
+    assert recipe_parents(plan, front) == ["train_sft", "merge_policies/warp/iteration2"]
+    # Iteration 2 starts from SFT's point of the front at 0.3, which is the init's too.
+    assert plan.init["warp", 2] == "interpolate_policy/warp/iteration1/sft/eta0.3"
+    for result in (
+        plan.init["warp", 2],
+        plan.merged["warp", 1],
+        plan.policies["warp", 1, 0],
+        plan.points["written", 1, "sft", "0.7"],
+        "train_sft",
+    ):
+        assert recipe_parents(plan, result) == [], result

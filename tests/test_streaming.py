@@ -287,6 +287,22 @@ def test_output_dtype_is_the_policies_or_the_given_one(
     assert json.loads((mixed / "config.json").read_text())["dtype"] == "float32"
 
 
+def test_a_merge_in_half_precision_says_what_rounding_loses(
+    parents: Parents, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init, a, b = parents()
+    wide = run_merge(init, [a, b], tmp_path / "wide")
+    assert "rounding" not in capsys.readouterr().out
+    narrow = run_merge(init, [a, b], tmp_path / "narrow", dtype="bfloat16")
+    start, exact, rounded = (
+        torch.cat([t.flatten().double() for _, t in sorted(tensors_of(folder).items())])
+        for folder in (init, wide, narrow)
+    )
+    loss = (rounded - exact).norm() / (exact - start).norm()
+    (said,) = re.findall(r"rounding moves its weights by ([\d.]+)%", capsys.readouterr().out)
+    assert float(said) == pytest.approx(100 * loss.item(), abs=0.06)
+
+
 def test_bytes_depend_on_contents_alone(parents: Parents, tmp_path: Path) -> None:
     """Neither on paths, nor on the number of threads and processes."""
     folders = parents("llama")

@@ -224,6 +224,29 @@ def interpolate(
     return results[0]
 
 
+def rounding_loss(
+    dtype: torch.dtype,
+    init: Tensors,
+    combine: Callable[[Tensors, Sequence[Tensors]], Tensors],
+    policies: Sequence[Tensors],
+    count: int = 4096,
+) -> float:
+    """‖round(θ) − θ‖ / ‖θ − θ_init‖ of a result θ rounded to `dtype`: the share of its task vector
+    that is lost, on the first `count` weights of each tensor.
+
+    Args:
+        combine: (init, policies) → θ in memory, e.g. a `merge` with its settings.
+    """
+    start, *others = [
+        {name: t.reshape(-1)[:count].float() for name, t in source.items() if t.is_floating_point()}
+        for source in (init, *policies)
+    ]
+    exact = combine(start, others)
+    lost = sum(float((t.to(dtype).float() - t).double().square().sum()) for t in exact.values())
+    moved = sum(float((t - start[name]).double().square().sum()) for name, t in exact.items())
+    return math.sqrt(lost / moved) if moved else 0.0
+
+
 def collector(
     sources: Sequence[Tensors], count: int, dtype: torch.dtype | None = None
 ) -> tuple[Emit, list[dict[str, Tensor]]]:
