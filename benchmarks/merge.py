@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[1]
 MERGEKIT = "mergekit==0.1.5"
+CORES = os.cpu_count() or 1
 ETAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 RECORD = ROOT / "tests/data/mergekit_nuslerp.json"
 WIDE = {"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 32000}
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=1.0, help="GB a model, against mergekit")
     parser.add_argument("--sizes", type=float, nargs="*", default=[0.5, 1, 2, 4], help="growth, GB")
     parser.add_argument("--rounds", type=int, default=3, help="medians of so many")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; our processes")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, in every process")
     parser.add_argument("--cold", action="store_true", help="inputs not in the page cache")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs/images/merge_benchmark.png")
     parser.add_argument("--record", action="store_true", help=f"write {RECORD.relative_to(ROOT)}")
@@ -154,13 +155,14 @@ def merge_command(folder: Path, out: Path, *flags: str) -> list[str]:
     paths = {"init": folder / "init", "out": out}
     named = [word for key, path in paths.items() for word in (f"--{key}", str(path))]
     policies = ["--policies", str(folder / "a"), str(folder / "b")]
-    return [sys.executable, script, *named, *policies, *flags]
+    workers = () if "--workers" in flags else ("--workers", "1")
+    return [sys.executable, script, *named, *policies, *flags, *workers]
 
 
 def interpolate_command(folder: Path, out: Path) -> list[str]:
     script = str(ROOT / "scripts/interpolate_policy.py")
     ends = ["--init", str(folder / "init"), "--policy", str(folder / "a"), "--out", str(out)]
-    return [sys.executable, script, *ends, "--eta", *map(str, ETAS)]
+    return [sys.executable, script, *ends, "--workers", "1", "--eta", *map(str, ETAS)]
 
 
 def mergekit_commands(
@@ -217,12 +219,15 @@ def execute(*commands: list[str]) -> Run:
 
 
 def anonymous_memory(pid: int) -> float:
-    """RssAnon of a process in MiB; 0 once it has ended."""
+    """RssAnon of a process and its children in MiB (what these share with it counts again); 0 once
+    it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return 0.0
-    return sum(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+    own = sum(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+    return own + sum(anonymous_memory(int(child)) for child in children)
 
 
 def evict(folder: Path) -> None:
@@ -266,6 +271,7 @@ def compare(folder: Path, mergekit: Path, arguments: argparse.Namespace) -> None
     imports = [sys.executable, "-c", "import torch, safetensors"]
     merges = {
         "ours, slerp by layer": [merge_command(inputs, out)],
+        f"ours, {CORES} processes": [merge_command(inputs, out, "--workers", str(CORES))],
         "ours, slerp by tensor": [merge_command(inputs, out, "--granularity", "tensor")],
         "mergekit nuslerp": mergekit_commands(mergekit, inputs, out, "nuslerp", halves),
         "mergekit linear": mergekit_commands(mergekit, inputs, out, "linear", halves),

@@ -387,6 +387,8 @@ def test_merge_errors_name_what_is_wrong() -> None:
         merge(init, [policy], granularity="block")
     with pytest.raises(ValueError, match="at least one"):
         merge(init, [])
+    with pytest.raises(ValueError, match="expected 0 <= weight <= 1"):
+        merge(init, [policy] * 2, weight=1.5)
     with pytest.raises(ValueError, match=r"0\.3 for 3"):
         merge(init, [policy] * 3, weight=0.3)
     less = {name: tensor for name, tensor in policy.items() if name != "lm_head.weight"}

@@ -60,6 +60,8 @@ def merge_into(
         raise ValueError(f"merge method {method!r}: expected one of {', '.join(METHODS)}")
     if not policies:
         raise ValueError("nothing to merge: expected at least one policy")
+    if weight is not None and not 0 <= weight <= 1:
+        raise ValueError(f"weight {weight}: expected 0 <= weight <= 1, λ of the second of two")
     sources = [init, *policies]
     check_sources(sources)
     groups = list(layer_groups(init, granularity).items())
