@@ -44,6 +44,9 @@ DTYPE_NAMES = {
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
     torch.bool: "BOOL",
 }
 
@@ -86,6 +89,11 @@ def missing_hint(folder: Path) -> str:
         return (
             "; it is a recipe: write its weights with "
             f"`python scripts/interpolate_policy.py --export {folder} --out FOLDER`"
+        )
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "; it is an adapter, whose factors cannot be averaged: write the whole model with "
+            "peft's merge_and_unload() first"
         )
     if pickles:
         return (
@@ -429,9 +437,9 @@ def stopping_on_signals() -> Iterator[None]:
 
 
 def available_cores() -> int:
-    """Cores that this process may use, at most 8: more do not make a disk faster."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores or 1, 8)
+    """Cores that this process may use, at most 8: more do not make a disk faster. One on macOS,
+    whose system libraries do not survive a fork."""
+    return min(len(os.sched_getaffinity(0)), 8) if hasattr(os, "sched_getaffinity") else 1
 
 
 def make_readable(folder: str | Path) -> None:
