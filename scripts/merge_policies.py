@@ -90,18 +90,18 @@ def merge_policies(arguments: argparse.Namespace) -> None:
     document = provenance("merge_policies", settings, roles)
     dtypes = output_dtypes(parents, dtype)
     how = (arguments.method, arguments.granularity, arguments.weight)
-    for half in set(dtypes.values()) & {torch.bfloat16, torch.float16}:
-        loss = rounding_loss(half, init, lambda start, others: merge(start, others, *how), policies)
-        print(
-            f"{arguments.out} is written in {half}: rounding moves its weights by {loss:.1%} of "
-            "the merged task vector; --dtype float32 loses nothing"
-        )
     with new_checkpoints([arguments.out], parents, dtypes, [document]) as (emit, (folder,)):
         rows = merge_into(emit, init, policies, *how, workers=arguments.workers)
         with open(folder / "geometry.csv", "w", newline="") as file:
             table = csv.DictWriter(file, GEOMETRY_COLUMNS, lineterminator="\n")
             table.writeheader()
             table.writerows(rows)
+    for half in set(dtypes.values()) & {torch.bfloat16, torch.float16}:
+        loss = rounding_loss(half, init, lambda start, others: merge(start, others, *how), policies)
+        print(
+            f"{arguments.out} is written in {half}: rounding moves its weights by {loss:.1%} of "
+            "the merged task vector; --dtype float32 loses nothing"
+        )
 
 
 if __name__ == "__main__":

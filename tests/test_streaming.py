@@ -585,6 +585,19 @@ def untouched(tmp_path: Path) -> Iterator[Callable[[], None]]:
     assert not list(tmp_path.glob("**/*.tmp*"))
 
 
+def test_nan_in_half_precision_is_named_by_file_too(parents: Parents, tmp_path: Path) -> None:
+    init, a, b = parents()
+    for folder in (init, a, b):
+        edit_tensors(
+            folder, lambda tensors: tensors.update({n: t.half() for n, t in tensors.items()})
+        )
+    edit_tensors(b, spoil(math.nan))
+    with pytest.raises(
+        SystemExit, match=r"C/model.safetensors: tensor model.layers.1.mlp.up.* NaN"
+    ):
+        run_merge(init, [a, b], tmp_path / "out")
+
+
 @pytest.mark.parametrize("case", BAD_POLICIES)
 @pytest.mark.parametrize("stage", ["merge", "interpolate"])
 def test_bad_policies_are_refused_and_nothing_is_written(

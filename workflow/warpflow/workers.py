@@ -52,10 +52,10 @@ def share_out(work: Callable[[int], T], count: int, workers: int) -> list[T]:
                     raise error
                 results[number] = result
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for process in processes:
             process.terminate()
             process.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if len(results) < count:
         statuses = [process.exitcode for process in processes]
         raise ChildProcessError(f"a worker was killed (exit statuses {statuses}): out of memory?")
