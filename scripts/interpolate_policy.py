@@ -27,7 +27,7 @@ from warpflow.checkpoints import (
 )
 from warpflow.plan import eta_text
 from warpflow.recipes import ROLES, read_recipe, to_dtype, write_recipe
-from warpflow.streaming import DTYPES, check_sources, interpolate_into, output_dtypes
+from warpflow.streaming import DTYPES, check_etas, check_sources, interpolate_into, output_dtypes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,6 +87,7 @@ def write(
     workers: int,
 ) -> None:
     """Write the points, as weights or as recipes."""
+    check_etas(etas)
     check_sources(parents)
     roles = dict(zip(ROLES, parents, strict=True))
     settings = [{"eta": eta, "dtype": dtype} for eta in etas]

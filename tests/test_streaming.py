@@ -578,7 +578,7 @@ def untouched(tmp_path: Path) -> Iterator[Callable[[], None]]:
     before: list[dict[Path, bytes]] = []
 
     def files() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        return {p: p.read_bytes() if p.is_file() else b"" for p in tmp_path.rglob("*")}
 
     yield lambda: before.append(files())
     assert before == [files()]
@@ -684,14 +684,23 @@ def test_a_disk_that_fills_up_leaves_nothing(
         run_merge(init, [a, b], tmp_path / "out")
 
 
-@pytest.mark.parametrize("eta", [-0.1, 2.1])
-def test_eta_out_of_range_is_refused(
-    eta: float, parents: Parents, tmp_path: Path, untouched: Callable[[], None]
+@pytest.mark.parametrize("flags", ["", "--recipe"])
+@pytest.mark.parametrize(
+    ("etas", "message"),
+    [([-0.1], "expected 0 <= eta"), ([0, 2.1], "eta <= 2"), ([0.3, 0.5, 0.3], "0.3 comes twice")],
+)
+def test_etas_out_of_range_or_twice_are_refused(
+    etas: list[float],
+    message: str,
+    flags: str,
+    parents: Parents,
+    tmp_path: Path,
+    untouched: Callable[[], None],
 ) -> None:
     init, policy = parents(policies=1)
     untouched()
-    with pytest.raises(SystemExit, match="expected 0 <= eta <= 2"):
-        run_interpolate(init, policy, tmp_path / "out", eta)
+    with pytest.raises(SystemExit, match=message):
+        run_interpolate(init, policy, tmp_path / "out", *etas, flags=flags)
 
 
 # --- several processes -------------------------------------------------------------------------

@@ -384,6 +384,7 @@ def new_folder(out: Path, inputs: Sequence[Path], needed: int = 0) -> Iterator[P
             raise ValueError(f"the output folder {out} is an input: give another one")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is there already: remove it, or give another output folder")
+    is_parent_new = not out.parent.exists()
     out.parent.mkdir(parents=True, exist_ok=True)
     remove_left_overs(out)
     free = shutil.disk_usage(out.parent).free
@@ -401,6 +402,9 @@ def new_folder(out: Path, inputs: Sequence[Path], needed: int = 0) -> Iterator[P
             aside.rename(out)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+            if is_parent_new:
+                with suppress(OSError):  # it holds what was made
+                    out.parent.rmdir()
 
 
 def remove_left_overs(out: Path) -> None:

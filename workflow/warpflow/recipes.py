@@ -3,7 +3,7 @@
 A point of a LITI sweep is (1 − η) θ_init + η θ, so a sweep need not lie on disk point by point. A
 recipe is a Hugging Face folder with config and tokenizer, and recipe.json in place of the weights:
 
-    {"made_by": …, "stage": "interpolate_policy", "eta": 0.3, "dtype": null,
+    {"made_by": "warpflow 0.1.0 interpolate_policy", "eta": 0.3, "dtype": null,
      "parents": {"init": "sampled-sha256:…", "policy": "sampled-sha256:…"},
      "paths": {"init": "../sft", "policy": "../merged"}}
 

@@ -89,9 +89,7 @@ def interpolate_into(
     Raises:
         ValueError: η out of range, names or shapes that differ, NaN or Inf.
     """
-    for eta in etas:
-        if not 0 <= eta <= 2:
-            raise ValueError(f"eta {eta}: expected 0 <= eta <= 2")
+    check_etas(etas)
     sources = [init, policy]
     check_sources(sources)
     groups = list(layer_groups(init).values())
@@ -237,15 +235,22 @@ def rounding_loss(
     that is lost, on the first `count` weights of each tensor.
 
     Args:
-        combine: (init, policies) → θ in memory, e.g. a `merge` with its settings.
+        combine: (init, policies) → θ in memory, e.g. a `merge` with its settings; called layer by
+            layer, so that memory does not grow with their number.
     """
-    start, *others = [
-        {name: t.reshape(-1)[:count].float() for name, t in source.items() if t.is_floating_point()}
-        for source in (init, *policies)
-    ]
-    exact = combine(start, others)
-    lost = sum(float((t.to(dtype).float() - t).double().square().sum()) for t in exact.values())
-    moved = sum(float((t - start[name]).double().square().sum()) for name, t in exact.items())
+    lost = moved = 0.0
+    for names in layer_groups(init).values():
+        start, *others = [
+            {
+                name: source[name].reshape(-1)[:count].float()
+                for name in names
+                if source[name].is_floating_point()
+            }
+            for source in (init, *policies)
+        ]
+        for name, exact in combine(start, others).items():
+            lost += float((exact.to(dtype).float() - exact).double().square().sum())
+            moved += float((exact - start[name]).double().square().sum())
     return math.sqrt(lost / moved) if moved else 0.0
 
 
@@ -299,6 +304,15 @@ def check_sources(sources: Sequence[Tensors]) -> None:
                     f"{where}: integer tensor {name} differs from the initialisation's and cannot "
                     "be averaged"
                 )
+
+
+def check_etas(etas: Sequence[float]) -> None:
+    """Raise ValueError where an η is out of range or comes twice."""
+    for eta in etas:
+        if not 0 <= eta <= 2:
+            raise ValueError(f"eta {eta}: expected 0 <= eta <= 2")
+        if list(etas).count(eta) > 1:
+            raise ValueError(f"eta {eta} comes twice: expected each once")
 
 
 def require_finite(sources: Sequence[Tensors], name: str) -> None:
