@@ -255,7 +255,7 @@ def test_the_output_is_sharded_with_an_index_when_large(
 ) -> None:
     init, a, b = parents("gpt2")
     whole = run_merge(init, [a, b], tmp_path / "whole")
-    monkeypatch.setattr(checkpoints.new_checkpoints.__wrapped__, "__defaults__", (9000,))
+    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 9000)
     sharded = run_merge(init, [a, b], tmp_path / "sharded")
     files = sorted(sharded.glob("*.safetensors"))
     assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"

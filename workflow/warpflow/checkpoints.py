@@ -208,11 +208,10 @@ class CheckpointWriter:
         shapes: Mapping[str, Sequence[int]],
         dtypes: Mapping[str, torch.dtype],
         metadata: Mapping[str, str],
-        shard_bytes: int = SHARD_BYTES,
     ) -> None:
         self.folder, self.dtypes, self.metadata = folder, dtypes, dict(metadata)
         self.sizes = {n: math.prod(shapes[n]) * dtypes[n].itemsize for n in shapes}
-        self.shards = plan_shards(self.sizes, {n: dtypes[n].itemsize for n in shapes}, shard_bytes)
+        self.shards = plan_shards(self.sizes, {n: dtypes[n].itemsize for n in shapes}, SHARD_BYTES)
         self.total = sum(self.sizes.values())
         self.places: dict[str, tuple[int, int]] = {}  # name → file descriptor, first byte
         self.descriptors: list[int] = []
@@ -291,7 +290,6 @@ def new_checkpoints(
     parents: Sequence[MappedTensors],
     dtypes: Mapping[str, torch.dtype],
     documents: Sequence[Mapping[str, Any]],
-    shard_bytes: int = SHARD_BYTES,
 ) -> Iterator[tuple[Callable[[int, str, int, Tensor], None], list[Path]]]:
     """Checkpoints of the tensors of `parents`, with all else from the first of them. Yields the
     function that takes pieces of result k (`streaming.Emit`), and the folders that become `outs`.
@@ -311,9 +309,7 @@ def new_checkpoints(
         folders = [stack.enter_context(new_folder(out, inputs, needed * len(outs))) for out in outs]
         with ExitStack() as files:
             writers = [
-                files.enter_context(
-                    CheckpointWriter(folder, shapes, dtypes, as_metadata(document), shard_bytes)
-                )
+                files.enter_context(CheckpointWriter(folder, shapes, dtypes, as_metadata(document)))
                 for folder, document in zip(folders, documents, strict=True)
             ]
             yield lambda k, name, start, piece: writers[k].write(name, start, piece), folders
