@@ -14,7 +14,7 @@ from warpflow.config import ConfigError, check_config
 from warpflow.freshness import touch_changed_inputs
 from warpflow.devices import visible_gpus
 from warpflow.dvc_cache import tracking_problem
-from warpflow.plan import VARIABLE, evaluations, make_plan, policy_settings
+from warpflow.plan import VARIABLE, evaluations, make_plan, policy_settings, recipe_parents
 
 try:
     check_config(config)

@@ -27,6 +27,7 @@ rule evaluate_policy:
     input:
         code=code_files("evaluate_policy", *SCORERS),
         policy=lambda w: pointer(w.result),
+        parents=lambda w: [pointer(result) for result in recipe_parents(PLAN, w.result)],
         sft=SFT,
         reward_model=REWARD_MODEL,
         data=DATA,
@@ -42,12 +43,14 @@ rule evaluate_policy:
         mem_mb=4000,
         gpu=GPUS_OF_A_JOB,
     params:
+        parents=lambda w, input: f"--parents {input.parents}" if input.parents else "",
         settings=flags({"seed": config["seed"]} | JUDGING | config["evaluate_policy"]),
     shell:
         "python -m warpflow.jobs run --makes {output.evaluation} --log {log} "
         "--gpus {resources.gpu} --inputs {input} -- "
         "python scripts/evaluate_policy.py --policy {input.policy} "
-        "--sft {input.sft} --data {input.data} --out {output.evaluation} {params.settings}"
+        "--sft {input.sft} --data {input.data} --out {output.evaluation} "
+        "{params.parents} {params.settings}"
 
 
 rule collect_evaluations:

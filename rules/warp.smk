@@ -65,7 +65,8 @@ rule merge_policies:
         made=f"{RESULTS}/merge_policies/{{experiment}}/iteration{{iteration}}/checkpoint",
         settings=lambda w: flags(PLAN.experiments[w.experiment].merge_policies),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
+        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} "
+        "--unkeyed '--workers {threads}' -- "
         "python scripts/merge_policies.py --init {input.init} "
         "--policies {input.policies} --out {params.made} {params.settings}"
 
@@ -89,7 +90,17 @@ rule interpolate_policy:
         mem_mb=2000,
     params:
         made=f"{RESULTS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/checkpoint",
+        # A recipe names its parents by content alone: the same under whatever path.
+        recipe=lambda w: (
+            "--recipe contents"
+            if recipe_parents(
+                PLAN,
+                f"interpolate_policy/{w.experiment}/iteration{w.iteration}/{w.towards}/eta{w.eta}",
+            )
+            else ""
+        ),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
+        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} "
+        "--unkeyed '--workers {threads}' -- "
         "python scripts/interpolate_policy.py --init {input.init} "
-        "--policy {input.policy} --eta {wildcards.eta} --out {params.made}"
+        "--policy {input.policy} --eta {wildcards.eta} --out {params.made} {params.recipe}"

@@ -26,6 +26,9 @@ class Arguments:
     out: str = field(metadata={"help": "JSON file to write"})
     seed: int = field(metadata={"help": "base seed, the same for every policy"})
     completions: int = field(metadata={"help": "completions to keep, of the first prompts"})
+    parents: list[str] = field(
+        default_factory=list, metadata={"help": "the two checkpoints of a policy that is a recipe"}
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     judges = load_judges(given, settings.max_new_tokens)
     samples = evaluate(
-        load_policy(arguments.policy),
+        load_policy(arguments.policy, arguments.parents),
         judges.sft,
         judges.reward,
         judges.gold,

@@ -1,28 +1,46 @@
 """Merge M ≥ 1 policies fine-tuned from one initialisation (stage 2: SLERP of task vectors).
 
-    python scripts/merge_policies.py --init A --policies B C --method slerp --out E
+    python scripts/merge_policies.py --init A --policies B C D --method slerp --out E
 
-Works on any Hugging Face folders with safetensors weights; Snakemake is not needed. Writes the
-merged checkpoint with everything else of the init (config, tokenizer), and `geometry.csv`: angles
-and norms of the task vectors by layer.
-Next in reading order: warpflow.averaging.merge.
+Works on any Hugging Face folders with safetensors weights, of any size: memory does not grow with
+it. Snakemake is not needed. Writes the merged checkpoint with everything else of the init (config,
+tokenizer, chat template), `geometry.csv` (angles and norms of the task vectors by layer) and
+`provenance.json`.
+Next in reading order: warpflow.streaming.merge_into.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
+import torch
 
-from warpflow.averaging import GRANULARITIES, METHODS, geometry, merge
-from warpflow.checkpoints import read_tensors, write_checkpoint
+from warpflow.averaging import GRANULARITIES, METHODS
+from warpflow.checkpoints import (
+    available_cores,
+    check_vocabularies,
+    new_checkpoints,
+    provenance,
+    read_tensors,
+)
+from warpflow.streaming import (
+    DTYPES,
+    check_sources,
+    merge,
+    merge_into,
+    output_dtypes,
+    rounding_loss,
+)
 
 GEOMETRY_COLUMNS = [
     "group",
     "member_a",
     "member_b",
+    "omega",
     "cosine_task_vectors",
     "cosine_weights",
     "norm_a",
@@ -34,11 +52,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--init", required=True, help="checkpoint the policies started from")
     parser.add_argument(
-        "--policies", required=True, nargs="+", help="checkpoints to merge, in order"
+        "--init", required=True, type=Path, help="checkpoint the policies started from"
     )
-    parser.add_argument("--out", required=True, help="checkpoint folder to write")
+    parser.add_argument(
+        "--policies", required=True, type=Path, nargs="+", help="checkpoints to merge, in order"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="checkpoint folder to write")
     parser.add_argument("--method", default="slerp", choices=METHODS)
     parser.add_argument(
         "--granularity", default="layer", choices=GRANULARITIES, help="what shares Ω"
@@ -46,14 +66,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--weight", type=float, help="λ of the second of two policies; default 1/m in sequence"
     )
+    parser.add_argument("--dtype", choices=DTYPES, help="of the result; default: the policies'")
+    parser.add_argument(
+        "--workers", type=int, default=available_cores(), help="processes; default: all cores, to 8"
+    )
     arguments = parser.parse_args(argv)
-    init = read_tensors(arguments.init)
-    policies = [read_tensors(path) for path in arguments.policies]
-    merged = merge(init, policies, arguments.method, arguments.granularity, arguments.weight)
-    write_checkpoint(merged, arguments.init, arguments.out)
-    rows = geometry(init, policies, arguments.granularity)
-    table = pd.DataFrame(rows, columns=GEOMETRY_COLUMNS)
-    table.to_csv(Path(arguments.out, "geometry.csv"), index=False)
+    try:
+        merge_policies(arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"merge_policies: {error}")
+
+
+def merge_policies(arguments: argparse.Namespace) -> None:
+    """Read, merge and write in one go, after all checks that need no pass over the weights."""
+    init, *policies = parents = [read_tensors(f) for f in (arguments.init, *arguments.policies)]
+    check_vocabularies([arguments.init, *arguments.policies])
+    check_sources(parents)
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    settings = {
+        key: getattr(arguments, key) for key in ("method", "granularity", "weight", "dtype")
+    }
+    roles = {"init": init} | {f"policy {m}": policy for m, policy in enumerate(policies)}
+    document = provenance("merge_policies", settings, roles)
+    dtypes = output_dtypes(parents, dtype)
+    how = (arguments.method, arguments.granularity, arguments.weight)
+    with new_checkpoints([arguments.out], parents, dtypes, [document]) as (emit, (folder,)):
+        rows = merge_into(emit, init, policies, *how, workers=arguments.workers)
+        with open(folder / "geometry.csv", "w", newline="") as file:
+            table = csv.DictWriter(file, GEOMETRY_COLUMNS, lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+    for half in set(dtypes.values()) & {torch.bfloat16, torch.float16}:
+        loss = rounding_loss(half, init, lambda start, others: merge(start, others, *how), policies)
+        print(
+            f"{arguments.out} is written in {half}: rounding moves its weights by {loss:.1%} of "
+            "the merged task vector; --dtype float32 loses nothing"
+        )
 
 
 if __name__ == "__main__":

@@ -1,32 +1,24 @@
-"""The three averages: EMA, merging of task vectors, LITI; and the folders they live in."""
+"""The three averages: EMA, merging of task vectors, LITI."""
 
-import json
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
-from conftest import MakeModel, Perturb
+from conftest import MakeModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from warpflow.averaging import (
     GRANULARITIES,
     METHODS,
     angle,
-    geometry,
-    gram_matrix,
-    interpolate,
     layer_groups,
     lerp_norm_matched_coefficients,
-    merge,
     slerp_coefficients,
     update_ema_,
 )
-from warpflow.checkpoints import read_tensors, shard_files, write_checkpoint
+from warpflow.streaming import CHUNK, gram_matrix, interpolate, merge, merge_into
 
 Tensors = dict[str, Tensor]
 NAMES = [
@@ -348,6 +340,12 @@ def test_layers_1_and_10_are_not_confused() -> None:
     ]
 
 
+def test_two_stacks_do_not_share_an_angle() -> None:
+    names = ["vision.layers.0.w", "text.layers.0.w", "text.layers.1.w", "head.w"]
+    assert [len(group) for group in layer_groups(names).values()] == [1, 1, 1, 1]
+    assert list(layer_groups(names[1:])) == ["layer 0", "layer 1", "head.w"]
+
+
 def test_integer_buffers_are_carried_over_and_must_agree() -> None:
     init, a, b = ({"w": torch.randn(3), "steps": torch.tensor([7])} for _ in range(3))
     for merged in (merge(init, [a, b]), interpolate(init, a, 0.3)):
@@ -364,8 +362,9 @@ def test_small_task_vectors_of_bf16_checkpoints_are_measured_exactly() -> None:
     start = torch.randn(1000).bfloat16()
     policies = [torch.nextafter(start, torch.full_like(start, sign * 9)) for sign in (1, -1)]
     vectors = torch.stack([p.double() - start.double() for p in policies])
-    gram = gram_matrix([start], [[p] for p in policies])
-    torch.testing.assert_close(gram, vectors @ vectors.T, rtol=1e-12, atol=0)
+    sources = [{"w": tensor} for tensor in (start, *policies)]
+    gram = gram_matrix(sources, ["w"], torch.empty(3, CHUNK))[1:, 1:]
+    torch.testing.assert_close(gram, vectors @ vectors.T, rtol=1e-6, atol=0)
 
 
 def test_fp32_policies_of_a_bf16_init_are_not_rounded_to_bf16() -> None:
@@ -388,6 +387,8 @@ def test_merge_errors_name_what_is_wrong() -> None:
         merge(init, [policy], granularity="block")
     with pytest.raises(ValueError, match="at least one"):
         merge(init, [])
+    with pytest.raises(ValueError, match="expected 0 <= weight <= 1"):
+        merge(init, [policy] * 2, weight=1.5)
     with pytest.raises(ValueError, match=r"0\.3 for 3"):
         merge(init, [policy] * 3, weight=0.3)
     less = {name: tensor for name, tensor in policy.items() if name != "lm_head.weight"}
@@ -415,7 +416,7 @@ def test_averaging_lora_factors_is_not_averaging_their_product() -> None:
 
 def test_geometry_reports_angles_of_task_vectors_and_of_weights() -> None:
     init, policies = angled(dict(zip(NAMES, [90, 60, 60, 60, 180, 0], strict=True)))
-    rows: list[dict[str, Any]] = geometry(init, [*policies, init])
+    rows: list[dict[str, Any]] = merge_into(lambda *piece: None, init, [*policies, init])
     pairs = [(row["member_a"], row["member_b"]) for row in rows[:3]]
     assert pairs == [(0, 1), (0, 2), (1, 2)]
     first = {row["group"]: row for row in rows if (row["member_a"], row["member_b"]) == (0, 1)}
@@ -460,132 +461,3 @@ def test_liti_refuses_eta_out_of_range(eta: float) -> None:
 def test_liti_refuses_another_architecture() -> None:
     with pytest.raises(ValueError, match="missing"):
         interpolate(tensors(0), tensors(1, names=NAMES[:2]), 0.5)
-
-
-# --- checkpoints -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["gemma", "llama", "gpt2"])
-def test_merged_checkpoints_match_an_fp64_reference(
-    name: str, make_model: MakeModel, perturb: Perturb, save: Callable[..., Path], tmp_path: Path
-) -> None:
-    model = make_model(name)
-    folders = [save(model, "init"), *(save(perturb(model, s), f"p{s}") for s in (1, 2, 3))]
-    init, *policies = map(read_tensors, folders)
-    write_checkpoint(merge(init, policies), folders[0], tmp_path / "merged")
-    merged = read_tensors(tmp_path / "merged")
-
-    groups: dict[str, list[str]] = {}
-    for key in init:
-        numbers = [part for part in key.split(".") if part.isdigit()]
-        groups.setdefault(numbers[0] if numbers else key, []).append(key)
-    assert len([group for group in groups if group.isdigit()]) == 2
-    for names in groups.values():
-        start = {key: init[key] for key in names}
-        vectors = [task_vector(policy, start) for policy in policies]
-        expected = slerp_sequence(vectors, [1 / 2, 1 / 3])
-        torch.testing.assert_close(task_vector(merged, start), expected, atol=1e-6, rtol=0)
-
-
-def test_merged_models_load_with_every_weight_and_ties_kept(
-    architecture: str,
-    make_model: MakeModel,
-    perturb: Perturb,
-    save: Callable[..., Path],
-    tmp_path: Path,
-) -> None:
-    model = make_model(architecture)
-    folders = [save(model, "init"), save(perturb(model, 1), "a"), save(perturb(model, 2), "b")]
-    init, *policies = map(read_tensors, folders)
-    out = tmp_path / "merged"
-    write_checkpoint(merge(init, policies, "lerp"), folders[0], out)
-    loading: Any = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
-    loaded, report = loading
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert tied == (architecture in ("gemma", "gemma2", "gemma3_text", "gpt2", "qwen2"))
-    ours = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
-    assert ours == tied
-    # A tied head is in the file once, or it would come untied.
-    assert len(read_tensors(out)) == len(list(model.parameters()))
-    means = zip(perturb(model, 1).parameters(), perturb(model, 2).parameters(), strict=True)
-    for parameter, (a, b) in zip(loaded.parameters(), means, strict=True):
-        torch.testing.assert_close(parameter, (a + b) / 2, atol=1e-6, rtol=0)
-
-
-def test_sharded_checkpoints_read_as_whole_ones_and_are_written_whole(
-    make_model: MakeModel, save: Callable[..., Path], tmp_path: Path
-) -> None:
-    model = make_model("llama")
-    whole, sharded = save(model, "whole"), save(model, "sharded", "10KB")
-    assert len(shard_files(sharded)) > 1
-    tensors_of = read_tensors(sharded)
-    assert same_bits(dict(sorted(read_tensors(whole).items())), dict(sorted(tensors_of.items())))
-    write_checkpoint(tensors_of, sharded, tmp_path / "out")
-    assert [p.name for p in shard_files(tmp_path / "out")] == ["model.safetensors"]
-    assert not list((tmp_path / "out").glob("*index*"))
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    torch.testing.assert_close(loaded.state_dict(), model.state_dict())
-
-
-def test_checkpoints_carry_over_config_and_tokenizer_only(
-    make_model: MakeModel, save: Callable[..., Path], tmp_path: Path
-) -> None:
-    source = save(make_model("llama"), "source")
-    for name in ("training.csv", "geometry.csv", "training_args.bin", "optimizer.pt"):
-        (source / name).write_text("of one run")
-    write_checkpoint(read_tensors(source), source, tmp_path / "out")
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"config.json", "generation_config.json", "tokenizer.json"} <= names
-    assert not names & {"training.csv", "geometry.csv", "training_args.bin", "optimizer.pt"}
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
-def test_checkpoints_get_the_mode_the_umask_asks_for(
-    umask: int, mode: int, make_model: MakeModel, save: Callable[..., Path], tmp_path: Path
-) -> None:
-    """safetensors writes 0600 whatever the umask: colleagues could not read a shared cache."""
-    source = save(make_model("llama"), "source")
-    before = os.umask(umask)
-    try:
-        write_checkpoint(read_tensors(source), source, tmp_path / "out")
-        assert os.umask(umask) == umask, "the process's umask was changed"
-    finally:
-        os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {mode}
-
-
-def test_writing_the_same_tensors_gives_the_same_bytes(
-    make_model: MakeModel, save: Callable[..., Path], tmp_path: Path
-) -> None:
-    source = save(make_model("gpt2"), "source")
-    for out in ("a", "b"):
-        write_checkpoint(read_tensors(source), source, tmp_path / out)
-    for path in sorted((tmp_path / "a").iterdir()):
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
-
-
-def test_pickles_missing_shards_and_adapters_are_refused(
-    make_model: MakeModel, save: Callable[..., Path], tmp_path: Path
-) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"is a pickle.*convert it"):
-        read_tensors(tmp_path)
-    sharded = save(make_model("llama"), "sharded", "10KB")
-    lost = shard_files(sharded)[1]
-    lost.unlink()
-    with pytest.raises(FileNotFoundError, match=lost.name):
-        read_tensors(sharded)
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_model.safetensors").write_bytes(b"")
-    (adapter / "adapter_config.json").write_text(json.dumps({}))
-    with pytest.raises(FileNotFoundError, match=r"missing .*model\.safetensors"):
-        read_tensors(adapter)
-
-
-def test_two_stacks_do_not_share_an_angle() -> None:
-    names = ["vision.layers.0.w", "text.layers.0.w", "text.layers.1.w", "head.w"]
-    assert [len(group) for group in layer_groups(names).values()] == [1, 1, 1, 1]
-    assert list(layer_groups(names[1:])) == ["layer 0", "layer 1", "head.w"]

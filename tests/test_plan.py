@@ -12,6 +12,7 @@ from warpflow.plan import (
     make_plan,
     points_of,
     policy_settings,
+    recipe_parents,
     resolve_experiments,
 )
 
@@ -22,8 +23,13 @@ def config(**experiments: Any) -> dict[str, Any]:
         "iterations": 2,
         "members": 2,
         "train_policy": {"steps": 10, "anchor": "ema", "beta": 0.1, "mu": 0.01},
-        "merge_policies": {"method": "slerp", "granularity": "layer", "weight": None},
-        "interpolate_policy": {"etas": [0, 0.5, 1], "next_eta": 0.3},
+        "merge_policies": {
+            "method": "slerp",
+            "granularity": "layer",
+            "weight": None,
+            "dtype": None,
+        },
+        "interpolate_policy": {"etas": [0, 0.5, 1], "next_eta": 0.3, "write": "recipes"},
         "experiments": experiments,
     }
 
@@ -45,7 +51,7 @@ def test_iterations_follow_one_another() -> None:
 
 def test_next_init_is_towards_the_own_init_not_towards_sft() -> None:
     base = config() | {"iterations": 3}
-    base["interpolate_policy"] = {"etas": [0.3, 1], "next_eta": 0.3}
+    base["interpolate_policy"] = {"etas": [0.3, 1], "next_eta": 0.3, "write": "recipes"}
     plan = make_plan(base)
     # From SFT both are one result; later the front (towards SFT) and the next start differ.
     assert plan.points["warp", 1, "init", "0.3"] == plan.points["warp", 1, "sft", "0.3"]
@@ -165,7 +171,11 @@ def test_eta_has_one_spelling(eta: float, text: str) -> None:
 def test_the_papers_size_plans_fast_with_each_name_made_once() -> None:
     experiments = {f"beta{k}": {"train_policy": {"beta": k / 100}} for k in range(20)}
     large = config(**experiments) | {"iterations": 5, "members": 5}
-    large["interpolate_policy"] = {"etas": [k / 10 for k in range(21)], "next_eta": 0.3}
+    large["interpolate_policy"] = {
+        "etas": [k / 10 for k in range(21)],
+        "next_eta": 0.3,
+        "write": "recipes",
+    }
     started = time.perf_counter()
     plan = make_plan(large)
     rows = evaluations(plan)
@@ -227,6 +237,24 @@ def test_evaluations_name_every_policy_and_point_once_per_experiment() -> None:
 
 def test_a_next_start_that_is_on_the_front_is_evaluated_once() -> None:
     base = config()
-    base["interpolate_policy"] = {"etas": [0.3, 1], "next_eta": 0.3}
+    base["interpolate_policy"] = {"etas": [0.3, 1], "next_eta": 0.3, "write": "recipes"}
     towards = [row["towards"] for row in evaluations(make_plan(base)) if "towards" in row]
     assert towards == ["sft"] * 4
+
+
+def test_points_are_recipes_of_their_ends_but_for_what_an_iteration_starts_from() -> None:
+    base = config(written={"interpolate_policy": {"etas": [0.7], "write": "weights"}})
+    base["interpolate_policy"] = base["interpolate_policy"] | {"etas": [0.3, 1]}
+    plan = make_plan(base)
+    front = "interpolate_policy/warp/iteration2/sft/eta1"
+    assert recipe_parents(plan, front) == ["train_sft", "merge_policies/warp/iteration2"]
+    # Iteration 2 starts from SFT's point of the front at 0.3, which is the init's too.
+    assert plan.init["warp", 2] == "interpolate_policy/warp/iteration1/sft/eta0.3"
+    for result in (
+        plan.init["warp", 2],
+        plan.merged["warp", 1],
+        plan.policies["warp", 1, 0],
+        plan.points["written", 1, "sft", "0.7"],
+        "train_sft",
+    ):
+        assert recipe_parents(plan, result) == [], result

@@ -220,7 +220,7 @@ def test_merge_interpolate_evaluate_collect(results, tmp_path):
         "members": 2,
         "train_policy": REINFORCE,
         "merge_policies": {"method": "slerp", "weight": None},
-        "interpolate_policy": {"etas": [0.5], "next_eta": 0.5},
+        "interpolate_policy": {"etas": [0.5], "next_eta": 0.5, "write": "recipes"},
         "experiments": {},
     }
     tables = tmp_path / "tables"

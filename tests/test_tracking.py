@@ -119,6 +119,8 @@ def is_clean(folder: Path) -> bool:
 def test_heavy_bytes_go_to_the_cache_and_small_text_to_git(finished):
     for rule in HEAVY:
         for provenance in (finished / "results").glob(f"{rule}/**/provenance.json"):
+            if provenance.parent.name == "checkpoint":  # a merge's own, part of what is tracked
+                continue
             (pointer,) = provenance.parent.glob("*.dvc")
             assert cached(finished, read_pointer(pointer)["md5"]).is_file(), pointer
     assert all(file.samefile(stored) for file, stored in heavy_files(finished))

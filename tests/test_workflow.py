@@ -11,6 +11,8 @@ from project import SMOKE, copy_finished, copy_project, planned, snakemake
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from warpflow.recipes import compose
+
 pytestmark = pytest.mark.workflow
 
 
@@ -38,6 +40,21 @@ def test_checkpoints_are_hugging_face_folders(finished):
     assert model.config.model_type == "gemma"
     assert model.config.vocab_size == len(tokenizer)
     assert (folder / "model.safetensors").stat().st_mode & 0o044  # readable by colleagues
+
+
+def test_points_of_the_front_are_recipes_and_the_next_start_is_written(finished):
+    results = finished / "results"
+    ends = [
+        results / "train_sft/checkpoint",
+        results / "merge_policies/warp/iteration2/checkpoint",
+    ]
+    point = results / "interpolate_policy/warp/iteration2/sft/eta0.5/checkpoint"
+    assert not list(point.glob("*.safetensors"))
+    init, merged = (load_file(end / "model.safetensors") for end in ends)
+    for name, tensor in compose(point, ends).items():
+        torch.testing.assert_close(tensor, (init[name] + merged[name]) / 2, atol=1e-6, rtol=0)
+    start = results / "interpolate_policy/warp/iteration1/sft/eta0.5/checkpoint"
+    assert (start / "model.safetensors").is_file()
 
 
 def test_finished_run_has_nothing_to_do(finished):

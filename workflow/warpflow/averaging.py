@@ -4,19 +4,25 @@ All of them are linear in the weights, so a merge of a group of tensors is known
 coefficients of its task vectors δ_m = θ_m − θ_init are; and the coefficients of every method
 here depend on the task vectors through their Gram matrix alone (norms and angles). A merge
 method is therefore one pure function ``(gram, weight) -> coefficients``, listed in `METHODS`.
+How Gram matrices are taken of checkpoints, and coefficients applied to them: `streaming`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 # Below this sin Ω the two directions are taken as collinear and SLERP is LERP (its limit).
 MIN_SIN_OMEGA = 1e-6
+
+# Squared norm of θ_m below this share of θ_init's: their sum δ_m + θ_init is rounding.
+MIN_WEIGHTS = 1e-4
+KARCHER_STEPS, KARCHER_TOLERANCE = 100, 1e-10  # converges in about 5 at 90° between members
 
 GRANULARITIES = ("layer", "tensor", "model")
 
@@ -75,11 +81,46 @@ def lerp_norm_matched_coefficients(gram: Tensor, weight: float | None = None) ->
     return mean * (target / norm) if norm > MIN_SIN_OMEGA * target else mean
 
 
+def karcher_coefficients(gram: Tensor, weight: float | None = None) -> Tensor:
+    """Spherical mean of all members at once: our own answer to the paper's remark that merging
+    one after another is "certainly suboptimal". The members' order does not matter.
+
+    The mean direction minimises the squared angles to the task vectors' directions (the Karcher
+    or Fréchet mean on the sphere, by fixed-point iteration of its log and exp maps, in the space
+    of coefficients); its length is their mean length. For two of equal norm it is SLERP. With a
+    zero task vector, or where the plain mean vanishes (opposite ones), it is LERP.
+    """
+    weights = lerp_coefficients(gram, weight)
+    norms = gram.diagonal().clamp(min=0).sqrt()
+    if bool((norms == 0).any()):
+        return weights
+    cosines = (gram / norms.outer(norms)).clamp(-1, 1)
+    mean = weights.clone()  # coefficients of the unit vectors δ_m / ‖δ_m‖
+    for _ in range(KARCHER_STEPS):
+        length = (mean @ cosines @ mean).clamp(min=0).sqrt()
+        if length < MIN_SIN_OMEGA:
+            return weights
+        mean = mean / length
+        to_mean = (cosines @ mean).clamp(-1, 1)
+        angles = to_mean.acos()
+        sines = angles.sin()
+        stretch = torch.where(sines > MIN_SIN_OMEGA, angles / sines.clamp(min=1e-300), 1.0)
+        # log map: Σ w_m θ_m / sin θ_m (u_m − cos θ_m μ), a tangent at the mean
+        tangent = weights * stretch
+        tangent = tangent - (tangent @ to_mean) * mean
+        step = float((tangent @ cosines @ tangent).clamp(min=0).sqrt())
+        if step < KARCHER_TOLERANCE:
+            break
+        mean = math.cos(step) * mean + math.sin(step) / step * tangent
+    return mean * (weights @ norms) / norms
+
+
 # Another merge method is one function above and one line here; config: merge_policies.method.
 METHODS: dict[str, Callable[[Tensor, float | None], Tensor]] = {
     "slerp": slerp_coefficients,
     "lerp": lerp_coefficients,
     "lerp_norm_matched": lerp_norm_matched_coefficients,
+    "karcher": karcher_coefficients,
 }
 
 
@@ -145,146 +186,41 @@ def layer_groups(names: Iterable[str], granularity: str = "layer") -> dict[str, 
     return groups
 
 
-def gram_matrix(init: Sequence[Tensor], policies: Sequence[Sequence[Tensor]]) -> Tensor:
-    """[M, M] float64 inner products of the M task vectors over one group of tensors.
-
-    `policies[m][k]` is tensor k of policy m, of the shape of `init[k]`. Differences are taken in
-    fp32 or better (never in bf16, where small task vectors vanish) and summed in fp64.
-    """
-    members = len(policies)
-    gram = torch.zeros(members, members, dtype=torch.float64)
-    for k, start in enumerate(init):
-        deltas = torch.stack([(p[k].double() - start.double()).flatten() for p in policies])
-        gram += deltas @ deltas.T
-    return gram
-
-
-def combine(init: Tensor, policies: Sequence[Tensor], coefficients: Tensor) -> Tensor:
-    """θ_init + Σ c_m (θ_m − θ_init), computed in fp32, in the wider dtype of init and policies
-    (fp32 policies of a bf16 init would lose their small task vectors in its dtype).
-
-    A coefficient of 1 with all others 0 returns that policy bit for bit (M = 1, λ = 0 or 1).
-    """
-    values = [float(c) for c in coefficients]
-    if sorted(values) == [0.0] * (len(values) - 1) + [1.0]:
-        return policies[values.index(1.0)].clone()
-    start = init.float()
-    merged = start.clone()
-    for policy, coefficient in zip(policies, values, strict=True):
-        merged.add_(policy.float() - start, alpha=coefficient)
-    return merged.to(torch.promote_types(init.dtype, policies[0].dtype))
-
-
-def merge(
-    init: Mapping[str, Tensor],
-    policies: Sequence[Mapping[str, Tensor]],
-    method: str = "slerp",
-    granularity: str = "layer",
-    weight: float | None = None,
-) -> dict[str, Tensor]:
-    """Merge M ≥ 1 policies that were fine-tuned from `init` (Section 3.2).
-
-    The *task vectors* are merged, not the full weights (whose angle is about 0), and the
-    policies, not their EMAs. Integer tensors (buffers) must be equal and are copied.
-
-    Raises:
-        ValueError: unknown method or granularity, M = 0, names or shapes that differ.
-    """
-    if method not in METHODS:
-        raise ValueError(f"merge method {method!r}: expected one of {', '.join(METHODS)}")
-    if not policies:
-        raise ValueError("nothing to merge: expected at least one policy")
-    for index, policy in enumerate(policies):
-        check_same_tensors(init, policy, f"policy {index}")
-    merged: dict[str, Tensor] = {}
-    for names in layer_groups(init, granularity).values():
-        floating = [name for name in names if init[name].is_floating_point()]
-        starts = [init[name] for name in floating]
-        gram = gram_matrix(starts, [[p[name] for name in floating] for p in policies])
-        coefficients = METHODS[method](gram, weight)
-        for name in floating:
-            merged[name] = combine(init[name], [p[name] for p in policies], coefficients)
-        for name in set(names) - set(floating):
-            merged[name] = _copy_equal(name, init[name], [p[name] for p in policies])
-    return {name: merged[name] for name in init}
-
-
-def check_same_tensors(init: Mapping[str, Tensor], policy: Mapping[str, Tensor], what: str) -> None:
-    """Raise ValueError naming the tensors in which `policy` differs from `init`."""
-    missing, extra = sorted(set(init) - set(policy)), sorted(set(policy) - set(init))
-    if missing or extra:
-        raise ValueError(
-            f"{what} is not of the initialisation's architecture: {missing=}, {extra=}"
-        )
-    for name, tensor in init.items():
-        if tensor.shape != policy[name].shape:
-            shapes = f"{tuple(policy[name].shape)}, expected {tuple(tensor.shape)}"
-            raise ValueError(f"{what}: tensor {name} has shape {shapes} as in the initialisation")
-
-
-def _copy_equal(name: str, tensor: Tensor, others: Sequence[Tensor]) -> Tensor:
-    if not all(torch.equal(tensor, other) for other in others):
-        raise ValueError(f"integer tensor {name} differs between policies and cannot be averaged")
-    return tensor.clone()
-
-
-# --- stage 3 -----------------------------------------------------------------------------------
-
-
-def interpolate(
-    init: Mapping[str, Tensor], policy: Mapping[str, Tensor], eta: float
-) -> dict[str, Tensor]:
-    """LITI: (1 − η) θ_init + η θ (Section 3.3). η = 0 and 1 return the endpoints bit for bit;
-    η in (1, 2] extrapolates. Dtypes as in `combine`."""
-    if not 0 <= eta <= 2:
-        raise ValueError(f"eta {eta}: expected 0 <= eta <= 2")
-    check_same_tensors(init, policy, "the policy")
-    return {
-        name: _between(start, policy[name], eta)
-        if start.is_floating_point()
-        else _copy_equal(name, start, [policy[name]])
-        for name, start in init.items()
-    }
-
-
-def _between(start: Tensor, end: Tensor, eta: float) -> Tensor:
-    if eta in (0, 1):  # torch.lerp turns −0 into 0
-        return (end if eta else start).clone()
-    between = torch.lerp(start.float(), end.float(), eta)
-    return between.to(torch.promote_types(start.dtype, end.dtype))
-
-
 # --- geometry (Fig. 11) ------------------------------------------------------------------------
 
 
-def geometry(
-    init: Mapping[str, Tensor], policies: Sequence[Mapping[str, Tensor]], granularity: str = "layer"
-) -> list[dict[str, object]]:
-    """A row per group and pair of policies: cosine of the task vectors, their norms, and the
-    cosine of the full weights, as in the paper's Fig. 11. NaN where a task vector is zero."""
+def geometry_rows(group: str, gram: Tensor) -> list[dict[str, object]]:
+    """A row per pair of policies for one group of tensors: Ω in radians, cosine and norms of the
+    task vectors, and the cosine of the full weights, as in the paper's Fig. 11.
+
+    Args:
+        gram: [M + 1, M + 1] float64 inner products of θ_init, δ_1 … δ_M.
+
+    Returns:
+        Rows with NaN where a task vector is zero, or the full weights nearly cancelled.
+    """
+    weights = gram[1:, 1:] + gram[0, 0] + gram[0, 1:] + gram[0, 1:, None]  # of the θ_m
+    deltas = gram[1:, 1:]
+    norms = deltas.diagonal().clamp(min=0).sqrt().tolist()
     rows: list[dict[str, object]] = []
-    for group, names in layer_groups(init, granularity).items():
-        floating = [name for name in names if init[name].is_floating_point()]
-        starts = [init[name] for name in floating]
-        tensors = [[p[name] for name in floating] for p in policies]
-        deltas = gram_matrix(starts, tensors)
-        weights = gram_matrix([torch.zeros_like(s) for s in starts], tensors)
-        for a in range(len(policies)):
-            for b in range(a + 1, len(policies)):
-                rows.append(
-                    {
-                        "group": group,
-                        "member_a": a,
-                        "member_b": b,
-                        "cosine_task_vectors": _cosine(deltas, a, b),
-                        "cosine_weights": _cosine(weights, a, b),
-                        "norm_a": math.sqrt(deltas[a, a]),
-                        "norm_b": math.sqrt(deltas[b, b]),
-                    }
-                )
+    for a, b in itertools.combinations(range(len(norms)), 2):
+        cosine = _cosine(deltas, a, b)
+        rows.append(
+            {
+                "group": group,
+                "member_a": a,
+                "member_b": b,
+                "omega": math.acos(cosine),
+                "cosine_task_vectors": cosine,
+                "cosine_weights": _cosine(weights, a, b, least=MIN_WEIGHTS * float(gram[0, 0])),
+                "norm_a": norms[a],
+                "norm_b": norms[b],
+            }
+        )
     return rows
 
 
-def _cosine(gram: Tensor, a: int, b: int) -> float:
-    norms = math.sqrt(gram[a, a] * gram[b, b])
-    return float(gram[a, b]) / norms if norms > 0 else math.nan
+def _cosine(gram: Tensor, a: int, b: int, least: float = 0.0) -> float:
+    if min(gram[a, a], gram[b, b]) <= least:
+        return math.nan
+    return max(-1.0, min(1.0, float(gram[a, b]) / math.sqrt(gram[a, a] * gram[b, b])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from warpflow.checkpoints import make_readable
+from warpflow.recipes import compose, is_recipe
 
 
 def pick_device() -> torch.device:
@@ -92,11 +94,21 @@ def load_whole(kind: Any, path: str | Path) -> PreTrainedModel:
     return to_device(model)
 
 
-def load_policy(path: str | Path) -> PreTrainedModel:
+def load_policy(path: str | Path, parents: Sequence[str | Path] = ()) -> PreTrainedModel:
     """A causal language model in fp32 masters, dropout off, on the device.
 
     Without `dtype` a bf16 checkpoint would stay bf16, where steps of lr 1e-6 round to nothing.
+    A recipe is composed of its two parents (`recipes.compose`): these folders, or those it names.
     """
+    if is_recipe(path):
+        config = load_config(path)
+        with torch.device("meta"):  # no weights: only the class that the config stands for
+            model_class = type(AutoModelForCausalLM.from_config(config))
+        tensors = compose(path, parents)
+        model = model_class.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=torch.float32
+        )
+        return to_device(model)
     return load_whole(AutoModelForCausalLM, path)
 
 

@@ -97,7 +97,9 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
                     f"train_policy/{e.name}/iteration{i}/member{m}",
                 )
             policies = [plan.policies[e.name, i, m] for m in range(e.members)]
-            method = e.merge_policies if e.members > 1 else None  # a single policy is not changed
+            method: Any = e.merge_policies
+            if e.members == 1:  # a single policy is not changed but in its dtype
+                method = method["dtype"]
             merged = shared(
                 ["merge_policies", start, policies, method], f"merge_policies/{e.name}/iteration{i}"
             )
@@ -126,6 +128,23 @@ def points_of(experiment: Experiment, iteration: int) -> list[tuple[str, str]]:
     if iteration < experiment.iterations:
         points.append(("init", eta_text(experiment.interpolate_policy["next_eta"])))
     return points
+
+
+def recipe_parents(plan: Plan, result: str) -> list[str]:
+    """The two results that a result is composed of while it is loaded, where it is a recipe.
+
+    With ``interpolate_policy.write: recipes`` every LITI point is one but those that an iteration
+    starts from, which training, merging and interpolation read as weights.
+    """
+    if result in plan.init.values():
+        return []
+    for (experiment, i, towards, _), point in plan.points.items():
+        if point == result:
+            if plan.experiments[experiment].interpolate_policy["write"] == "weights":
+                return []
+            end = SFT if towards == "sft" else plan.init[experiment, i]
+            return [end, plan.merged[experiment, i]]
+    return []
 
 
 def evaluations(plan: Plan) -> list[dict[str, Any]]:

@@ -35,7 +35,9 @@ def find_source(path: Path, project: Path) -> Source:
         ValueError: nothing says how the path was made.
     """
     for folder in (path, *path.parents):
-        if (folder / "provenance.json").is_file():
+        # A merged checkpoint has one of its own inside, without a job's key.
+        file = folder / "provenance.json"
+        if file.is_file() and "key" in json.loads(file.read_text()):
             return job_source(folder, project)
         if folder.name == "collect_evaluations":
             return table_source(folder)

@@ -1,0 +1,107 @@
+"""Recipes: checkpoint folders without weights, composed of two others while they are loaded.
+
+A point of a LITI sweep is (1 − η) θ_init + η θ, so a sweep need not lie on disk point by point. A
+recipe is a Hugging Face folder with config and tokenizer, and recipe.json in place of the weights:
+
+    {"made_by": "warpflow 0.1.0 interpolate_policy", "eta": 0.3, "dtype": null,
+     "parents": {"init": "sampled-sha256:…", "policy": "sampled-sha256:…"},
+     "paths": {"init": "../sft", "policy": "../merged"}}
+
+`parents` are fingerprints of contents, checked whenever a recipe is loaded; `paths` are relative
+to the folder and may be left out, so that its bytes depend on contents alone: then whoever loads it
+says where the parents are. What is composed equals the written weights bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from warpflow.checkpoints import (
+    RECIPE,
+    MappedTensors,
+    carry_over,
+    fingerprint,
+    new_folder,
+    read_tensors,
+)
+from warpflow.streaming import interpolate, output_dtypes
+
+ROLES = ("init", "policy")
+
+
+def write_recipe(
+    out: Path, parents: Sequence[MappedTensors], document: Mapping[str, Any], with_paths: bool
+) -> None:
+    """Write a recipe to the folder `out`.
+
+    Args:
+        parents: the checkpoints at η = 0 and 1.
+        document: `checkpoints.provenance` of the point, with its eta and dtype.
+        with_paths: name the parents' folders too, relative to `out`.
+    """
+    folders = [parent.folder for parent in parents]
+    recipe = dict(document)
+    if with_paths:
+        paths = [os.path.relpath(folder.resolve(), out.resolve()) for folder in folders]
+        recipe["paths"] = dict(zip(ROLES, paths, strict=True))
+    with new_folder(out, folders) as folder:
+        dtypes = output_dtypes(parents, to_dtype(document["dtype"]))
+        carry_over(folders[0], folder, set(dtypes.values()))
+        (folder / RECIPE).write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
+
+
+def is_recipe(folder: str | Path) -> bool:
+    return Path(folder, RECIPE).is_file()
+
+
+def read_recipe(
+    folder: str | Path, parents: Sequence[str | Path] = ()
+) -> tuple[dict[str, Any], list[MappedTensors]]:
+    """A recipe and its two parents, θ_init and θ.
+
+    Args:
+        parents: their folders, in any order; without, the recipe's own `paths` are taken.
+
+    Raises:
+        ValueError, FileNotFoundError: a parent is not given, is missing, or is another one.
+    """
+    folder = Path(folder)
+    recipe = json.loads((folder / RECIPE).read_text())
+    paths = [folder / path for path in recipe.get("paths", {}).values()]
+    if not parents and not paths:
+        raise ValueError(
+            f"{folder} is a recipe that names its parents by content alone: give their folders "
+            "(--parents); provenance.json beside it says what they were"
+        )
+    found = {}
+    for path in map(Path, parents or paths):
+        if not path.is_dir():
+            raise FileNotFoundError(f"{folder} is a recipe; its parent {path} is missing")
+        tensors = read_tensors(path)
+        found[fingerprint(tensors)] = tensors
+    for role in ROLES:
+        if recipe["parents"][role] not in found:
+            held = ", ".join(f"{tensors.folder} is {name}" for name, tensors in found.items())
+            raise ValueError(
+                f"{folder} is a recipe; its parent {role} is {recipe['parents'][role]}, "
+                f"but {held}: it was changed since, or is another checkpoint"
+            )
+    return recipe, [found[recipe["parents"][role]] for role in ROLES]
+
+
+def compose(folder: str | Path, parents: Sequence[str | Path] = ()) -> dict[str, Tensor]:
+    """The tensors that a recipe stands for, in memory. Errors: see `read_recipe`."""
+    recipe, (init, policy) = read_recipe(folder, parents)
+    return interpolate(init, policy, recipe["eta"], to_dtype(recipe["dtype"]))
+
+
+def to_dtype(name: str | None) -> torch.dtype | None:
+    """``float32`` → torch.float32; None stays None."""
+    return None if name is None else getattr(torch, name)

@@ -1,0 +1,3 @@
+"""The version, which merged checkpoints carry."""
+
+VERSION = "0.1.0"

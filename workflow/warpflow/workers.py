@@ -1,0 +1,81 @@
+"""Work shared out to forked processes, where threads would wait for Python's lock."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
+STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+def share_out(work: Callable[[int], T], count: int, workers: int) -> list[T]:
+    """``[work(0), …, work(count − 1)]``, by forked processes that each take the next when free.
+
+    One worker, or one piece of work, is done in this process. An exception of one ends all and is
+    raised here; so does a signal's.
+
+    Raises:
+        ChildProcessError: a process was killed, out of memory as a rule.
+    """
+    workers = min(workers, count)
+    if workers <= 1:
+        return [work(number) for number in range(count)]
+    context = multiprocessing.get_context("fork")
+    counter = context.Value("l", 0)
+    results: dict[int, T] = {}
+    processes, readers = [], []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # no handler runs inside a fork
+    try:
+        for _ in range(workers):
+            reader, writer = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_take_next, args=(work, count, counter, writer, os.getpid()), daemon=True
+            )
+            process.start()
+            writer.close()
+            processes.append(process)
+            readers.append(reader)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        while readers:
+            for ready in cast(list[Connection], wait(readers)):
+                try:
+                    number, result, error = ready.recv()
+                except EOFError:
+                    readers.remove(ready)
+                    continue
+                if error is not None:
+                    raise error
+                results[number] = result
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if len(results) < count:
+        statuses = [process.exitcode for process in processes]
+        raise ChildProcessError(f"a worker was killed (exit statuses {statuses}): out of memory?")
+    return [results[number] for number in range(count)]
+
+
+def _take_next(
+    work: Callable[[int], T], count: int, counter: Any, writer: Connection, parent: int
+) -> None:
+    for number in STOPPING:  # Ctrl-C is the parent's to handle: it ends its workers
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    while os.getppid() == parent:  # a killed parent's result is nobody's
+        with counter.get_lock():
+            number = counter.value
+            counter.value += 1
+        if number >= count:
+            return
+        try:
+            writer.send((number, work(number), None))
+        except Exception as error:
+            writer.send((number, None, error))
+            return
