@@ -11,9 +11,9 @@ from snakemake.exceptions import WorkflowError
 
 from warpflow.commands import code_files, flags
 from warpflow.config import ConfigError, check_config
-from warpflow.freshness import touch_changed_inputs
 from warpflow.devices import visible_gpus
-from warpflow.dvc_cache import tracking_problem
+from warpflow.dvc_cache import remove_broken_lock, tracking_problem
+from warpflow.freshness import touch_changed_inputs
 from warpflow.plan import VARIABLE, evaluations, make_plan, policy_settings, recipe_parents
 
 try:
@@ -75,6 +75,7 @@ GPUS_OF_A_JOB = min(GPUS, 1)
 
 if workflow.is_main_process:
     touch_changed_inputs()
+    remove_broken_lock()
     if tracking_problem():
         logger.warning(f"Results are not tracked by DVC: {tracking_problem()}.")
 workflow.register_resource("dvc", 1)

@@ -12,7 +12,7 @@ import yaml
 
 from warpflow import jobs
 from warpflow.contents import file_md5, folder_listing, listing_md5
-from warpflow.dvc_cache import cached_object, cached_run
+from warpflow.dvc_cache import cached_object, cached_run, remove_broken_lock
 
 SCRIPT = """\
 import pathlib, sys
@@ -476,3 +476,15 @@ def test_it_is_said_why_results_are_not_tracked(
     assert jobs.tracking_problem() is None
     monkeypatch.setenv("PATH", "")
     assert "PATH" in str(jobs.tracking_problem())
+
+
+def test_half_a_lock_file_of_dvc_is_removed_and_a_whole_one_kept(folder: Path) -> None:
+    remove_broken_lock()  # none there
+    path = folder / ".dvc/tmp/rwlock"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"a": {"write": {"pid": 1}}}')
+    remove_broken_lock()
+    assert path.is_file()
+    path.write_text('{"a": {"wri')
+    remove_broken_lock(pause=0)
+    assert not path.exists()

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -39,6 +40,23 @@ def tracking_problem() -> str | None:
     if not Path(".git").exists():
         return "this is no Git repository (run `git init`)"
     return None if shutil.which("dvc") else "the command `dvc` is not on the PATH"
+
+
+def remove_broken_lock(pause: float = 0.5) -> None:
+    """Remove DVC's list of read and write locks where it is no JSON: a SIGKILL while DVC wrote it
+    leaves half of it, and every later call of DVC fails. Another DVC may be writing it just now, so
+    it is read twice."""
+    path = Path(".dvc/tmp/rwlock")
+    for attempt in range(2):
+        try:
+            json.loads(path.read_text() or "{}")
+            return
+        except FileNotFoundError:
+            return
+        except json.JSONDecodeError:
+            if attempt == 0:
+                time.sleep(pause)
+    path.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:
