@@ -5,7 +5,8 @@
 Each row is one run of scripts/train_policy.py (two steps and two evaluations) in a process of its
 own; measured is the largest resident size that the kernel saw. glibc keeps what was freed for
 itself, in pieces that fit the next tensor badly; the second run of each size tells it to give
-blocks of 1 MB or more back (MALLOC_MMAP_THRESHOLD_), and is what the estimate is of.
+blocks of 1 MB or more back (MALLOC_MMAP_THRESHOLD_), and is what the estimate is of. With --device
+cuda measured is what torch had allocated on the GPU at most.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -72,17 +74,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, nargs="*", default=range(len(VARIANTS)))
-    chosen = parser.parse_args().rows
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    arguments = parser.parse_args()
+    if arguments.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     print(
         "| size | settings | estimate MB | measured MB | off by | CPU s | glibc's default | CPU s |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    for name, changes in (VARIANTS[i] for i in chosen):
+    for name, changes in (VARIANTS[i] for i in arguments.rows):
         with tempfile.TemporaryDirectory() as folder:
-            print(row(name, changes, Path(folder)), flush=True)
+            print(row(name, changes, Path(folder), arguments.device), flush=True)
 
 
-def row(name: str, changes: dict[str, Any], folder: Path) -> str:
+def row(name: str, changes: dict[str, Any], folder: Path, device: str) -> str:
     make_inputs(folder, dict(SIZES[name]))
     settings = SETTINGS | changes
     configs = (AutoConfig.from_pretrained(folder / part) for part in ("sft", "reward_model"))
@@ -93,7 +98,7 @@ def row(name: str, changes: dict[str, Any], folder: Path) -> str:
         evaluate_prompts=PROMPTS,
         evaluate_batch_size=PROMPTS,
     )
-    expected = estimate.peak / 1e6 + libraries()
+    expected = estimate.peak / 1e6 + (libraries() if device == "cpu" else 0)
     tight, tight_seconds = measure(folder, settings, GIVE_BACK)
     usual, usual_seconds = measure(folder, settings, {})
     described = json.dumps(changes).strip("{}").replace('"', "") or "defaults"
@@ -166,7 +171,10 @@ def measure(
         if status:
             log.seek(0)
             sys.exit(log.read().decode())
-    return usage.ru_maxrss / 1e3, usage.ru_utime + usage.ru_stime
+        log.seek(0)
+        on_gpu = re.search(r"peak GPU memory: (\d+) MB", log.read().decode())
+    peak = float(on_gpu[1]) if on_gpu else usage.ru_maxrss / 1e3
+    return peak, usage.ru_utime + usage.ru_stime
 
 
 def libraries() -> float:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -132,6 +133,8 @@ def train(
         if stopping:
             logging.info("stopped by SIGTERM after step %d", row.step)
             sys.exit(STOPPED)
+    if run.policy.device.type == "cuda":
+        logging.info("peak GPU memory: %.0f MB", torch.cuda.max_memory_allocated() / 1e6)
     trained, weights = finish_run(run), whole_state_dict(run.policy)
     if not accelerator.is_main_process:
         return
