@@ -33,7 +33,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 TRL = "trl==1.16.0"
 PROMPTS, GENERATIONS, PROMPT_TOKENS = 16, 4, 8
-BETA, MU, LEARNING_RATE = 0.05, 0.01, 1e-4
+BETA, MU, LEARNING_RATE = 0.05, 0.01, 1e-6  # a larger rate moves the lengths within a few steps
 WARM_UP = 3  # steps
 MODELS = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "words": 512},
