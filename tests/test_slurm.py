@@ -1,9 +1,12 @@
 """On a real SLURM of two virtual nodes on this machine (tests/slurm/start.sh): the run of a fresh
 clone, and jobs that are taken from it in every way that clusters have."""
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from project import (
 pytestmark = pytest.mark.workflow
 
 START = ROOT / "tests/slurm/start.sh"
+STATE = Path(os.environ.get("SLURM_TEST_DIR", "/tmp/warpflow-slurm"))  # of the cluster
 # As users call it, but for the wait before SLURM is asked how a job fares: what one takes here.
 PROFILE = ("--profile", "slurm", "--slurm-init-seconds-before-status-checks", "4")
 TABLE = "results/collect_evaluations/evaluations.csv"
@@ -171,10 +175,30 @@ def preempt(job: str) -> None:
 
 
 def lose_node(job: str) -> None:
+    """The node's power goes: its daemon, SLURM's watchers and the job die at once."""
     node = control("squeue", "--noheader", f"--jobs={job}", "--format=%N")
-    control("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    wait_until(lambda: job in running(), "not started on another node")
-    control("scontrol", "update", f"nodename={node}", "state=resume")
+    daemon = int((STATE / f"run/slurmd.{node}.pid").read_text())
+    watchers, others = [], []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command, variables = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
+        except OSError:
+            continue  # it has ended
+        if command.startswith(f"slurmstepd: [{job}.".encode()):
+            watchers.append(int(path.name))
+        elif f"SLURM_JOB_ID={job}".encode() in variables.split(b"\0"):
+            others.append(int(path.name))
+    assert watchers
+    assert others
+    for process in (daemon, *watchers, *others):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    wait_until(lambda: job in running() and lost(node), f"{job} does not start on another node")
+    subprocess.run([START], check=True)  # the node is repaired
+
+
+def lost(node: str) -> bool:
+    return "down" in control("sinfo", "--noheader", f"--nodes={node}", "--format=%T")
 
 
 @pytest.mark.parametrize(

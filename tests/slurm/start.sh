@@ -98,7 +98,7 @@ SelectTypeParameters=CR_Core_Memory
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 ReturnToService=2
-SlurmdTimeout=30
+SlurmdTimeout=15
 InactiveLimit=0
 KillWait=$KILLWAIT
 JobRequeue=1
