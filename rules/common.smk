@@ -15,6 +15,7 @@ from warpflow.devices import visible_gpus
 from warpflow.dvc_cache import remove_broken_lock, tracking_problem
 from warpflow.freshness import touch_changed_inputs
 from warpflow.plan import VARIABLE, evaluations, make_plan, policy_settings, recipe_parents
+from warpflow.slurm import submission_problem
 
 try:
     check_config(config)
@@ -69,14 +70,28 @@ JUDGING = {
     "gold": GOLD,
 }
 # Jobs that use a GPU where there is one; each holds its own (warpflow.devices), so that as many run
-# at once as there are.
+# at once as there are. On a cluster slurm/config.yaml says what a job asks for, and the login node's
+# GPUs limit nothing.
 GPUS = len(visible_gpus())
 GPUS_OF_A_JOB = min(GPUS, 1)
+IS_SUBMITTED = (
+    workflow.resource_settings.nodes is not None
+)  # --jobs beside an executor that submits
 
 if workflow.is_main_process:
     touch_changed_inputs()
     remove_broken_lock()
     if tracking_problem():
         logger.warning(f"Results are not tracked by DVC: {tracking_problem()}.")
+    if not IS_SUBMITTED:
+        workflow.register_resource("gpu", GPUS)
 workflow.register_resource("dvc", 1)
-workflow.register_resource("gpu", GPUS)
+
+
+onstart:
+    if workflow.executor_plugin.name == "slurm":
+        asked = {
+            str(job.resources.get("slurm_partition", "")) for job in workflow.dag.needrun_jobs()
+        }
+        if problem := submission_problem(asked - {""}):
+            raise WorkflowError(problem)

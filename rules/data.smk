@@ -18,6 +18,7 @@ rule generate_data:
         f"{LOGS}/generate_data.tsv"
     threads: 1
     resources:
+        runtime=30,
         mem_mb=2000,
     params:
         made=f"{RESULTS}/generate_data/data",
@@ -40,7 +41,8 @@ rule prepare_data:
         f"{LOGS}/prepare_data.tsv"
     threads: 1
     resources:
-        mem_mb=4000,
+        runtime=120,
+        mem_mb=lambda w, attempt: 4000 * attempt,
     params:
         made=f"{RESULTS}/prepare_data/data",
         settings=flags(

@@ -40,7 +40,8 @@ rule evaluate_policy:
         f"{LOGS}/evaluate_policy/{{result}}.tsv"
     threads: 1
     resources:
-        mem_mb=4000,
+        runtime=240,
+        mem_mb=lambda w, attempt: 4000 * attempt,
         gpu=GPUS_OF_A_JOB,
     params:
         parents=lambda w, input: f"--parents {input.parents}" if input.parents else "",

@@ -15,6 +15,7 @@ rule train_sft:
         f"{LOGS}/train_sft.tsv"
     threads: 1
     resources:
+        runtime=1440,
         mem_mb=4000,
         gpu=GPUS_OF_A_JOB,
     params:
@@ -46,6 +47,7 @@ rule train_reward_model:
         f"{LOGS}/train_reward_model.tsv"
     threads: 1
     resources:
+        runtime=1440,
         mem_mb=4000,
         gpu=GPUS_OF_A_JOB,
     params:

@@ -18,6 +18,7 @@ rule train_policy:
         f"{LOGS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}.tsv"
     threads: 1
     resources:
+        runtime=1440,
         mem_mb=4000,
         gpu=GPUS_OF_A_JOB,
     params:
@@ -34,7 +35,9 @@ rule train_policy:
                 "tensorboard": f"{LOGS}/tensorboard/{w.experiment}/iteration{w.iteration}/member{w.member}",
             }
         ),
+    # Under SLURM in a step of its own: there SIGTERM comes to it, and not to Snakemake alone.
     shell:
+        "${{SLURM_JOB_ID:+srun --overlap --ntasks=1 --cpus-per-task={threads}}} "
         "python -m warpflow.jobs run --makes {params.made} --log {log} "
         "--gpus {resources.gpu} --inputs {input} "
         "--states {params.states} --unkeyed {params.unkeyed:q} -- "
@@ -60,7 +63,8 @@ rule merge_policies:
         f"{LOGS}/merge_policies/{{experiment}}/iteration{{iteration}}.tsv"
     threads: 1
     resources:
-        mem_mb=2000,
+        runtime=120,
+        mem_mb=lambda w, attempt: 2000 * attempt,
     params:
         made=f"{RESULTS}/merge_policies/{{experiment}}/iteration{{iteration}}/checkpoint",
         settings=lambda w: flags(PLAN.experiments[w.experiment].merge_policies),
@@ -87,7 +91,8 @@ rule interpolate_policy:
         f"{LOGS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}.tsv"
     threads: 1
     resources:
-        mem_mb=2000,
+        runtime=120,
+        mem_mb=lambda w, attempt: 2000 * attempt,
     params:
         made=f"{RESULTS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/checkpoint",
         # A recipe names its parents by content alone: the same under whatever path.
