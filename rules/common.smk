@@ -74,9 +74,8 @@ JUDGING = {
 # GPUs limit nothing.
 GPUS = len(visible_gpus())
 GPUS_OF_A_JOB = min(GPUS, 1)
-IS_SUBMITTED = (
-    workflow.resource_settings.nodes is not None
-)  # --jobs beside an executor that submits
+# --jobs is given, beside an executor that submits.
+IS_SUBMITTED = workflow.resource_settings.nodes is not None
 
 if workflow.is_main_process:
     touch_changed_inputs()

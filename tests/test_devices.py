@@ -109,5 +109,16 @@ def test_more_than_there_are_is_refused_and_slurm_has_chosen_already(
     with held_gpus(0) as nothing:
         assert nothing == ({}, [])
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    with held_gpus(2) as nothing:
-        assert nothing == ({}, [])
+    for count in (1, 2):
+        with held_gpus(count) as nothing:
+            assert nothing == ({}, [])
+
+
+def test_jobs_in_one_large_allocation_of_slurm_share_its_devices(
+    machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(3)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
+    with held_gpus(1) as (first, _), held_gpus(1) as (second, _):
+        assert {first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]} == {"GPU-1", "GPU-2"}

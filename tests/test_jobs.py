@@ -364,6 +364,36 @@ def test_what_a_killed_run_left_behind_is_removed(folder: Path) -> None:
     assert names == ["checkpoint", "checkpoint.seal", "provenance.json"]
 
 
+def test_a_second_job_on_a_state_leaves_at_once_and_touches_nothing(folder: Path) -> None:
+    command = [sys.executable, "make.py", "--out", str(CHECKPOINT), "--value", "1"]
+    key = jobs.make_record(CHECKPOINT, ["make.py"], command)["key"]
+    unfinished = CHECKPOINT.with_name("checkpoint.tmp999")
+    unfinished.mkdir(parents=True)
+
+    def second() -> None:
+        jobs.run(CHECKPOINT, ["make.py"], command, Path("job.log"), states=Path("states"))
+
+    with jobs.alone(Path("states", key)), pytest.raises(SystemExit, match="is in use"):
+        second()
+    assert unfinished.is_dir()
+    assert runs() == 0
+    second()
+    assert runs() == 1
+    assert not list(Path("states").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (75, "exit status 75"),
+        (-15, "killed by SIGTERM"),
+        (-9, "killed by SIGKILL (out of memory?)"),
+    ],
+)
+def test_how_a_command_ended_in_words(status: int, words: str) -> None:
+    assert jobs.describe_status(status) == words
+
+
 # --- keys --------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 clone, and jobs that are taken from it in every way that clusters have."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -223,3 +224,53 @@ def test_a_run_taken_away_goes_on_to_the_same_bytes(
     assert printed.count(SUBMITTED) == submissions
     assert repeated <= (0 if warned else SAVE_EVERY)  # nothing before the last save
     assert not list((folder / "results/states").iterdir())
+
+
+def test_out_of_memory_the_next_attempt_gets_more(cluster, prepared, undisturbed, tmp_path):
+    folder = copy_finished(prepared, tmp_path / "project")
+    needs = "train_policy:mem_mb=450 if attempt == 1 else 4000"
+    printed = execute(folder, "snakemake", POLICY, *PROFILE, "--set-resources", needs, *SMOKE)
+    assert printed.count(SUBMITTED) == 2
+    logs = "".join(path.read_text() for path in folder.glob(".snakemake/slurm_logs/*/*/*.log"))
+    assert re.search("Out Of Memory|memory limit", logs)  # of the attempt that failed
+    assert (folder / POLICY).read_text() == (undisturbed.folder / POLICY).read_text()
+
+
+def test_snakemake_killed_leaves_a_job_that_the_next_start_does_not_disturb(
+    cluster, prepared, undisturbed, tmp_path
+):
+    folder = copy_finished(prepared, tmp_path / "project")
+    (folder / "delay").write_text("2.5")
+    command = ("snakemake", POLICY, *PROFILE, *SMOKE)
+    first = subprocess.Popen(
+        command, cwd=folder, env=environment(folder), stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: calls(folder), "no steps")
+    first.kill()
+    first.wait()
+    execute(folder, *command[:2], "--unlock", *SMOKE)
+    printed = execute(folder, *command)
+    assert printed.count(SUBMITTED) > 1  # while the first job trained, others left it alone
+    assert (folder / POLICY).read_text() == (undisturbed.folder / POLICY).read_text()
+    assert len(calls(folder)) == undisturbed.calls
+
+
+# --- several GPUs without a cluster ------------------------------------------------------------
+
+
+def test_two_runs_at_once_on_a_machine_with_two_gpus(prepared, tmp_path):
+    folder = copy_finished(prepared, tmp_path / "project")
+    program = tmp_path / "bin/nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nprintf '0, GPU-a, Fake\\n1, GPU-b, Fake\\n'\n")
+    program.chmod(0o755)
+    (folder / "delay").write_text("0.5")
+    execute(
+        folder,
+        *("snakemake", POLICY, POLICY.replace("member0", "member1"), "--cores", "2", *SMOKE),
+        extra={"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+        | {"CUDA_VISIBLE_DEVICES": "0,1", "TMPDIR": str(tmp_path)},
+    )
+    called = calls(folder)
+    assert called.count("GPU GPU-a") == called.count("GPU GPU-b") == STEPS + 2
+    assert set(called[:STEPS]) == {"GPU GPU-a", "GPU GPU-b"}  # neither waited for the other

@@ -47,7 +47,8 @@ def output(*command: str) -> str:
 def held_gpus(count: int) -> Iterator[tuple[dict[str, str], list[int]]]:
     """Hold `count` GPUs that no other job of this user holds on this machine; wait for them.
 
-    Under SLURM, which has chosen the devices already, and where `count` is 0, nothing is held. A
+    Nothing is held where `count` is 0, and under SLURM where the job's own devices are what it
+    needs; in a larger allocation, which several jobs share, they are held as on any machine. A
     device is held by the lock on a file; whoever inherits the file holds the lock too, so that a
     training run whose wrapper was killed keeps its device until it ends itself.
 
@@ -57,10 +58,10 @@ def held_gpus(count: int) -> Iterator[tuple[dict[str, str], list[int]]]:
     Raises:
         ValueError: more GPUs than there are.
     """
-    if not count or "SLURM_JOB_ID" in os.environ:
+    uuids = [gpu.uuid for gpu in visible_gpus()]
+    if not count or ("SLURM_JOB_ID" in os.environ and len(uuids) <= count):
         yield {}, []
         return
-    uuids = [gpu.uuid for gpu in visible_gpus()]
     if count > len(uuids):
         raise ValueError(f"{count} GPUs asked for, {len(uuids)} visible: lower resource gpu")
     with ExitStack() as stack:

@@ -11,7 +11,7 @@ heavy result is a folder with
     checkpoint.dvc           what came out (content hash): made by the rule `track`, the only
                              caller of DVC, and what later rules take as input
 
-`run` works on any node: it takes no lock and never calls DVC. Its key is the content of the
+`run` works on any node: it never calls DVC, and waits for no lock. Its key is the content of the
 inputs and the command without paths; where the DVC cache already holds the result of the key,
 nothing is computed and the result comes back from the cache. In COMMAND, PATH stands for what
 is to be made and a pointer X.dvc for the folder X.
@@ -20,6 +20,7 @@ is to be made and a pointer X.dvc for the folder X.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import importlib.metadata
 import itertools
@@ -32,7 +33,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,24 +135,45 @@ def run(
         gpus: of this machine, that the command alone is to use.
     """
     record = make_record(made, inputs, command)
-    details = restore(made, record["key"])
-    if details is not None:
-        log.write_text(f"{made}: already made from the same inputs, not computed again\n")
-    else:
-        started = time.time()
-        state = states / record["key"] if states else None
-        extra = [*shlex.split(unkeyed), *(["--state", str(state)] if state else [])]
-        make(made, inputs, [*command, *extra], log, gpus)
-        details = {"environment": environment(), "seconds": round(time.time() - started, 1)}
-        if is_small(made):
-            if tracking_problem() is None:
-                remember_run(record | details, text=made.read_bytes().decode())
+    state = states / record["key"] if states else None
+    with alone(state):
+        details = restore(made, record["key"])
+        if details is not None:
+            log.write_text(f"{made}: already made from the same inputs, not computed again\n")
         else:
-            write_seal(made, record["key"], details)
+            started = time.time()
+            extra = [*shlex.split(unkeyed), *(["--state", str(state)] if state else [])]
+            make(made, inputs, [*command, *extra], log, gpus)
+            details = {"environment": environment(), "seconds": round(time.time() - started, 1)}
+            if is_small(made):
+                if tracking_problem() is None:
+                    remember_run(record | details, text=made.read_bytes().decode())
+            else:
+                write_seal(made, record["key"], details)
         if state:  # not before the seal: a kill in between would cost the whole run
             remove(state)
     document = json.dumps(record | details, indent=1, sort_keys=True) + "\n"
     write_atomically(made.parent / "provenance.json", document.encode())
+
+
+@contextmanager
+def alone(state: Path | None) -> Iterator[None]:
+    """Be the only job on a state, before looking for its result: a job that a killed Snakemake
+    left running may finish it while this one starts, and must not lose its temporary folder.
+    Where there is no state, jobs do not wait for one another."""
+    if state is None:
+        yield
+        return
+    state.mkdir(parents=True, exist_ok=True)
+    with open(state / "job.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(
+                f"{state} is in use: another job makes this result (one left over by a killed "
+                "snakemake?); wait for it or end it"
+            )
+        yield
 
 
 def is_small(made: Path) -> bool:
@@ -193,7 +216,7 @@ def make(
         status = run_logged(words, log, environment, files)
     if status:
         remove(aside)
-        print(f"exit status {status}; the end of {log}:", file=sys.stderr)
+        print(f"{describe_status(status)}; the end of {log}:", file=sys.stderr)
         print("\n".join(log_tail(log)), file=sys.stderr)
         sys.exit(status)
     if not aside.exists():
@@ -224,6 +247,14 @@ def run_logged(
             return process.wait()
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def describe_status(status: int) -> str:
+    """An exit status of `subprocess` in words; below 0 it is the signal that ended the command."""
+    if status >= 0:
+        return f"exit status {status}"
+    name = signal.Signals(-status).name
+    return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
 def log_tail(log: Path, lines: int = 12) -> list[str]:
