@@ -5,6 +5,7 @@
 #   tests/slurm/start.sh [start|stop|status]
 #
 # Exit status 77: it cannot be had here; why is the last line on stderr. Environment variables:
+#   SLURM_INSTALL    not empty: install the packages that are missing
 #   SLURM_TEST_DIR   where its state lies               (/tmp/warpflow-slurm)
 #   SLURM_NODES      virtual nodes n1, n2, …            (2)
 #   SLURM_CPUS, SLURM_MEM_MB, SLURM_GPUS   that each node claims to have  (8, 8000, 2)
@@ -42,6 +43,7 @@ install_packages() {
   local missing=() package quiet_start=0
   for package in "${PACKAGES[@]}"; do installed "$package" || missing+=("$package"); done
   [ ${#missing[@]} -gt 0 ] || return 0
+  [ -n "${SLURM_INSTALL:-}" ] || cannot "not installed: ${missing[*]}; SLURM_INSTALL=1 installs them"
   local apt=(apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=1 -o Acquire::http::Timeout=20)
   if [ ! -e /usr/sbin/policy-rc.d ]; then # packages start no daemons of their own
     quiet_start=1
