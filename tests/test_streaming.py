@@ -785,6 +785,8 @@ def test_a_killed_merge_leaves_no_output_and_the_next_one_cleans_up(
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": path},
+        # Where the tests themselves run in a shell's background, SIGINT comes ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stdout.readline().startswith(b"writing")
