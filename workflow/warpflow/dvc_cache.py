@@ -44,8 +44,8 @@ def tracking_problem() -> str | None:
 
 def remove_broken_lock(pause: float = 0.5) -> None:
     """Remove DVC's list of read and write locks where it is no JSON: a SIGKILL while DVC wrote it
-    leaves half of it or nothing in it, and every later call of DVC fails. Another DVC may be writing it just now, so
-    it is read twice."""
+    leaves half of it, or an empty file, and every later call of DVC fails. Another DVC may be
+    writing it just now, so it is read twice."""
     path = Path(".dvc/tmp/rwlock")
     for attempt in range(2):
         try:
