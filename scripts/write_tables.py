@@ -19,7 +19,7 @@ tr:nth-child(even) { background: #f3f3f3 }
 """
 COLUMNS = ["experiment", "stage", "iteration", "member", "towards", "eta", "reward", "reward_se"]
 COLUMNS += ["gold", "gold_se", "kl_exact", "kl_exact_se", "kl", "kl_se", "length", "unfinished"]
-COLUMNS += ["distinct_2", "self_similarity"]
+COLUMNS += ["entropy", "distinct_1", "distinct_2", "distinct_3", "self_similarity"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
