@@ -49,9 +49,8 @@ def resample(prompts: int, replicates: int, count: int, seed: int) -> Resamples:
     """
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(prompts, np.full(prompts, 1 / prompts), count)
-    runs = np.ones((count, 1))
-    if replicates > 1:
-        runs = generator.multinomial(replicates - 1, np.full(replicates, 1 / replicates), count)
+    chances = np.full(replicates, 1 / replicates)
+    runs = generator.multinomial(max(replicates - 1, 1), chances, count)
     return Resamples(
         np.vstack([np.ones(prompts), drawn]).astype(float),
         np.vstack([np.ones(replicates), runs]).astype(float),
