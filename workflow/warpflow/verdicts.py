@@ -33,7 +33,7 @@ Row = dict[str, object]
 
 
 def verdicts_table(measured: Measurements, confidence: float) -> pd.DataFrame:
-    """verdicts.csv, in the order of the claims (shared/warp.md: the paper's Sections 3 and 4)."""
+    """verdicts.csv, in the order of the claims (the paper, Sections 3 and 4)."""
     claims = (anchor, slerp_over_lerp, lerp, geometry, front_over_run, iterating, lemmas)
     return pd.DataFrame([row for claim in claims for row in claim(measured, confidence)])
 
