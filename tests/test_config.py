@@ -31,7 +31,7 @@ def test_shipped_config_is_valid(config):
     check_config(config)
 
 
-@pytest.mark.parametrize("name", ["smoke.yaml", "movie_sentences.yaml", "ablations.yaml"])
+@pytest.mark.parametrize("name", ["smoke.yaml", "movie_sentences.yaml", "ablations.yaml", "full.yaml"])
 def test_shipped_overlays_are_valid(config, name, tmp_path, monkeypatch):
     overlay = yaml.safe_load((CONFIG / name).read_text())
     update_config(config, overlay)  # as Snakemake lays one file over another
@@ -58,7 +58,7 @@ def test_shipped_overlays_are_valid(config, name, tmp_path, monkeypatch):
         (("train_policy", "batch_size"), 15, ["batch_size", "15", "samples_per_prompt"]),
         (("train_policy", "samples_per_prompt"), 1, ["samples_per_prompt", "rloo"]),
         (("train_policy", "anchor_memory"), "bfloat16", ["anchor_memory", "compute_dtype"]),
-        (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 3"]),
+        (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 4"]),
         (("policy", "max_new_tokens"), 500, ["max_new_tokens", "max_position_embeddings = 128"]),
         (("policy", "path"), "./nowhere", ["policy.path", "config.json", "./nowhere"]),
         (("rewards", "length"), 1, ["rewards.length", "unknown key", "package.module:function"]),
