@@ -6,7 +6,15 @@
 
 from pathlib import Path
 
-FIGURE_NAMES = ["fronts", "eta_sweep", "lambda_sweep", "geometry", "training_curves"]
+FIGURE_NAMES = [
+    "fronts",
+    "eta_sweep",
+    "lambda_sweep",
+    "geometry",
+    "training_curves",
+    "diversity",
+    "averages",
+]
 FIGURES = [f"{RESULTS}/figures/{{group}}/{figure}.svg" for figure in FIGURE_NAMES]
 
 for figure in FIGURE_NAMES:

@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from warpflow import plotting
-from warpflow.plotting import FigureStyle
+from warpflow.plotting import FigureStyle, plot_fronts
+from warpflow.plotting_averages import plot_averages
 from warpflow.plotting_cli import TABLE_COLUMNS, read_tables
+from warpflow.plotting_diversity import plot_diversity
 
 ROOT = Path(__file__).resolve().parents[1]
 ETAS = (0.0, 0.3, 0.5, 1.0)
@@ -639,3 +641,47 @@ def test_tables_that_hold_only_a_header_are_drawn_as_messages(tmp_path: Path) ->
 def test_a_bad_style_names_its_key(key: str, value: object, hint: str) -> None:
     with pytest.raises(ValueError, match=rf"figures\.{key}.*{hint}"):
         FigureStyle(**{key: value})  # type: ignore[arg-type]
+
+
+def test_diversity_draws_what_was_measured_against_kl() -> None:
+    tables = make_tables()
+    evaluations = tables["evaluations"].assign(entropy=1.5, length=20.0, self_similarity=np.nan)
+    trajectories = tables["trajectories"].assign(entropy=1.4, entropy_se=np.nan)
+    figure = plot_diversity(evaluations, trajectories, FigureStyle())
+    panels = {axes.get_ylabel(): axes for axes in figure.axes}
+    assert set(panels) == {"Entropy (nats per token)", "Length (tokens)"}
+    fronts = lines_of(panels["Entropy (nats per token)"], "front: ")
+    assert fronts and all(set(line.get_ydata()) == {1.5} for line in fronts)
+    assert lines_of(panels["Entropy (nats per token)"], "trajectory: ")
+    assert not lines_of(panels["Length (tokens)"], "trajectory: "), "not measured on the way"
+
+
+def lines_of(axes: Axes, prefix: str) -> list[Line2D]:
+    labelled = [*axes.lines, *axes.containers]
+    found = [item for item in labelled if str(item.get_label()).startswith(prefix)]
+    return [item if isinstance(item, Line2D) else item.lines[0] for item in found]
+
+
+def test_averages_draw_a_line_for_each_kind_of_weights() -> None:
+    tables = make_tables()
+    run = tables["trajectories"].query("experiment == 'one_run'")
+    others = [run.assign(weights=kind, reward=run["reward"] + 1) for kind in ("ema", "average")]
+    trajectories = pd.concat([tables["trajectories"], *others])
+    figure = plot_averages(tables["evaluations"], trajectories, FigureStyle())
+    lines = lines_of(figure.axes[0], "one_run, iteration 1: ")
+    assert [line.get_label() for line in figure.axes[0].containers] == [
+        "one_run, iteration 1: policy",
+        "one_run, iteration 1: EMA, rate μ",
+        "one_run, iteration 1: mean of all steps",
+    ]
+    assert lines[1].get_ydata() == pytest.approx(lines[0].get_ydata() + 1)
+    # The other figures keep to the policies.
+    before = plot_fronts(tables["evaluations"], tables["trajectories"], FigureStyle())
+    after = plot_fronts(tables["evaluations"], trajectories, FigureStyle())
+    assert len(after.axes[0].lines) == len(before.axes[0].lines)
+
+
+def test_without_averages_the_figure_says_what_to_set() -> None:
+    tables = make_tables()
+    figure = plot_averages(tables["evaluations"], tables["trajectories"], FigureStyle())
+    assert "evaluate_weights" in figure.axes[0].texts[0].get_text()

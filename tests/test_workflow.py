@@ -15,6 +15,16 @@ from warpflow.recipes import compose
 
 pytestmark = pytest.mark.workflow
 
+FIGURES = (
+    "fronts",
+    "eta_sweep",
+    "lambda_sweep",
+    "geometry",
+    "training_curves",
+    "diversity",
+    "averages",
+)
+
 
 def test_everything_is_made(finished):
     results = finished / "results"
@@ -22,7 +32,7 @@ def test_everything_is_made(finished):
     names = {path.name for path in tables.iterdir()}
     assert names >= {"evaluations.csv", "trajectories.csv", "geometry.csv", "completions.csv"}
     figures = {path.name for path in (results / "figures/main").iterdir()}
-    for figure in ("fronts", "eta_sweep", "lambda_sweep", "geometry", "training_curves"):
+    for figure in FIGURES:
         assert {f"{figure}.svg", f"{figure}.png"} <= figures
     report = (results / "report/main.html").read_text()
     assert "fronts.svg" in report
@@ -70,10 +80,11 @@ def test_content_decides_not_clocks(finished):
 
 def test_new_eta_runs_only_its_jobs(finished, overlay):
     jobs = planned(finished, *overlay(interpolate_policy={"etas": [0.5, 1, 0.25]}))
-    assert jobs.pop("interpolate_policy") == jobs.pop("evaluate_policy") == 3  # warp × 2, lerp
+    assert (
+        jobs.pop("interpolate_policy") == jobs.pop("evaluate_policy") == 4
+    )  # warp × 2, lerp, one run anchored to SFT
     assert set(jobs) == {"collect_evaluations", "write_tables"} | {
-        f"plot_{name}"
-        for name in ("fronts", "eta_sweep", "lambda_sweep", "geometry", "training_curves")
+        f"plot_{name}" for name in FIGURES
     }
 
 

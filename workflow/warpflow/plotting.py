@@ -62,6 +62,10 @@ AXIS_LABELS = {
     "cosine_task_vectors": "Cosine of task vectors",
     "cosine_weights": "Cosine of full weights",
     "norm_ratio": "Ratio of task-vector norms",
+    "self_similarity": "Self-similarity of a prompt's completions",
+    "distinct_2": "Distinct bigrams (share)",
+    "entropy": "Entropy (nats per token)",
+    "length": "Length (tokens)",
 }
 
 MESSAGES = {
@@ -238,7 +242,10 @@ def drop_shared(table: pd.DataFrame, group: Sequence[str], parts: Sequence[str])
 
 
 def distinct_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a per-step table with each run once, under the first experiment that uses it."""
+    """Rows of a per-step table with each run once, under the first experiment that uses it; of a
+    trajectory the policy's own, not those of its averages."""
+    if "weights" in table:
+        table = table[table["weights"] == "policy"].drop(columns="weights")
     return drop_shared(table, ["replicate", "iteration", "member"], ["member"])
 
 

@@ -61,8 +61,7 @@ TABLE_COLUMNS = {
 
 
 def read_tables(folder: Path, names: Sequence[str]) -> list[pd.DataFrame]:
-    """Read folder/NAME.csv for each name; of evaluations the means of the replicates, of
-    trajectories the policies' own.
+    """Read folder/NAME.csv for each name; of evaluations the means of the replicates.
 
     Raises ValueError if a file or a column that the figures use is missing.
     """
@@ -75,9 +74,6 @@ def read_tables(folder: Path, names: Sequence[str]) -> list[pd.DataFrame]:
     tables = {name: read_table(folder / f"{name}.csv", TABLE_COLUMNS[name]) for name in names}
     if "evaluations" in tables:
         tables["evaluations"] = mean_of_replicates(tables["evaluations"])
-    if "trajectories" in tables:
-        rows = tables["trajectories"]
-        tables["trajectories"] = rows[rows["weights"] == "policy"].drop(columns="weights")
     return list(tables.values())
 
 
