@@ -26,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", required=True, help="results folder")
-    parser.add_argument("--tables", required=True, help="folder of evaluations.csv, geometry.csv")
-    parser.add_argument("--optimum", required=True, help="optimum.csv")
+    parser.add_argument(
+        "--tables", required=True, help="folder of evaluations.csv, geometry.csv, optimum.csv"
+    )
     parser.add_argument("--resamples", type=int, required=True, help="of the bootstrap")
     parser.add_argument("--confidence", type=float, required=True, help="level of the intervals")
     parser.add_argument("--seed", type=int, required=True, help="of the resamples")
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     measured = read_measurements(given.results, given.tables, given.resamples, given.seed)
-    optimum = pd.read_csv(given.optimum)
+    optimum = pd.read_csv(Path(given.tables, "optimum.csv"))
     tables = {
         "verdicts": verdicts_table(measured, given.confidence),
         "comparisons": comparisons_table(measured, given.confidence),
