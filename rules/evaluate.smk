@@ -112,7 +112,7 @@ rule compare_fronts:
         f"{LOGS}/compare_fronts/{{group}}.log",
     localrule: True
     params:
-        results=RESULTS,
+        results=subpath(output[0], ancestor=3),
         tables=lambda w, input: str(Path(input.tables[0]).parent),
         out=subpath(output[0], parent=True),
         settings=flags({"seed": config["seed"]} | config["compare_fronts"]),
