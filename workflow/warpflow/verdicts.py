@@ -275,9 +275,8 @@ def singles_of_base(measured: Measurements) -> list[str]:
 def iterating(measured: Measurements, confidence: float) -> Iterator[Row]:
     """The front of each iteration of the longest experiment against the one before."""
     statement = "iterating moves the front up"
+    # The first of them, so the base experiment where none is longer.
     name = max(measured.experiments, key=lambda name: len(measured.iterations(name)))
-    if len(measured.iterations(measured.base)) == len(measured.iterations(name)):
-        name = measured.base
     fronts = [measured.front(name, i) for i in measured.iterations(name)]
     curves = [front for front in fronts if front is not None and front.kl.shape[1] > 2]
     if len(curves) < len(fronts) or len(fronts) < 2:
