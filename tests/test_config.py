@@ -9,6 +9,7 @@ import yaml
 from snakemake.utils import update_config
 
 from warpflow.config import ConfigError, check_config
+from warpflow.optimum import OptimumSettings
 from warpflow.plan import resolve_experiments
 from warpflow.reinforce import ReinforceSettings
 from warpflow.supervised import SupervisedSettings
@@ -221,6 +222,13 @@ def test_messages_need_a_chat_template(config, tmp_path, where):
         check_config(config)
 
 
+def test_too_few_samples_for_the_optimum(config):
+    config["estimate_optimum"]["samples_per_prompt"] = 60
+    text = message(config)
+    assert "estimate_optimum.samples_per_prompt: 60 samples" in text
+    assert "min_ess = 50" in text
+
+
 def test_settings_are_spelt_alike_in_config_schema_and_code(config):
     """A key means one thing: the dataclasses that scripts parse have the schema's keys."""
     schema = yaml.safe_load((CONFIG / "schema.yaml").read_text())["properties"]
@@ -229,6 +237,10 @@ def test_settings_are_spelt_alike_in_config_schema_and_code(config):
     fields = set(ReinforceSettings.__dataclass_fields__) - {"temperature", "max_new_tokens"}
     assert fields < set(schema["train_policy"]["properties"])
     assert set(SupervisedSettings.__dataclass_fields__) == set(schema["train_sft"]["properties"])
+    fields = set(OptimumSettings.__dataclass_fields__) - {"temperature", "max_new_tokens"}
+    assert (
+        fields == set(schema["estimate_optimum"]["properties"]) == set(config["estimate_optimum"])
+    )
 
 
 def test_experiments_do_not_change_the_base(config):
