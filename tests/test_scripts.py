@@ -181,6 +181,10 @@ def test_train_policy_logs_steps_and_trajectory(results):
     assert trajectory.kl_exact[0] == 0  # step 0 is the SFT policy
     assert trajectory.gold.notna().all()
     assert trajectory[["entropy", "distinct_2"]].gt(0).all(axis=None)
+    prompts = pd.read_csv(folder / "trajectory_prompts.csv").set_index(["quantity", "step"])
+    for quantity in ("reward", "kl_exact"):
+        means = prompts.loc[quantity].drop(columns="weights").mean(axis=1)
+        assert means.tolist() == pytest.approx(trajectory[quantity].tolist(), rel=1e-4, abs=1e-6)
 
 
 def test_train_policy_is_deterministic_and_members_differ(results, tmp_path):
