@@ -38,6 +38,7 @@ POLICY = "results/train_policy/warp/replicate1/iteration1/member0/checkpoint.dvc
 SUBMITTED = "has been submitted with SLURM jobid"
 STEPS, SAVE_EVERY = 8, 3
 SMALL = ("--set-resources", "train_policy:mem_mb=1500")  # several jobs on a node
+WARNED = ("train_policy:slurm_extra='--signal=TERM@60'",)
 TWO_NODES = [
     f"train_policy:{need}"
     for need in ("nodes=2", "gpu=2", "mpi=srun", "tasks=2", "tasks_per_gpu=0", "mem_mb=1500")
@@ -185,6 +186,11 @@ def reach_time_limit(job: str) -> None:
     control("scontrol", "update", f"jobid={job}", "endtime=now")
 
 
+def near_time_limit(job: str) -> None:
+    """So near that SLURM sends the signal that `--signal` asks for; it looks every 30 s."""
+    control("scontrol", "update", f"jobid={job}", "endtime=now+80")
+
+
 def preempt(job: str) -> None:
     wrap = ("--wrap", "sleep 2", "--output=/dev/null")
     control("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", *wrap)
@@ -243,6 +249,7 @@ AT_ONCE: dict[str, Callable[[Path], str]] = {
     "two_nodes": lambda folder: disturbed(folder, cancel, "--set-resources", *TWO_NODES),
     "cancel": lambda folder: disturbed(folder, cancel, *SMALL),
     "reach_time_limit": lambda folder: disturbed(folder, reach_time_limit, *SMALL),
+    "near_time_limit": lambda folder: disturbed(folder, near_time_limit, *SMALL, *WARNED),
     "run_out_of_memory": run_out_of_memory,
     "kill_snakemake": kill_snakemake,
 }
@@ -276,6 +283,14 @@ def test_the_run_of_a_cluster_gives_the_bytes_of_a_local_one(runs_at_once, undis
 def test_a_run_taken_away_goes_on_to_the_same_bytes(runs_at_once, undisturbed, fault):
     folder, printed = runs_at_once[fault]
     assert printed.result().count(SUBMITTED) == 2
+    assert_same(folder, undisturbed, repeated=0)
+
+
+def test_a_signal_before_the_time_limit_leaves_time_to_save(runs_at_once, undisturbed):
+    folder, printed = runs_at_once["near_time_limit"]
+    assert printed.result().count(SUBMITTED) == 2
+    assert "'FAILED'" in printed.result()  # it ended itself, before …
+    assert "'TIMEOUT'" not in printed.result()
     assert_same(folder, undisturbed, repeated=0)
 
 
@@ -337,6 +352,23 @@ def test_what_slurm_itself_starts_again_goes_on_to_the_same_bytes(
     assert_same(folder, undisturbed, repeated)  # nothing before the last save
 
 
+def test_what_no_node_has_is_said_before_anything_is_submitted(cluster, prepared):
+    too_much = ("--set-resources", "train_policy:mem_mb=900000")
+    printed = execute(prepared, "snakemake", POLICY, *PROFILE, *too_much, *SMOKE, succeeds=False)
+    assert "mem_mb = 900000, but the largest node has 8000" in printed
+    assert SUBMITTED not in printed
+    assert (prepared / "results/train_sft/checkpoint/model.safetensors").is_file()
+
+
+def test_a_file_that_shows_up_late_is_waited_for(tmp_path):
+    """As on a shared file system; Snakemake's own 5 seconds are too few."""
+    (tmp_path / "Snakefile").write_text(
+        'rule all:\n    output: "made"\n    shell: "(sleep 8; touch {output}) > /dev/null 2>&1 &"\n'
+    )
+    profile = yaml.safe_load((ROOT / "slurm/config.yaml").read_text())
+    snakemake(tmp_path, "--latency-wait", str(profile["latency-wait"]))
+
+
 # --- several GPUs without a cluster ------------------------------------------------------------
 
 
@@ -377,3 +409,21 @@ def test_one_run_of_two_processes_has_the_weights_of_one(prepared, undisturbed, 
     assert len(calls(folder)) == 2 * undisturbed.calls
     assert {line.split(", ")[1] for line in calls(folder)} == {"threads 1"}  # of two for both
     assert snakemake(folder, "-n", POLICY, *SMOKE).count("Nothing to be done") == 1
+
+
+def test_a_second_snakemake_is_told_of_the_first_and_disturbs_nothing(
+    prepared, undisturbed, tmp_path
+):
+    folder = copy_finished(prepared, tmp_path / "project")
+    (folder / "delay").write_text("1")
+    command = ("snakemake", "--cores", "1", POLICY, *SMOKE)
+    first = subprocess.Popen(
+        command, cwd=folder, env=environment(folder), stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: calls(folder), "no steps")
+    printed = execute(folder, *command, succeeds=False)
+    assert "Directory cannot be locked" in printed
+    assert "no other Snakemake process" in printed
+    assert "--unlock" in printed
+    assert first.wait() == 0
+    assert_same(folder, undisturbed, repeated=0)
