@@ -1,6 +1,7 @@
 """On a real SLURM of two virtual nodes on this machine (tests/slurm/start.sh): the run of a fresh
 clone, and jobs that are taken from it in every way that clusters have."""
 
+import csv
 import json
 import os
 import re
@@ -31,6 +32,8 @@ pytestmark = pytest.mark.workflow
 
 START = ROOT / "tests/slurm/start.sh"
 STATE = Path(os.environ.get("SLURM_TEST_DIR", "/tmp/warpflow-slurm"))  # of the cluster
+# Where the cluster keeps accounts (SLURM_ACCOUNTING=1), jobs are asked for by sacct, too.
+ACCOUNTED = ("--slurm-status-command", "sacct", "--slurm-efficiency-report")
 # As users call it, but for the wait before SLURM is asked how a job fares: what one takes here.
 PROFILE = ("--profile", "slurm", "--slurm-init-seconds-before-status-checks", "4")
 TABLE = "results/collect_evaluations/main/evaluations.csv"
@@ -68,6 +71,9 @@ def cluster() -> Iterator[None]:
         pytest.skip("a machine with GPUs: virtual nodes with made-up ones would use them")
     was_up = subprocess.run([START, "status"], capture_output=True).returncode == 0
     started = subprocess.run([START], capture_output=True, text=True)
+    if started.returncode == 77 and os.environ.get("SLURM_ACCOUNTING"):
+        without = {**os.environ, "SLURM_ACCOUNTING": ""}
+        started = subprocess.run([START], capture_output=True, text=True, env=without)
     if started.returncode == 77:
         pytest.skip(started.stderr.splitlines()[-1])
     assert started.returncode == 0, started.stdout + started.stderr
@@ -123,6 +129,12 @@ def calls(folder: Path) -> list[str]:
 def control(*command: str) -> str:
     """A command of SLURM's, and what it prints."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def accounts() -> bool:
+    """Whether slurmdbd answers."""
+    command = ["sacctmgr", "--noheader", "show", "cluster"]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def wait_until(true: Callable[[], object], what: str, seconds: float = 180) -> None:
@@ -243,9 +255,15 @@ def kill_snakemake(folder: Path) -> str:
     return finish(start(folder, POLICY), folder)
 
 
+def run_all(folder: Path) -> str:
+    return finish(start(folder, TABLE, *(ACCOUNTED if accounts() else ())), folder)
+
+
 # What runs side by side, each in a folder of its own: most of a run on a cluster is waiting.
 AT_ONCE: dict[str, Callable[[Path], str]] = {
-    "whole": lambda folder: finish(start(folder, TABLE), folder),
+    "whole": lambda folder: finish(
+        start(folder, TABLE, *(ACCOUNTED if accounts() else ())), folder
+    ),
     "two_nodes": lambda folder: disturbed(folder, cancel, "--set-resources", *TWO_NODES),
     "cancel": lambda folder: disturbed(folder, cancel, *SMALL),
     "reach_time_limit": lambda folder: disturbed(folder, reach_time_limit, *SMALL),
@@ -277,6 +295,16 @@ def test_the_run_of_a_cluster_gives_the_bytes_of_a_local_one(runs_at_once, undis
     devices = {line.split(",")[0] for line in calls(folder)}
     assert devices <= {"GPU 0", "GPU 1"}  # one for each job
     assert {line.split(",")[0] for line in calls(undisturbed.folder)} == {"GPU "}  # tests hide them
+
+
+def test_with_accounts_a_run_ends_with_a_report_of_its_efficiency(runs_at_once):
+    if not accounts():
+        pytest.skip("no slurmdbd: SLURM_ACCOUNTING=1 starts one")
+    folder, printed = runs_at_once["whole"]
+    assert "Efficiency report" in printed.result()
+    (path,) = folder.glob("efficiency_report_*.csv")
+    rules = {row["RuleName"].split("_wildcards")[0] for row in csv.DictReader(path.open())}
+    assert {"rule_train_policy", "rule_merge_policies", "rule_evaluate_policy"} <= rules
 
 
 @pytest.mark.parametrize("fault", ["cancel", "reach_time_limit"])

@@ -100,6 +100,7 @@ $(if [ -n "$ACCOUNTING" ]; then
     echo AccountingStorageType=accounting_storage/slurmdbd
     echo AccountingStorageHost=localhost
     echo AccountingStoragePort=$((PORT + 100))
+    echo AccountingStorageTRES=gres/gpu
     echo AccountingStoreFlags=job_comment # Snakemake's plugin writes the rule there
   else echo AccountingStorageType=accounting_storage/none; fi)
 # virtual nodes may claim more than the host has
