@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, given, settings = parse_arguments(
         __doc__, argv, Arguments, JudgeArguments, ReinforceSettings
     )
-    accelerator = Accelerator()  # of one process where nothing else was launched
+    # Of one process where nothing else was launched; several share a CPU only if they are told to.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     own_part(settings.batch_size // settings.samples_per_prompt, "batch_size / samples_per_prompt")
     with ExitStack() as stack:
         stopped = stack.enter_context(noting_termination())
