@@ -32,7 +32,9 @@ def test_shipped_config_is_valid(config):
     check_config(config)
 
 
-@pytest.mark.parametrize("name", ["smoke.yaml", "movie_sentences.yaml", "ablations.yaml", "full.yaml"])
+@pytest.mark.parametrize(
+    "name", ["smoke.yaml", "movie_sentences.yaml", "ablations.yaml", "full.yaml"]
+)
 def test_shipped_overlays_are_valid(config, name, tmp_path, monkeypatch):
     overlay = yaml.safe_load((CONFIG / name).read_text())
     update_config(config, overlay)  # as Snakemake lays one file over another
