@@ -8,7 +8,6 @@ as long as many samples share the weight, which the effective sample size (ESS) 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ class OptimumSettings:
 
     prompts: int
     samples_per_prompt: int
-    betas: str
+    betas: list[str]
     min_ess: float
     min_ess_decile: float
     batch_size: int
@@ -80,8 +79,8 @@ def choose_betas(reward: Array, settings: OptimumSettings) -> list[float]:
 
     ``betas: auto`` spaces the points evenly in √KL: near π_sft the reward grows with it.
     """
-    if settings.betas != "auto":
-        return sorted({float(beta) for beta in json.loads(settings.betas)} | {math.inf})[::-1]
+    if settings.betas != ["auto"]:
+        return sorted({float(beta) for beta in settings.betas} | {math.inf})[::-1]
     spread = float(reward.std(1).mean())
     if spread == 0:  # every completion is as good as any other
         return [math.inf]
