@@ -39,7 +39,7 @@ def renew(found: re.Match[str], root: Path) -> str:
     columns = [name.strip() for name in names.split(",")]
     absent = [name for name in columns if name not in table]
     if absent:
-        raise ValueError(f"{path} has no column {', '.join(absent)}; it has {', '.join(table)}")
+        raise ValueError(f"{path} has no column {', '.join(absent)}; it has {', '.join(table.columns)}")
     return f"{start}{to_markdown(table[columns])}{end}"
 
 
