@@ -38,6 +38,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 # The largest difference of logits, relative to the largest logit, that is rounding.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
+# Weights up to which a copy in another layout pays on a CPU (docs/log.md).
+COPIED = 2**22
+
 Project = Callable[[Tensor], Tensor]
 
 
@@ -69,8 +72,8 @@ def projection(*layers: nn.Linear, dtype: torch.dtype | None) -> Project:
     """x → the layers' outputs side by side.
 
     Args:
-        dtype: of a copy of the weights, side by side and transposed: with few rows a CPU
-            multiplies by it up to three times as fast (docs/log.md). None: in place.
+        dtype: of a copy of the weights, side by side and transposed, by which a CPU multiplies a
+            few rows faster. None: in place.
     """
     if dtype is None:
         if len(layers) == 1:
@@ -139,7 +142,8 @@ class Decoder:
 
     Args:
         layers: of the cache, with a buffer of `capacity` tokens each (`PreallocatedLayer`).
-        in_place: read the model's weights where they are; by default everywhere but on the CPU.
+        in_place: read the model's weights where they are; by default but for small models on the
+            CPU (`COPIED`).
     """
 
     def __init__(
@@ -153,7 +157,8 @@ class Decoder:
         self.dtype = torch.float32
         if torch.is_autocast_enabled(device.type):
             self.dtype = torch.get_autocast_dtype(device.type)
-        in_place = device.type != "cpu" if in_place is None else in_place
+        if in_place is None:
+            in_place = device.type != "cpu" or model.num_parameters() > COPIED
         dtype = None if in_place else self.dtype
         inner: Any = model.model
         self.embed, self.cache, self.eps = inner.embed_tokens, layers, model.config.rms_norm_eps
