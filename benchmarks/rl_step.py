@@ -7,7 +7,8 @@ TRL is not a dependency: the first run makes an environment of its own beside th
 .venv-trl) and starts itself there. Both sides have the same model, prompts, batch, lengths, reward,
 KL weight and an EMA anchor moved at every step; TRL's slow CPU defaults (bf16, gradient
 checkpointing) are off. After each step of TRL ours makes one, so both meet the same machine. The
-completion lengths are governed by the model's logit of EOS: `full` (none ends early) or `varying` (half end before half of the maximum).
+completion lengths are governed by the model's logit of EOS: `full` (none ends early) or `varying`
+(half end before half of the maximum).
 
 With --members 2 the clock is the wall's: two runs of ours side by side, a core each, against two of
 TRL one after the other, each with both cores. With --device cuda all clocks are the wall's.
@@ -120,7 +121,7 @@ def start_in_trl_environment() -> None:
 
 
 def make_model(folder: Path, size: dict[str, int], eos_rate: float) -> None:
-    """A random Llama and its word tokenizer; EOS has about `eos_rate` at every position: one channel
+    """A random Llama and its word tokenizer; EOS has about `eos_rate` at every position: a channel
     of the residual stream is constant, and only the output layer's row of EOS reads it."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers

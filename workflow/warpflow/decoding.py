@@ -123,12 +123,12 @@ class Layer:
             qk = self.qk_scale * normed.to(qk.dtype)
         qk = torch.addcmul(qk * cos, qk.roll(self.width // 2, -1), sin)
         queries, keys = qk.split([self.heads, self.kv_heads], 1)
-        past = cache.update(keys[:, :, None], values[:, :, None])
+        keys, values = cache.update(keys[:, :, None], values[:, :, None])
         # The queries that share a key head stand where those of several tokens would.
-        grouped = queries.reshape(len(x), self.kv_heads, -1, self.width)
+        queries = queries.reshape(len(x), self.kv_heads, -1, self.width)
         attended = scaled_dot_product_attention(
-            grouped, *past, attn_mask=mask, scale=self.scaling
-        )  # fmt: skip
+            queries, keys, values, attn_mask=mask, scale=self.scaling
+        )
         x = x + self.output(attended.reshape(len(x), -1))
         gate, up = self.gate_up(self.norm(x, 1)).chunk(2, -1)
         return x + self.down(self.activation(gate) * up)

@@ -144,8 +144,7 @@ def _gather(logits: Tensor, ids: Tensor, is_response: Tensor) -> Tensor:
 
 # Architectures that take positions and a mask of [B, 1, T, T] as they are given (tested).
 READS_BRANCHES = (
-    *("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"),
-    *("gpt2", "gpt_neox"),
+    *("gemma", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"),
 )
 MASK_AT_ONCE = 2**27  # entries of a mask, a byte each or four
 
@@ -159,11 +158,12 @@ def reads_prompts_once(model: PreTrainedModel, batch: Completions, each: int) ->
     """
     config = model.config
     prompts = batch.prompt_ids.view(-1, each, batch.prompt_ids.shape[1])
+    longest = prompts.shape[2] + batch.response_ids.shape[1]
     if (
         each == 1
         or config.model_type not in READS_BRANCHES
         or config._attn_implementation != "sdpa"
-        or (getattr(config, "sliding_window", None) or 2**62) < prompts.shape[2] + max(batch.lengths)
+        or (getattr(config, "sliding_window", None) or longest) < longest
         or not bool((prompts == prompts[:, :1]).all())
     ):
         return False

@@ -326,9 +326,7 @@ def compute_gradient(
 
     def log_probs(model: PreTrainedModel, part: Tensor) -> Tensor:
         with compute_in(settings.compute_dtype, device), recomputing(model):
-            return token_log_probs(
-                model, batch.rows(part), settings.temperature, together
-            ).sum(1)
+            return token_log_probs(model, batch.rows(part), settings.temperature, together).sum(1)
 
     anchor_log_probs, policy_log_probs = torch.empty(2, rows, device=device)
     with torch.no_grad(), run.anchor.scoring(device) as anchor:
