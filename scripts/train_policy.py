@@ -1,8 +1,9 @@
 """One RL fine-tuning run: member m of iteration i, from θ_init, against its anchor (stage 1).
 
-Writes the final policy θ_m with `training.csv` (a row per logged step) and `trajectory.csv` (the
-policy evaluated along the way). What depends on the clock (progress, tokens/s, TensorBoard)
-goes to the log and to `--tensorboard`, so that the checkpoint's bytes depend on its inputs alone.
+Writes the final policy θ_m with `training.csv` (a row per logged step), `trajectory.csv` (the
+policy evaluated along the way) and `trajectory_prompts.csv` (its values of every prompt). What
+depends on the clock (progress, tokens/s, TensorBoard) goes to the log and to `--tensorboard`, so
+that the checkpoint's bytes depend on its inputs alone.
 With `--state` the run saves itself every `--save_every` steps and on SIGTERM (exit status 75), and
 goes on from there when started again, to the same bytes. Several processes share the work when it
 is started by `accelerate launch`.
@@ -26,9 +27,18 @@ import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from warpflow.cli import parse_arguments
-from warpflow.evaluation import EvaluationSettings, evaluate, mean_and_error
+from warpflow.evaluation import (
+    EvaluationSettings,
+    Samples,
+    distinct_n,
+    entropy_per_token,
+    evaluate,
+    mean_and_error,
+    prompt_values,
+)
 from warpflow.judging import JudgeArguments, Judges, load_judges
 from warpflow.models import load_config, load_policy, save_checkpoint
 from warpflow.processes import any_process, gathered, own_part, process_index, whole_state_dict
@@ -41,6 +51,7 @@ from warpflow.reinforce import (
     train_policy,
 )
 from warpflow.resume import STOPPED, load_state, locked, noting_termination, save_state
+from warpflow.rewards import response_texts
 from warpflow.seeds import derive_seed
 
 
@@ -49,6 +60,7 @@ class Arguments:
     init: str = field(metadata={"help": "checkpoint of θ_init"})
     out: str = field(metadata={"help": "checkpoint folder to write"})
     seed: int = field(metadata={"help": "base seed"})
+    replicate: int = field(metadata={"help": "r, from 1: part of the seed"})
     iteration: int = field(metadata={"help": "i, from 1: part of the seed"})
     member: int = field(metadata={"help": "m, from 0: part of the seed"})
     log_every: int = field(metadata={"help": "steps between rows of training.csv"})
@@ -94,7 +106,8 @@ def train(
     empty: save and leave with exit status `STOPPED`."""
     judges = load_judges(given, settings.max_new_tokens)
     policy = load_policy(arguments.init)
-    lora_seed = derive_seed(arguments.seed, "lora", arguments.iteration)  # members start alike
+    replicate = derive_seed(arguments.seed, "replicate", arguments.replicate)
+    lora_seed = derive_seed(replicate, "lora", arguments.iteration)  # members start alike
     run = start_run(policy, judges.sft, settings, lora_seed, accelerator)
     fingerprint = {
         key: value
@@ -104,13 +117,10 @@ def train(
     state = Path(arguments.state) if arguments.state else None
     tables = load_state(state, run, fingerprint) if state else None
     if tables is None:
-        tables = {
-            "training": [],
-            "trajectory": [{"step": 0} | measure(run, judges, arguments, settings)],
-        }
+        tables = {"training": []} | measure(run, judges, arguments, settings)
     else:
         logging.info("resumed after step %d from %s", run.step, state)
-    seed = derive_seed(arguments.seed, "train_policy", arguments.iteration, arguments.member)
+    seed = derive_seed(replicate, "train_policy", arguments.iteration, arguments.member)
     steps = train_policy(
         run,
         judges.reward,
@@ -124,9 +134,8 @@ def train(
         if row.step % arguments.log_every == 0:
             tables["training"].append(asdict(row))
         if row.step % arguments.evaluate_every == 0 or row.step == settings.steps:
-            tables["trajectory"].append(
-                {"step": row.step} | measure(run, judges, arguments, settings)
-            )
+            for name, rows in measure(run, judges, arguments, settings).items():
+                tables[name] += rows
         stopping = any_process(bool(stopped), run.policy.device)
         if state and (stopping or row.step % arguments.save_every == 0):
             save_state(state, run, fingerprint, tables)
@@ -190,34 +199,60 @@ def show_progress(
         writer.close()
 
 
-def measure(
-    run: Run, judges: Judges, arguments: Arguments, settings: ReinforceSettings
-) -> dict[str, float | None]:
-    """A row of trajectory.csv: the policy on the first held-out prompts; the same in every
-    process."""
-    with gathered(run.policy):
-        samples = evaluate(
-            run.policy,
-            judges.sft,
-            judges.reward,
-            judges.gold,
-            judges.eval_prompts,
-            EvaluationSettings(
-                prompts=arguments.evaluate_prompts,
-                samples_per_prompt=1,
-                batch_size=arguments.evaluate_batch_size,
-                temperature=settings.temperature,
-                max_new_tokens=settings.max_new_tokens,
-            ),
-            eos_id=judges.tokenizer.eos_token_id,
-            pad_id=judges.tokenizer.pad_token_id,
-            seed=arguments.seed,
-        )
+def measure(run: Run, judges: Judges, arguments: Arguments, settings: ReinforceSettings) -> Tables:
+    """Rows of trajectory.csv, one for each of `evaluate_weights`: the policy (or an average of it)
+    on the first held-out prompts; and of trajectory_prompts.csv, two for each: reward and KL of
+    every prompt, a column each. The same in every process."""
+    tables: Tables = {"trajectory": [], "trajectory_prompts": []}
+    for weights in settings.evaluate_weights:
+        with ExitStack() as stack:
+            model = run.policy
+            if weights != "policy":
+                scoring = run.weights(weights).scoring(run.policy.device)
+                model = stack.enter_context(scoring)
+            stack.enter_context(gathered(model))
+            samples = sample_for_trajectory(model, judges, arguments, settings)
+        key = {"step": run.step, "weights": weights}
+        tables["trajectory"].append(key | trajectory_row(samples, judges))
+        of_prompts = prompt_values(samples, 1)
+        for name in ("reward", "kl_exact"):
+            values = of_prompts[name] or []
+            columns = {str(prompt): value for prompt, value in enumerate(values)}
+            tables["trajectory_prompts"].append(key | {"quantity": name} | columns)
+    return tables
+
+
+def sample_for_trajectory(
+    model: PreTrainedModel, judges: Judges, arguments: Arguments, settings: ReinforceSettings
+) -> Samples:
+    """A completion of each of the first held-out prompts."""
+    return evaluate(
+        model,
+        judges.sft,
+        judges.reward,
+        judges.gold,
+        judges.eval_prompts,
+        EvaluationSettings(
+            prompts=arguments.evaluate_prompts,
+            samples_per_prompt=1,
+            batch_size=arguments.evaluate_batch_size,
+            temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens,
+        ),
+        eos_id=judges.tokenizer.eos_token_id,
+        pad_id=judges.tokenizer.pad_token_id,
+        seed=arguments.seed,
+    )
+
+
+def trajectory_row(samples: Samples, judges: Judges) -> dict[str, float | None]:
+    """Means and standard errors of one model's completions."""
     row: dict[str, float | None] = {}
     for name in ("reward", "gold", "kl", "kl_exact", "length"):
         values = getattr(samples, name)
         row[name], row[f"{name}_se"] = (None, None) if values is None else mean_and_error(values, 1)
-    return row
+    texts = [text for batch in samples.batch for text in response_texts(batch, judges.tokenizer)]
+    return row | {"entropy": entropy_per_token(samples), "distinct_2": distinct_n(texts, 2)}
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from warpflow import plotting
-from warpflow.plotting import FigureStyle
+from warpflow.plotting import FigureStyle, plot_fronts
+from warpflow.plotting_averages import plot_averages
 from warpflow.plotting_cli import TABLE_COLUMNS, read_tables
+from warpflow.plotting_diversity import plot_diversity
 
 ROOT = Path(__file__).resolve().parents[1]
 ETAS = (0.0, 0.3, 0.5, 1.0)
@@ -95,7 +97,14 @@ def lambda_rows(base: dict, weights: tuple[float, ...], gold: bool) -> Iterator[
 
 
 def evaluation_rows(iterations: int, weights: tuple[float, ...], gold: bool) -> Iterator[dict]:
-    base: dict = {"anchor": "ema", "beta": 0.1, "mu": 0.03, "members": 2, "merge_method": "slerp"}
+    base: dict = {
+        "replicate": 1,
+        "anchor": "ema",
+        "beta": 0.1,
+        "mu": 0.03,
+        "members": 2,
+        "merge_method": "slerp",
+    }
     changes: tuple[tuple[str, dict, int], ...] = (
         ("warp", {}, iterations),
         ("lerp", {"merge_method": "lerp"}, iterations),
@@ -128,12 +137,14 @@ def step_tables(evaluations: pd.DataFrame, gold: bool) -> tuple[pd.DataFrame, pd
     trajectories, training = [], []
     noise: dict[str, np.ndarray] = {}
     for run in evaluations[evaluations["stage"] == "train_policy"].to_dict("records"):
-        key = {name: run[name] for name in ("experiment", "iteration", "member")}
+        key = {name: run[name] for name in ("experiment", "replicate", "iteration", "member")}
         start = 2.0 * (run["iteration"] - 1)
         for step in STEPS:
             kl = start + (run["kl_exact"] - start) * step / STEPS[-1]
             boost = run["reward"] / np.sqrt(run["kl_exact"])
-            trajectories.append({**key, "step": step, **measured(kl, boost, gold)})
+            trajectories.append(
+                {**key, "step": step, "weights": "policy", **measured(kl, boost, gold)}
+            )
         jitter = noise.setdefault(run["policy"], rng.normal(0, 0.15, STEPS[-1]))
         for step in range(STEPS[-1]):
             share = (step + 1) / STEPS[-1]
@@ -153,6 +164,7 @@ def geometry_table(iterations: int, layers: int) -> pd.DataFrame:
     rows = [
         {
             "experiment": name,
+            "replicate": 1,
             "iteration": iteration,
             "group": group,
             "member_a": 0,
@@ -270,9 +282,9 @@ def test_fronts_draw_shared_runs_once(tables: Tables) -> None:
     # Iteration 1 of lerp and the run of one_run are warp's; iteration 2 of lerp is its own.
     trajectories = lines(axes, "trajectory")
     assert len(trajectories) == 4 + 2 + len(BETAS)
-    assert "trajectory: lerp, iteration 2, member 0" in trajectories
+    assert "trajectory: lerp, replicate 1, iteration 2, member 0" in trajectories
     assert not any("one_run" in label for label in trajectories)
-    drawn = trajectories["trajectory: warp, iteration 1, member 1"].get_xydata()
+    drawn = trajectories["trajectory: warp, replicate 1, iteration 1, member 1"].get_xydata()
     rows = tables["trajectories"].query("experiment == 'warp' and iteration == 1 and member == 1")
     np.testing.assert_array_equal(drawn, rows[["kl_exact", "reward"]].to_numpy())
     policies = [label for label in containers(axes) if label.startswith("policy")]
@@ -441,13 +453,13 @@ def test_training_curves_draw_log_and_trajectories(tables: Tables) -> None:
         assert all(line.get_alpha() == 0.15 for line in raw)
     log = tables["training"].query("experiment == 'warp' and iteration == 1 and member == 0")
     np.testing.assert_array_equal(heights(reward.lines[0]), log["reward"])
-    smooth = heights(lines(reward)["warp, iteration 1, member 0"])
+    smooth = heights(lines(reward)["warp, replicate 1, iteration 1, member 0"])
     assert np.diff(smooth).std() < np.diff(log["reward"]).std()
     rows = tables["trajectories"].query("experiment == 'warp' and iteration == 1 and member == 0")
     for axes, metric in ((eval_reward, "reward"), (eval_kl, "kl_exact"), (eval_gold, "gold")):
         assert len(lines(axes)) == runs
         assert sum(isinstance(c, PolyCollection) for c in axes.collections) == runs
-        drawn = lines(axes)["warp, iteration 1, member 0"].get_xydata()
+        drawn = lines(axes)["warp, replicate 1, iteration 1, member 0"].get_xydata()
         np.testing.assert_array_equal(drawn, rows[["step", metric]].to_numpy())
 
 
@@ -516,7 +528,7 @@ def test_an_experiment_keeps_its_colour_across_figures(tables: Tables) -> None:
         colors.append(container[0].get_color())
     colors.append(lines(draw("geometry", tables).axes[0])["lerp, iteration 2"].get_color())
     curves = lines(draw("training_curves", tables).axes[0])
-    colors.append(curves["lerp, iteration 2, member 0"].get_color())
+    colors.append(curves["lerp, replicate 1, iteration 2, member 0"].get_color())
     assert len(set(colors)) == 1
 
 
@@ -629,3 +641,47 @@ def test_tables_that_hold_only_a_header_are_drawn_as_messages(tmp_path: Path) ->
 def test_a_bad_style_names_its_key(key: str, value: object, hint: str) -> None:
     with pytest.raises(ValueError, match=rf"figures\.{key}.*{hint}"):
         FigureStyle(**{key: value})  # type: ignore[arg-type]
+
+
+def test_diversity_draws_what_was_measured_against_kl() -> None:
+    tables = make_tables()
+    evaluations = tables["evaluations"].assign(entropy=1.5, length=20.0, self_similarity=np.nan)
+    trajectories = tables["trajectories"].assign(entropy=1.4, entropy_se=np.nan)
+    figure = plot_diversity(evaluations, trajectories, FigureStyle())
+    panels = {axes.get_ylabel(): axes for axes in figure.axes}
+    assert set(panels) == {"Entropy (nats per token)", "Length (tokens)"}
+    fronts = lines_of(panels["Entropy (nats per token)"], "front: ")
+    assert fronts and all(set(line.get_ydata()) == {1.5} for line in fronts)
+    assert lines_of(panels["Entropy (nats per token)"], "trajectory: ")
+    assert not lines_of(panels["Length (tokens)"], "trajectory: "), "not measured on the way"
+
+
+def lines_of(axes: Axes, prefix: str) -> list[Line2D]:
+    labelled = [*axes.lines, *axes.containers]
+    found = [item for item in labelled if str(item.get_label()).startswith(prefix)]
+    return [item if isinstance(item, Line2D) else item.lines[0] for item in found]
+
+
+def test_averages_draw_a_line_for_each_kind_of_weights() -> None:
+    tables = make_tables()
+    run = tables["trajectories"].query("experiment == 'one_run'")
+    others = [run.assign(weights=kind, reward=run["reward"] + 1) for kind in ("ema", "average")]
+    trajectories = pd.concat([tables["trajectories"], *others])
+    figure = plot_averages(tables["evaluations"], trajectories, FigureStyle())
+    lines = lines_of(figure.axes[0], "one_run, iteration 1: ")
+    assert [line.get_label() for line in figure.axes[0].containers] == [
+        "one_run, iteration 1: policy",
+        "one_run, iteration 1: EMA, rate μ",
+        "one_run, iteration 1: mean of all steps",
+    ]
+    assert lines[1].get_ydata() == pytest.approx(lines[0].get_ydata() + 1)
+    # The other figures keep to the policies.
+    before = plot_fronts(tables["evaluations"], tables["trajectories"], FigureStyle())
+    after = plot_fronts(tables["evaluations"], trajectories, FigureStyle())
+    assert len(after.axes[0].lines) == len(before.axes[0].lines)
+
+
+def test_without_averages_the_figure_says_what_to_set() -> None:
+    tables = make_tables()
+    figure = plot_averages(tables["evaluations"], tables["trajectories"], FigureStyle())
+    assert "evaluate_weights" in figure.axes[0].texts[0].get_text()

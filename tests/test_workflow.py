@@ -15,16 +15,26 @@ from warpflow.recipes import compose
 
 pytestmark = pytest.mark.workflow
 
+FIGURES = (
+    "fronts",
+    "eta_sweep",
+    "lambda_sweep",
+    "geometry",
+    "training_curves",
+    "diversity",
+    "averages",
+)
+
 
 def test_everything_is_made(finished):
     results = finished / "results"
-    tables = results / "collect_evaluations"
+    tables = results / "collect_evaluations/main"
     names = {path.name for path in tables.iterdir()}
     assert names >= {"evaluations.csv", "trajectories.csv", "geometry.csv", "completions.csv"}
-    figures = {path.name for path in (results / "figures").iterdir()}
-    for figure in ("fronts", "eta_sweep", "lambda_sweep", "geometry", "training_curves"):
+    figures = {path.name for path in (results / "figures/main").iterdir()}
+    for figure in FIGURES:
         assert {f"{figure}.svg", f"{figure}.png"} <= figures
-    report = (results / "report.html").read_text()
+    report = (results / "report/main.html").read_text()
     assert "fronts.svg" in report
     metrics = json.loads((tables / "metrics/warp.iteration2.json").read_text())
     assert metrics["eta"] == 1
@@ -34,7 +44,7 @@ def test_everything_is_made(finished):
 def test_checkpoints_are_hugging_face_folders(finished):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = finished / "results/merge_policies/warp/iteration2/checkpoint"
+    folder = finished / "results/merge_policies/warp/replicate1/iteration2/checkpoint"
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.model_type == "gemma"
@@ -46,14 +56,14 @@ def test_points_of_the_front_are_recipes_and_the_next_start_is_written(finished)
     results = finished / "results"
     ends = [
         results / "train_sft/checkpoint",
-        results / "merge_policies/warp/iteration2/checkpoint",
+        results / "merge_policies/warp/replicate1/iteration2/checkpoint",
     ]
-    point = results / "interpolate_policy/warp/iteration2/sft/eta0.5/checkpoint"
+    point = results / "interpolate_policy/warp/replicate1/iteration2/sft/eta0.5/checkpoint"
     assert not list(point.glob("*.safetensors"))
     init, merged = (load_file(end / "model.safetensors") for end in ends)
     for name, tensor in compose(point, ends).items():
         torch.testing.assert_close(tensor, (init[name] + merged[name]) / 2, atol=1e-6, rtol=0)
-    start = results / "interpolate_policy/warp/iteration1/sft/eta0.5/checkpoint"
+    start = results / "interpolate_policy/warp/replicate1/iteration1/sft/eta0.5/checkpoint"
     assert (start / "model.safetensors").is_file()
 
 
@@ -70,10 +80,10 @@ def test_content_decides_not_clocks(finished):
 
 def test_new_eta_runs_only_its_jobs(finished, overlay):
     jobs = planned(finished, *overlay(interpolate_policy={"etas": [0.5, 1, 0.25]}))
-    assert jobs.pop("interpolate_policy") == jobs.pop("evaluate_policy") == 3  # warp × 2, lerp
+    points = 4  # warp × 2, lerp, one run anchored to SFT
+    assert jobs.pop("interpolate_policy") == jobs.pop("evaluate_policy") == points
     assert set(jobs) == {"collect_evaluations", "write_tables"} | {
-        f"plot_{name}"
-        for name in ("fronts", "eta_sweep", "lambda_sweep", "geometry", "training_curves")
+        f"plot_{name}" for name in FIGURES
     }
 
 
@@ -165,7 +175,7 @@ def test_a_users_own_policy_reward_model_and_files(tmp_path, make_model, make_to
         "experiments": {"lerp": None, "sft_anchor_beta_0.1": None, "slerp_lambda_0.5": None},
     }
     (folder / "mine.yaml").write_text(yaml.safe_dump(config))
-    tables = "results/mine/collect_evaluations"
+    tables = "results/mine/collect_evaluations/main"
     configs = ("--configfile", "config/smoke.yaml", "mine.yaml")
     snakemake(folder, f"{tables}/evaluations.csv", *configs)
     evaluations = pd.read_csv(folder / tables / "evaluations.csv")
@@ -212,7 +222,7 @@ def test_a_users_messages_and_function_are_enough(tmp_path):
     }
     (folder / "mine.yaml").write_text(yaml.safe_dump(config))
     configs = ("--configfile", "config/smoke.yaml", "mine.yaml")
-    tables = "results/mine/collect_evaluations"
+    tables = "results/mine/collect_evaluations/main"
     snakemake(folder, f"{tables}/evaluations.csv", *configs)
     evaluations = pd.read_csv(folder / tables / "evaluations.csv")
     assert evaluations.reward.between(2, 4).all()
@@ -234,3 +244,23 @@ def make_reward_model(folder, make_model, make_tokenizer) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def test_a_group_has_its_own_tables_and_report_and_shares_the_runs(finished, tmp_path):
+    folder = copy_finished(finished, tmp_path / "project")
+    assert planned(folder, *SMOKE, "--", "length")["train_policy"] == 1
+    snakemake(folder, *SMOKE, "--", "length")
+    results = folder / "results"
+    table = pd.read_csv(results / "collect_evaluations/length/evaluations.csv")
+    assert set(table.experiment) == {"warp", "length_penalty", "slerp_with_and_without"}
+    main = pd.read_csv(results / "collect_evaluations/main/evaluations.csv")
+    ours, theirs = (t[t.experiment == "warp"].set_index("policy")["reward"] for t in (table, main))
+    pd.testing.assert_series_equal(ours, theirs)
+    assert "length_penalty" in (results / "report/length.html").read_text()
+    assert "Nothing to be done" in snakemake(folder, "-n", *SMOKE), "the default run is as it was"
+
+
+def test_replicates_repeat_all_but_what_comes_before_rl(finished, overlay):
+    jobs = planned(finished, *overlay(replicates=3))
+    assert jobs["train_policy"] == 2 * 5  # those of two more replicates
+    assert "train_sft" not in jobs

@@ -26,9 +26,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from warpflow.evaluation import sequence_kls_of_logits
+from warpflow.evaluation import kls_and_entropy_of_logits
 from warpflow.log_probs import Completions, log_probs_of, predicting_logits, rows_per_pass
-from warpflow.reinforce import ReinforceSettings, compute_in, prepare_policy_, recomputing
+from warpflow.reinforce import (
+    ReinforceSettings,
+    compute_in,
+    needed_averages,
+    prepare_policy_,
+    recomputing,
+)
 from warpflow.sampling import draw_tokens, make_cache
 
 CPU = torch.device("cpu")
@@ -204,9 +210,11 @@ def bytes_of(model: PreTrainedModel) -> int:
 
 def anchor_bytes(model: PreTrainedModel, settings: ReinforceSettings) -> int:
     """On the device; the fp32 weights of ``host`` and ``bfloat16`` are in host memory besides. The
-    SFT policy, where it is the anchor and stays on the device, is there once."""
+    SFT policy, where it is the anchor and stays on the device, is there once. Averages of the
+    policy beside the anchor are kept as the anchor is."""
     shared = settings.anchor == "sft" and settings.anchor_memory == "device"
-    return 0 if shared or settings.anchor_memory == "host" else bytes_of(model)
+    models = len(needed_averages(settings)) + (0 if shared else 1)
+    return 0 if settings.anchor_memory == "host" else models * bytes_of(model)
 
 
 def peak_of(phase: Callable[[], object]) -> int:
@@ -273,4 +281,4 @@ def backward(model: PreTrainedModel, part: Completions, settings: ReinforceSetti
 @torch.no_grad()
 def compare(policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions) -> None:
     logits, sft_logits = (predicting_logits(model, batch, {}) / 1.0 for model in (policy, sft))
-    sequence_kls_of_logits(logits, sft_logits, batch)
+    kls_and_entropy_of_logits(logits, sft_logits, batch)
