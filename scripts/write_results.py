@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-BLOCK = re.compile(r"(<!-- (\S+\.csv): ([^;\n]*?)(?:; ([^\n]*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- (\S+\.csv): ([^;\n]*?)(?:; ([^\n]*?))? -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,7 +41,8 @@ def renew(found: re.Match[str], root: Path) -> str:
     columns = [name.strip() for name in names.split(",")]
     absent = [name for name in columns if name not in table]
     if absent:
-        raise ValueError(f"{path} has no column {', '.join(absent)}; it has {', '.join(table.columns)}")
+        present = ", ".join(table.columns)
+        raise ValueError(f"{path} has no column {', '.join(absent)}; it has {present}")
     return f"{start}{to_markdown(table[columns])}{end}"
 
 
