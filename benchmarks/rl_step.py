@@ -7,8 +7,8 @@ TRL is not a dependency: the first run makes an environment of its own beside th
 .venv-trl) and starts itself there. Both sides have the same model, prompts, batch, lengths, reward,
 KL weight and an EMA anchor moved at every step; TRL's slow CPU defaults (bf16, gradient
 checkpointing) are off. After each step of TRL ours makes one, so both meet the same machine. The
-completion lengths are governed by the bias of EOS in the model's output layer: `full` (none ends
-early) or `varying` (half end before half of the maximum).
+completion lengths are governed by the model's logit of EOS: `full` (none ends early) or `varying`
+(half end before half of the maximum).
 
 With --members 2 the clock is the wall's: two runs of ours side by side, a core each, against two of
 TRL one after the other, each with both cores. With --device cuda all clocks are the wall's.
@@ -121,8 +121,8 @@ def start_in_trl_environment() -> None:
 
 
 def make_model(folder: Path, size: dict[str, int], eos_rate: float) -> None:
-    """A random Phi (its output layer has a bias) and its word tokenizer; EOS has about `eos_rate`
-    at every position."""
+    """A random Llama and its word tokenizer; EOS has about `eos_rate` at every position: a channel
+    of the residual stream is constant, and only the output layer's row of EOS reads it."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -135,11 +135,17 @@ def make_model(folder: Path, size: dict[str, int], eos_rate: float) -> None:
     special = {f"{name}_token": f"<{name}>" for name in ("pad", "bos", "eos", "unk")}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **special)
     architecture = {key: value for key, value in size.items() if key != "words"}
-    architecture |= {"intermediate_size": 4 * size["hidden_size"], "hidden_act": "silu"}
-    model = build_policy({"model_type": "phi", **architecture}, tokenizer, seed=0)
+    architecture |= {"intermediate_size": 4 * size["hidden_size"], "tie_word_embeddings": False}
+    model = build_policy({"model_type": "llama", **architecture}, tokenizer, seed=0)
+    ids = torch.randint(4, len(words), (8, 16))
     with torch.no_grad():
-        log_others = model(input_ids=torch.randint(4, len(words), (8, 16))).logits.logsumexp(-1)
-        model.lm_head.bias[2] = log_others.mean() + math.log(eos_rate / (1 - eos_rate))
+        model.model.embed_tokens.weight[:, 0] = 1
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0
+        model.lm_head.weight[:, 0] = model.lm_head.weight[2] = 0
+        log_others = model(input_ids=ids).logits.logsumexp(-1).mean()
+        constant = model.model(input_ids=ids).last_hidden_state[..., 0].mean()
+        model.lm_head.weight[2, 0] = (log_others + math.log(eos_rate / (1 - eos_rate))) / constant
     save_checkpoint(model, tokenizer, folder)
 
 

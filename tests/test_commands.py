@@ -67,6 +67,7 @@ def test_flags_round_trip_and_leave_out_null():
     settings = {"beta": 0.1, "path": None, "text": "a b's", "steps": 3}
     assert shlex.split(flags(settings)) == ["--beta", "0.1", "--steps", "3", "--text", "a b's"]
     assert flags(dict(reversed(settings.items()))) == flags(settings)
+    assert flags({"weights": ["policy", "ema"], "eta": 1}) == "--eta 1 --weights policy ema"
 
 
 def test_rules_have_script_log_and_folder_of_one_name():

@@ -7,7 +7,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from warpflow import log_probs as module
-from warpflow.log_probs import Completions, positions, response_logits, token_log_probs
+from warpflow.log_probs import (
+    Completions,
+    positions,
+    reads_prompts_once,
+    response_logits,
+    token_log_probs,
+)
 from warpflow.memory import LiveBytes
 from warpflow.rewards import token_rows
 
@@ -149,3 +155,46 @@ def test_a_large_vocabulary_is_scored_in_parts_with_the_same_gradient_in_less_me
     torch.testing.assert_close(parts[0], whole[0])
     torch.testing.assert_close(parts[1], whole[1], atol=1e-5, rtol=1e-4)
     assert parts[2] < 0.75 * whole[2]
+
+
+def completions_of_prompts(each: int, prompts: int = 3, length: int = 6) -> Completions:
+    """Completions of 1 to `length` tokens, `each` for a prompt; prompts of different lengths."""
+    ids = torch.randint(3, 20, (prompts, 5)).repeat_interleave(each, 0)
+    is_prompt = torch.arange(5)[None] >= torch.arange(prompts).repeat_interleave(each)[:, None] % 4
+    lengths = 1 + torch.randperm(prompts * each) * length // (prompts * each)
+    is_response = torch.arange(length)[None] < lengths[:, None]
+    response = torch.randint(3, 20, is_response.shape) * is_response
+    return Completions(ids * is_prompt, is_prompt, response, is_response, lengths < length)
+
+
+@pytest.mark.parametrize("architecture", module.READS_BRANCHES)
+@pytest.mark.parametrize("each", [2, 4])
+def test_completions_behind_one_copy_of_their_prompt_score_as_apart(
+    make_model: MakeModel, architecture: str, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value and gradient, also with the softmax of one prompt at a time."""
+    windows = {"sliding_window": 64} if architecture in ("mistral", "gemma3_text") else {}
+    model, batch = make_model(architecture, **windows), completions_of_prompts(each)
+    weights, results = torch.randn(batch.response_ids.shape), []
+    for together, limit in ((1, 2**25), (each, 2**25), (each, 2)):
+        monkeypatch.setattr(module, "LOGITS_AT_ONCE", limit)
+        model.zero_grad(set_to_none=True)
+        scored = token_log_probs(model, batch, 0.7, together)
+        (scored * weights).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        results.append((scored.detach(), gradient))
+    for scored, gradient in results[1:]:
+        torch.testing.assert_close(scored, results[0][0], atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(gradient, results[0][1], atol=2e-4, rtol=1e-4)
+
+
+def test_prompts_are_read_once_where_that_is_right_and_pays(make_model: MakeModel) -> None:
+    batch, wide = completions_of_prompts(4), {"hidden_size": 64, "head_dim": 32}
+    model = make_model("llama", **wide)
+    assert reads_prompts_once(model, batch, 4)
+    assert not reads_prompts_once(model, batch, 1)
+    assert not reads_prompts_once(make_model("mistral", **wide), batch, 4), "a window in effect"
+    assert not reads_prompts_once(model, completions_of_prompts(4, length=1000), 4), "long answers"
+    assert not reads_prompts_once(model, completions_of_prompts(3), 9), "other prompts in a group"
+    model.config.model_type = "bloom"
+    assert not reads_prompts_once(model, batch, 4), "not tested"

@@ -21,14 +21,14 @@ from warpflow.optimum import (
     optimum_at,
     optimum_table,
     reliable_front,
-    score_samples,
     tilt,
 )
+from warpflow.sft_samples import score_samples
 
 SETTINGS = OptimumSettings(
     prompts=3,
     samples_per_prompt=6,
-    betas="auto",
+    betas=["auto"],
     min_ess=50,
     min_ess_decile=10,
     batch_size=4,
@@ -153,7 +153,7 @@ def test_automatic_front_rises_is_concave_and_ends_where_it_is_reliable() -> Non
 
 def test_given_betas_are_kept_and_the_unreliable_marked() -> None:
     reward = np.random.default_rng(3).standard_normal((20, 200))
-    table = optimum_table(reward, None, replace(SETTINGS, betas="[0.1, 2.0, 1]"))
+    table = optimum_table(reward, None, replace(SETTINGS, betas=["0.1", "2.0", "1"]))
     front = table[table.kind == "optimum"]
     assert front.beta.tolist() == [math.inf, 2, 1, 0.1]
     assert front.reliable.tolist() == [True, True, True, False]
@@ -169,7 +169,7 @@ def test_errors_cover_the_truth_as_often_as_they_say() -> None:
     held = 0
     for seed in range(100):
         reward = draw_prompts(np.random.default_rng(seed))
-        table = optimum_table(reward, None, replace(SETTINGS, betas="[1.0]"))
+        table = optimum_table(reward, None, replace(SETTINGS, betas=["1"]))
         row = table.iloc[1]
         held += abs(row.gain - 1.0) < row.gain_se
     assert 0.55 < held / 100 < 0.8

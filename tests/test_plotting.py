@@ -277,6 +277,26 @@ def test_fronts_draw_every_front_with_the_numbers_of_the_table(tables: Tables) -
     )
 
 
+def optimum_table() -> pd.DataFrame:
+    kl = [0.0, 1.0, 4.0]
+    table = pd.DataFrame({"kind": "optimum", "kl": kl, "reward": [7, 8, 9], "gold": [1, 2, 0]})
+    best = table.iloc[:2].assign(kind="best_of_n")
+    return pd.concat([table.assign(reliable=[True, True, False]), best.assign(reliable=True)])
+
+
+def test_fronts_draw_the_reliable_optimum_from_the_star_on(tables: Tables) -> None:
+    arguments = tables["evaluations"], tables["trajectories"], STYLE
+    figure = plot_fronts(*arguments, optimum_table())
+    for axes, gains in zip(figure.axes, ([0, 1], [0, 1]), strict=True):
+        star = heights(lines(axes)["SFT"])[0]
+        for kind in ("optimum", "best_of_n"):
+            line = lines(axes)[kind]
+            assert np.asarray(line.get_xdata()).tolist() == [0, 1], "the last one is unreliable"
+            assert heights(line) - star == pytest.approx(gains)
+    assert {"optimal front", "best of n"} <= set(legend_texts(figure))
+    assert not {"optimal front", "best of n"} & set(legend_texts(plot_fronts(*arguments)))
+
+
 def test_fronts_draw_shared_runs_once(tables: Tables) -> None:
     axes = draw("fronts", tables).axes[0]
     # Iteration 1 of lerp and the run of one_run are warp's; iteration 2 of lerp is its own.

@@ -30,6 +30,7 @@ from warpflow.reinforce import (
     prompts_at,
     reinforce_loss,
     sample_batch,
+    split_by_length,
     start_run,
     train_policy,
 )
@@ -437,6 +438,22 @@ def test_micro_batches_leave_the_gradient_as_it_is(make_model: MakeModel, size: 
     parts = gradient_of(make_model, "llama", dataclasses.replace(chosen, micro_batch_size=size))
     torch.testing.assert_close(parts, whole, atol=1e-5 * whole.abs().max().item(), rtol=1e-4)
     assert whole.norm() > 0
+
+
+@pytest.mark.parametrize("size", [None, 8])
+def test_parts_hold_whole_prompts_of_like_length_each_row_once(size: int | None) -> None:
+    lengths = torch.randint(1, 30, (64,))
+    is_response = torch.arange(30)[None] < lengths[:, None]
+    ids, is_prompt = torch.ones(64, 3, dtype=torch.int64), torch.ones(64, 3, dtype=torch.bool)
+    batch = Completions(ids, is_prompt, is_response.long(), is_response, lengths < 30)
+    parts = split_by_length(batch, size, together=4)
+    assert len(parts) > 1
+    assert sorted(torch.cat(parts).tolist()) == list(range(64))
+    for part in parts:
+        assert torch.equal(part.view(-1, 4), part[::4, None] + torch.arange(4))
+        assert (part[::4] % 4 == 0).all()
+    longest = [lengths[part].view(-1, 4).sum(1).max() for part in parts]
+    assert longest == sorted(longest)
 
 
 @pytest.mark.parametrize("architecture", ["gemma", "gpt2"])

@@ -1,8 +1,11 @@
 """Tables of a run."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import write_results
 
 from warpflow.tables import KEYS, mean_of_replicates
 
@@ -36,3 +39,38 @@ def test_their_error_holds_the_prompts_and_the_spread_of_replicates() -> None:
 def test_a_single_replicate_stays_as_it_is() -> None:
     table = make_evaluations([1.0], 0.3)
     pd.testing.assert_frame_equal(mean_of_replicates(table), table)
+
+
+PAGE = """# Results
+Prose stays.
+<!-- run/t.csv: claim, estimate; estimate > 0 -->
+old
+<!-- end -->
+More prose.
+"""
+
+
+def test_results_page_renews_its_tables_and_keeps_its_prose(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    rows = {"claim": ["a|b", "c", "d"], "estimate": [0.12345, -1.0, 2.0], "other": [1, 2, 3]}
+    pd.DataFrame(rows).to_csv(tmp_path / "run/t.csv", index=False)
+    page = tmp_path / "results.md"
+    page.write_text(PAGE)
+    for _ in range(2):  # once more changes nothing
+        write_results.main([str(page), "--root", str(tmp_path)])
+        assert page.read_text() == PAGE.replace(
+            "old\n", "| claim | estimate |\n| --- | --- |\n| a\\|b | 0.123 |\n| d | 2 |\n"
+        )
+
+
+def test_results_page_names_what_is_missing(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    page.write_text(PAGE)
+    with pytest.raises(FileNotFoundError, match=r"run/t\.csv"):
+        write_results.main([str(page), "--root", str(tmp_path)])
+    (tmp_path / "run").mkdir()
+    pd.DataFrame({"claim": ["a"]}).to_csv(tmp_path / "run/t.csv", index=False)
+    page.write_text(PAGE.replace("; estimate > 0", ""))
+    with pytest.raises(ValueError, match="no column estimate; it has claim"):
+        write_results.main([str(page), "--root", str(tmp_path)])
+    assert "old" in page.read_text()

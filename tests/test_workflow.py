@@ -36,6 +36,12 @@ def test_everything_is_made(finished):
         assert {f"{figure}.svg", f"{figure}.png"} <= figures
     report = (results / "report/main.html").read_text()
     assert "fronts.svg" in report
+    verdicts = pd.read_csv(results / "compare_fronts/main/verdicts.csv").set_index("claim")
+    assert verdicts.verdict["2"] == "undecided", "of 8 prompts nothing is said"
+    assert verdicts.estimate["2"] != 0
+    optimum = pd.read_csv(tables / "optimum.csv")
+    assert set(optimum.kind[optimum.reliable]) == {"optimum", "best_of_n"}
+    assert "verdicts.html" in report
     metrics = json.loads((tables / "metrics/warp.iteration2.json").read_text())
     assert metrics["eta"] == 1
     assert metrics["kl_exact"] > 0
@@ -82,7 +88,7 @@ def test_new_eta_runs_only_its_jobs(finished, overlay):
     jobs = planned(finished, *overlay(interpolate_policy={"etas": [0.5, 1, 0.25]}))
     points = 4  # warp × 2, lerp, one run anchored to SFT
     assert jobs.pop("interpolate_policy") == jobs.pop("evaluate_policy") == points
-    assert set(jobs) == {"collect_evaluations", "write_tables"} | {
+    assert set(jobs) == {"collect_evaluations", "compare_fronts", "write_tables"} | {
         f"plot_{name}" for name in FIGURES
     }
 

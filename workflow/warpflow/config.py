@@ -112,6 +112,13 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
         if config["data"] == "prepare_data":
             yield from check_files(config)
     yield from check_groups(config)
+    optimum = config["estimate_optimum"]
+    if optimum["samples_per_prompt"] < 2 * optimum["min_ess"]:
+        yield (
+            f"- estimate_optimum.samples_per_prompt: {optimum['samples_per_prompt']} samples leave "
+            f"no part of the front with min_ess = {optimum['min_ess']} effective ones: expected at "
+            "least twice as many samples; raise it, or lower min_ess"
+        )
 
 
 def check_policy(config: Mapping[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -82,14 +83,13 @@ def predicting_logits(
     Args:
         masks: `mask_arguments`, where they are known.
     """
+    # A position predicts the next token: the last token of all need not be read.
     if masks is None:
-        is_token = torch.cat([batch.is_prompt, batch.is_response], 1)
+        is_token = torch.cat([batch.is_prompt, batch.is_response[:, :-1]], 1)
         masks = mask_arguments(is_token, batch.is_prompt)
+    ids = torch.cat([batch.prompt_ids, batch.response_ids[:, :-1]], 1)
     length = batch.response_ids.shape[1]
-    ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)
-    output = model(input_ids=ids, **masks, use_cache=False, logits_to_keep=length + 1)
-    # Position t predicts token t + 1, so C tokens need C + 1 positions and the last is unused.
-    return output.logits[:, -length - 1 : -1]
+    return model(input_ids=ids, **masks, use_cache=False, logits_to_keep=length).logits
 
 
 def response_logits(model: PreTrainedModel, batch: Completions, temperature: float) -> Tensor:
@@ -97,12 +97,20 @@ def response_logits(model: PreTrainedModel, batch: Completions, temperature: flo
     return predicting_logits(model, batch).float() / temperature
 
 
-def token_log_probs(model: PreTrainedModel, batch: Completions, temperature: float) -> Tensor:
+def token_log_probs(
+    model: PreTrainedModel, batch: Completions, temperature: float, together: int = 1
+) -> Tensor:
     """[B, C] float32 log π(y_t | x, y_<t) at `temperature`; 0 on pads, the EOS counts.
 
     `temperature` must be the one the completions were sampled at, for the policy and the anchor
     alike: otherwise the log-ratio is not the one in the paper's r_β.
+
+    Args:
+        together: this many adjacent rows have one prompt, which is read once for them; only where
+            `reads_prompts_once` says so.
     """
+    if together > 1:
+        return shared_log_probs(model, batch, temperature, together)
     return log_probs_of(predicting_logits(model, batch), batch, temperature)
 
 
@@ -130,3 +138,99 @@ def gather_log_probs(logits: Tensor, batch: Completions) -> Tensor:
 def _gather(logits: Tensor, ids: Tensor, is_response: Tensor) -> Tensor:
     chosen = logits.gather(2, ids[..., None])[..., 0]
     return (chosen - logits.logsumexp(-1)).masked_fill(~is_response, 0.0)
+
+
+# --- one read of a prompt for its K completions -------------------------------------------------
+
+# Architectures that take positions and a mask of [B, 1, T, T] as they are given (tested).
+READS_BRANCHES = (
+    *("gemma", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"),
+)
+MASK_AT_ONCE = 2**27  # entries of a mask, a byte each or four
+
+
+def reads_prompts_once(model: PreTrainedModel, batch: Completions, each: int) -> bool:
+    """Whether to score the `each` completions of a prompt in one sequence, behind one copy of it.
+
+    The copies saved must be worth more than the attention between completions, which is masked but
+    computed: a token costs a layer about as much as 6 · width pairs of tokens (24 width² multiply-
+    adds against 4 width).
+    """
+    config = model.config
+    prompts = batch.prompt_ids.view(-1, each, batch.prompt_ids.shape[1])
+    longest = prompts.shape[2] + batch.response_ids.shape[1]
+    if (
+        each == 1
+        or config.model_type not in READS_BRANCHES
+        or config._attn_implementation != "sdpa"
+        or (getattr(config, "sliding_window", None) or longest) < longest
+        or not bool((prompts == prompts[:, :1]).all())
+    ):
+        return False
+    prompt = batch.is_prompt.sum(1)
+    apart = (prompt + batch.lengths).double()
+    shared = (prompt.view(-1, each)[:, 0] + batch.lengths.view(-1, each).sum(1)).double()
+    pairs = (shared**2).sum() - (apart**2).sum() / 2  # causal attention skips half
+    saved = (apart.sum() - shared.sum()) * 6 * config.hidden_size
+    return bool(saved > pairs) and len(shared) * float(shared.max()) ** 2 <= MASK_AT_ONCE
+
+
+def shared_log_probs(
+    model: PreTrainedModel, batch: Completions, temperature: float, each: int
+) -> Tensor:
+    """`token_log_probs` by one sequence for each prompt: the prompt, then its completions one after
+    the other, each of which sees the prompt and itself and counts its positions from the prompt's
+    end."""
+    device, width = batch.prompt_ids.device, batch.prompt_ids.shape[1]
+    is_read = batch.is_response[:, 1:]  # every token but a row's last is read
+    counts = is_read.sum(1).view(-1, each)
+    starts = (width + counts.cumsum(1) - counts).flatten()[:, None]
+    places = starts + torch.arange(is_read.shape[1], device=device)  # [B, C - 1]
+    length = int(counts.sum(1).max())
+    group = torch.arange(len(counts), device=device).repeat_interleave(each)[:, None]
+    read = (group.expand_as(places)[is_read], places[is_read])
+
+    def laid_out(prompts: Tensor, completions: Tensor, fill: int) -> Tensor:
+        sequences = pad(prompts[::each], (0, length), value=fill)
+        sequences[read] = completions.expand_as(places)[is_read]
+        return sequences
+
+    ids = laid_out(batch.prompt_ids, batch.response_ids[:, :-1], 0)
+    after = batch.is_prompt.sum(1, keepdim=True) + places - starts
+    position_ids = laid_out(positions(batch.is_prompt), after, 0)
+    member = torch.arange(len(places), device=device)[:, None] % each + 1
+    branch = laid_out(batch.is_prompt.long() - 1, member, -1)  # -1 pad, 0 prompt, 1 … K completion
+    # The prompt's branch becomes 0 and pads -1; a pad sees pads, so that no row of it is empty.
+    sees = (branch[:, None] == branch[:, :, None]) | (branch[:, None] == 0)
+    logits = model(
+        input_ids=ids,
+        attention_mask=sees.tril()[:, None],
+        position_ids=position_ids,
+        use_cache=False,
+        logits_to_keep=length + 1,
+    ).logits
+    predicting = torch.cat([torch.zeros_like(starts), places - width + 1], 1)
+    return log_probs_at(logits, predicting.clamp(max=length), batch, temperature)
+
+
+def log_probs_at(logits: Tensor, places: Tensor, batch: Completions, temperature: float) -> Tensor:
+    """[B, C] log-softmax at the response tokens, 0 on pads.
+
+    Args:
+        logits: [G, S, V], of B / G adjacent rows each. places: [B, C], which of the S predicts a
+            token.
+    """
+    each = len(places) // len(logits)
+
+    def of_groups(part: Tensor, place: Tensor, ids: Tensor, is_response: Tensor) -> Tensor:
+        scaled = part.float() / temperature
+        group = torch.arange(len(part), device=part.device).repeat_interleave(each)[:, None]
+        chosen = scaled[group, place, ids] - scaled.logsumexp(-1)[group, place]
+        return chosen.masked_fill(~is_response, 0.0)
+
+    size = max(1, LOGITS_AT_ONCE // logits[0].numel())
+    rows = places, batch.response_ids, batch.is_response
+    if size >= len(logits):
+        return of_groups(logits, *rows)
+    parts = zip(logits.split(size), *(t.split(size * each) for t in rows), strict=True)
+    return torch.cat([checkpoint(of_groups, *part, use_reentrant=False) for part in parts])

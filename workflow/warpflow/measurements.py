@@ -18,6 +18,8 @@ from warpflow.tables import read_evaluation
 
 Values = Mapping[str, Array]  # quantity → [P], a value of each prompt
 
+MIN_PROMPTS = 10  # with fewer, the percentiles of a bootstrap are too narrow to decide anything
+
 # What stays the same over the replicates of one use of a policy.
 USE = ["experiment", "stage", "iteration", "member", "towards", "eta"]
 
@@ -58,6 +60,10 @@ class Measurements:
     @property
     def experiments(self) -> list[str]:
         return list(dict.fromkeys(self.evaluations["experiment"]))
+
+    @property
+    def has_enough_prompts(self) -> bool:
+        return self.prompts >= MIN_PROMPTS
 
     @property
     def has_gold(self) -> bool:

@@ -57,6 +57,7 @@ TABLE_COLUMNS = {
         "norm_a",
         "norm_b",
     ),
+    "optimum": ("kind", "kl", "reward", "gold", "reliable"),
 }
 
 
@@ -113,11 +114,15 @@ def draw_figure(
     plot: Callable[..., Figure],
     description: str | None,
     argv: Sequence[str] | None,
+    optional: Sequence[str] = (),
 ) -> None:
-    """Parse the flags, call `plot(*tables, style)` and save the figure under `name`."""
+    """Parse the flags, call `plot(*tables, style)` and save the figure under `name`. Tables that
+    are `optional` go by their names as keywords, where they are there."""
     arguments = parse_arguments(description, argv)
     style = FigureStyle(
         **{field.name: getattr(arguments, field.name) for field in fields(FigureStyle)}
     )
-    figure = plot(*read_tables(arguments.tables, tables), style)
+    found = [table for table in optional if (arguments.tables / f"{table}.csv").is_file()]
+    more = dict(zip(found, read_tables(arguments.tables, found), strict=True))
+    figure = plot(*read_tables(arguments.tables, tables), style, **more)
     save_figure(figure, arguments.out, name)

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from warpflow.adapters import add_adapters, merge_adapters
 from warpflow.anchors import Anchor, Memory, make_anchor, move_anchor_
-from warpflow.log_probs import Completions, token_log_probs
+from warpflow.log_probs import Completions, reads_prompts_once, token_log_probs
 from warpflow.processes import (
     average_gradients_,
     gather,
@@ -197,6 +197,11 @@ class Run:
 def needed_averages(settings: ReinforceSettings) -> list[str]:
     """Averages that are not the anchor already."""
     names = {name for name in settings.evaluate_weights if name != "policy"}
+    if names - {"ema", "average"}:
+        raise ValueError(
+            f"evaluate_weights: got {settings.evaluate_weights}, expected some of policy, ema, "
+            "average"
+        )
     if settings.anchor == "elastic_reset":
         names.add("ema")
     if settings.anchor == "ema":
@@ -371,11 +376,14 @@ def compute_gradient(
     rows, device = len(batch.lengths), run.policy.device
     size = settings.micro_batch_size
     # Sharded, every process must take part in every forward pass: they need as many parts.
-    parts = split_by_length(batch, size or (rows if is_sharded(run.policy) else None))
+    each = settings.samples_per_prompt
+    fits = size is None or size % each == 0  # whole prompts in a part
+    together = each if fits and reads_prompts_once(run.policy, batch, each) else 1
+    parts = split_by_length(batch, size or (rows if is_sharded(run.policy) else None), together)
 
     def log_probs(model: PreTrainedModel, part: Tensor) -> Tensor:
         with compute_in(settings.compute_dtype, device), recomputing(model):
-            return token_log_probs(model, batch.rows(part), settings.temperature).sum(1)
+            return token_log_probs(model, batch.rows(part), settings.temperature, together).sum(1)
 
     anchor_log_probs, policy_log_probs = torch.empty(2, rows, device=device)
     with torch.no_grad(), run.anchor.scoring(device) as anchor:
@@ -434,25 +442,27 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
             layer.training = False
 
 
-def split_by_length(batch: Completions, size: int | None) -> list[Tensor]:
+def split_by_length(batch: Completions, size: int | None, together: int = 1) -> list[Tensor]:
     """Row indices in parts of rows of like length, so that little time is spent on pads.
 
     Args:
         size: rows of a part at most; None: halves, as long as a tenth of a part were pads and
             its halves have 8 rows or more (below, starting a pass costs more than pads do).
+        together: this many adjacent rows, the completions of a prompt, share a part, in their
+            order.
     """
-    lengths = batch.lengths + batch.is_prompt.sum(1)
+    lengths = batch.lengths.view(-1, together).sum(1) + batch.is_prompt[::together].sum(1)
     order = lengths.argsort(stable=True)
-    if size is not None:
-        return list(order.split(size))
-    parts = [order]
-    while True:
-        halves = [half for part in parts for half in _halve(part, lengths[part])]
+    parts = [order] if size is None else list(order.split(size // together))
+    while size is None:
+        halves = [half for part in parts for half in _halve(part, lengths[part], together)]
         if len(halves) == len(parts):
-            return parts
+            break
         parts = halves
+    members = torch.arange(together, device=order.device)
+    return [(part[:, None] * together + members).flatten() for part in parts]
 
 
-def _halve(part: Tensor, lengths: Tensor) -> list[Tensor]:
+def _halve(part: Tensor, lengths: Tensor, together: int) -> list[Tensor]:
     pads = 1 - lengths.float().mean() / lengths.max()
-    return list(part.chunk(2)) if pads > 0.1 and len(part) >= 16 else [part]
+    return list(part.chunk(2)) if pads > 0.1 and len(part) * together >= 16 else [part]

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from warpflow.decoding import Decoder, is_covered
 from warpflow.log_probs import Completions, mask_arguments
 from warpflow.seeds import make_generator
 
@@ -102,14 +103,29 @@ class PreallocatedLayer(DynamicLayer):
 
 
 def make_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
-    """A key-value cache for up to `capacity` tokens; layers of a sliding window stay the
+    """A key-value cache for up to `capacity` tokens; layers of a shorter sliding window stay the
     library's own."""
     cache = DynamicCache(config=model.config)
     cache.layers = [
-        PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer
-        for layer in cache.layers
+        layer if slides(layer, capacity) else PreallocatedLayer(capacity) for layer in cache.layers
     ]
     return cache
+
+
+def slides(layer: object, capacity: int) -> bool:
+    """Whether a layer of the library's cache has to forget within `capacity` tokens, or is of a
+    kind that `PreallocatedLayer` does not know."""
+    if type(layer) is DynamicSlidingWindowLayer:
+        return layer.sliding_window < capacity
+    return type(layer) is not DynamicLayer
+
+
+def make_decoder(model: PreTrainedModel, cache: DynamicCache, capacity: int) -> Decoder | None:
+    """A faster way to the next token's logits, where `warpflow.decoding` covers the model and none
+    of its layers slides."""
+    if all(type(layer) is PreallocatedLayer for layer in cache.layers) and is_covered(model):
+        return Decoder(model, cache.layers, capacity)
+    return None
 
 
 @torch.no_grad()
@@ -138,8 +154,11 @@ def sample_completions(
         samples_per_prompt: K; the completions of a prompt are adjacent rows of the result.
     """
     device = prompt_ids.device
-    cache = make_cache(model, prompt_ids.shape[1] + max_new_tokens)
+    capacity = prompt_ids.shape[1] + max_new_tokens
+    cache = make_cache(model, capacity)
     logits = next_logits(model, prompt_ids, is_prompt, is_prompt, cache)
+    decoder = make_decoder(model, cache, capacity) if max_new_tokens > 2 else None
+    padded = not bool(is_prompt.all())
     if samples_per_prompt > 1:
         cache.batch_repeat_interleave(samples_per_prompt)
         logits, prompt_ids, is_prompt = (
@@ -169,7 +188,14 @@ def sample_completions(
             rows, next_ids, is_token, is_done = (
                 tensor[keep] for tensor in (rows, next_ids, is_token, is_done)
             )
-        logits = next_logits(model, next_ids, is_token, is_prompt, cache)
+        if decoder is None:
+            logits = next_logits(model, next_ids, is_token, is_prompt, cache)
+            continue
+        logits = decoder(next_ids, is_token, padded)
+        if step == 0:  # the model's own forward pass does this step too, and its result counts
+            cache.crop(-1)
+            ours, logits = logits, next_logits(model, next_ids, is_token, is_prompt, cache)
+            decoder = decoder if decoder.agrees(ours, logits) else None
     width = int(lengths.max())
     is_response = torch.arange(width, device=device)[None] < lengths[:, None]
     return Completions(prompt_ids, is_prompt, response[:, :width], is_response, finished)

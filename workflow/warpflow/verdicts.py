@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from warpflow.measurements import Measurements
+from warpflow.measurements import MIN_PROMPTS, Measurements
 from warpflow.statistics import (
     Array,
     Curve,
@@ -33,7 +33,7 @@ Row = dict[str, object]
 
 
 def verdicts_table(measured: Measurements, confidence: float) -> pd.DataFrame:
-    """verdicts.csv, in the order of the claims (the paper, Sections 3 and 4)."""
+    """verdicts.csv, the paper's six observations in its order, then its lemmas."""
     claims = (anchor, slerp_over_lerp, lerp, geometry, front_over_run, iterating, lemmas)
     return pd.DataFrame([row for claim in claims for row in claim(measured, confidence)])
 
@@ -56,10 +56,14 @@ def row(
     estimate, low, high = interval(draws, confidence)
     if measured.replicates == 1:
         compared += f"; one replicate: the interval is over {units} alone, not over runs"
+    found = verdict or decide(low, high, reference)
+    if units == "prompts" and not measured.has_enough_prompts:
+        found = "undecided"
+        compared += f"; {measured.prompts} prompts are too few for an interval ({MIN_PROMPTS})"
     return {
         "claim": claim,
         "statement": statement,
-        "verdict": verdict or decide(low, high, reference),
+        "verdict": found,
         "estimate": estimate,
         "low": low,
         "high": high,
@@ -102,50 +106,33 @@ def first_runs(measured: Measurements) -> dict[tuple[str, ...], str]:
 def anchor(measured: Measurements, confidence: float) -> Iterator[Row]:
     """The EMA anchor against the SFT anchor, M = 1: at the same β, and the best of all β."""
     statement = "the EMA anchor gives a better front than the SFT anchor"
-    runs = {run: measured.settings(name) for run, name in first_runs(measured).items()}
-    base = measured.settings(measured.base)
-    ema = [
-        run
-        for run, s in runs.items()
-        if s["anchor"] == "ema"
-        and (base["anchor"] != "ema" or (s["beta"], s["mu"]) == (base["beta"], base["mu"]))
-    ]
+    names = first_runs(measured)
+    own = measured.members(measured.base, 1)[0]
     # Of equal length: a run with the compute of all of WARP is another comparison.
-    shortest = min((measured.last_step(run) for run in runs), default=0)
-    ema = [run for run in ema if measured.last_step(run) == base_length(measured, shortest)]
-    if not ema:
-        yield not_measured("1", statement, "an experiment with train_policy.anchor ema")
+    alike = [run for run in names if measured.last_step(run) == measured.last_step(own)]
+    settings = {run: measured.settings(names[run]) for run in alike}
+    of_ema, of_sft = (
+        [run for run in alike if settings[run]["anchor"] == anchor] for anchor in ("ema", "sft")
+    )
+    if not of_ema:
+        yield not_measured("1", statement, "an experiment {train_policy: {anchor: ema}}")
         return
-    first, beta = ema[0], runs[ema[0]]["beta"]
-    sft = {
-        run: s
-        for run, s in runs.items()
-        if s["anchor"] == "sft" and measured.last_step(run) == measured.last_step(first)
-    }
-    arm = "{iterations: 1, members: 1, train_policy: {anchor: sft, beta: %g}}"
-    names = {run: name for run, name in first_runs(measured).items()}
-    same = [run for run, s in sft.items() if s["beta"] == beta]
+    ema = own if own in of_ema else of_ema[0]
+    beta = settings[ema]["beta"]
     for claim, against, words in (
-        ("1", same, f"{statement} (same β)"),
-        ("1 best β", list(sft), f"{statement} (best of its β at each KL)"),
+        ("1", [run for run in of_sft if settings[run]["beta"] == beta], "same β"),
+        ("1 best β", of_sft, "best of its β at each KL"),
     ):
-        if not against:
-            yield not_measured(claim, words, f"an experiment {arm % beta}")
-            continue
-        curves, kind = run_curves(measured, [first, *against], names)
-        found = mean_difference(curves[:1], [envelope(curves[1:])])
-        others = ", ".join(f"{names[run]} (β {sft[run]['beta']:g})" for run in against)
+        words = f"{statement} ({words})"
+        curves, kind = run_curves(measured, [ema, *against], names)
+        found = mean_difference(curves[:1], [envelope(curves[1:])]) if against else None
         if found is None:
-            yield not_measured(claim, words, f"arms of more alike KL than {names[first]}, {others}")
+            arm = f"{{iterations: 1, members: 1, train_policy: {{anchor: sft, beta: {beta:g}}}}}"
+            yield not_measured(claim, words, f"an experiment {arm} whose KLs overlap with EMA's")
             continue
-        compared = f"reward of {names[first]} (β {beta:g}) − {others}, {kind}, {over(found[1])}"
+        others = ", ".join(f"{names[run]} (β {settings[run]['beta']:g})" for run in against)
+        compared = f"reward of {names[ema]} (β {beta:g}) − {others}, {kind}, {over(found[1])}"
         yield row(measured, confidence, claim, words, compared, found[0])
-
-
-def base_length(measured: Measurements, default: int) -> int:
-    """Steps of the base experiment's first run."""
-    members = measured.members(measured.base, 1)
-    return measured.last_step(members[0]) if members else default
 
 
 def run_curves(
@@ -185,13 +172,13 @@ def slerp_over_lerp(measured: Measurements, confidence: float) -> Iterator[Row]:
             if not same_weight or measured.members(slerp, 1) != measured.members(lerp, 1):
                 continue
             points = [measured.point(name, 1, 1.0) for name in (slerp, lerp)]
-            for claim, words, quantity, verdict in (
-                ("2", statement, "reward", None),
-                ("2 KL", "… and slightly more KL", "kl_exact", None),
+            for claim, words, quantity in (
+                ("2", statement, "reward"),
+                ("2 KL", "… and slightly more KL", "kl_exact"),
             ):
                 a, b = (measured.mean(point or (), quantity) for point in points)
                 compared = f"{quantity} of {slerp} − {lerp}, merges of iteration 1"
-                yield row(measured, confidence, claim, words, compared, a - b, verdict=verdict)
+                yield row(measured, confidence, claim, words, compared, a - b)
             return
     to_add = "an experiment {iterations: 1, merge_policies: {method: lerp}} beside one of slerp"
     yield not_measured("2", statement, to_add)
@@ -288,9 +275,8 @@ def singles_of_base(measured: Measurements) -> list[str]:
 def iterating(measured: Measurements, confidence: float) -> Iterator[Row]:
     """The front of each iteration of the longest experiment against the one before."""
     statement = "iterating moves the front up"
+    # The first of them, so the base experiment where none is longer.
     name = max(measured.experiments, key=lambda name: len(measured.iterations(name)))
-    if len(measured.iterations(measured.base)) == len(measured.iterations(name)):
-        name = measured.base
     fronts = [measured.front(name, i) for i in measured.iterations(name)]
     curves = [front for front in fronts if front is not None and front.kl.shape[1] > 2]
     if len(curves) < len(fronts) or len(fronts) < 2:

@@ -1,0 +1,165 @@
+"""Our decoding loop against the library's forward pass, and what it leaves to that."""
+
+import logging
+
+import pytest
+import torch
+from conftest import BOS, EOS, PAD, MakeModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from warpflow import decoding, sampling
+from warpflow.adapters import add_adapters
+from warpflow.decoding import Decoder, is_covered
+from warpflow.log_probs import Completions
+from warpflow.sampling import draw_uniforms, make_cache, make_decoder, next_logits, pad_left
+
+PADDED, LEVEL = [[BOS, 5, 6, 7], [BOS], [BOS, 9, 10]], [[BOS, 5, 6], [BOS, 8, 9], [BOS, 7, 4]]
+# Grouped heads, biases, tied and untied: see ARCHITECTURES; and what users' configs change.
+COVERED: dict[str, dict[str, object]] = {
+    "llama": {},
+    "llama with biases": {"attention_bias": True, "tie_word_embeddings": True},
+    "llama, angles of Llama 3": {
+        "rope_parameters": {
+            **{"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0},
+            **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            "original_max_position_embeddings": 16,
+        }
+    },
+    "llama, one key head for each head": {"num_key_value_heads": 2},
+    "mistral": {"sliding_window": None},
+    "mistral, a window longer than the text": {"sliding_window": 64},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma": {},
+}
+
+
+@pytest.fixture(params=COVERED)
+def covered(request: pytest.FixtureRequest, make_model: MakeModel) -> PreTrainedModel:
+    return make_model(request.param.replace(",", "").split()[0], **COVERED[request.param])
+
+
+def sample(model: PreTrainedModel, prompts: list[list[int]], count: int = 12) -> Completions:
+    ids, mask = pad_left(prompts, PAD)
+    return sampling.sample_completions(
+        model,
+        ids,
+        mask,
+        max_new_tokens=count,
+        temperature=1.0,
+        eos_id=EOS,
+        pad_id=PAD,
+        uniforms=draw_uniforms(4 * len(prompts), count, "cpu", 0),
+        samples_per_prompt=4,
+    )
+
+
+def calls_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths that the library's forward pass reads from now on."""
+    lengths: list[int] = []
+
+    def counted(model: PreTrainedModel, ids: Tensor, *rest: object) -> Tensor:
+        lengths.append(ids.shape[1])
+        return next_logits(model, ids, *rest)
+
+    monkeypatch.setattr(sampling, "next_logits", counted)
+    return lengths
+
+
+@pytest.mark.parametrize("prompts", [PADDED, LEVEL], ids=["padded", "not padded"])
+def test_the_tokens_are_those_of_the_librarys_forward_pass(
+    covered: PreTrainedModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four completions of each prompt, of which some leave the batch early; the library reads the
+    prompts and takes the first step alone."""
+    lengths = calls_of(covered, monkeypatch)
+    ours = sample(covered, prompts * 4)
+    assert lengths == [max(map(len, prompts)), 1]
+    monkeypatch.setattr(sampling, "make_decoder", lambda *_: None)
+    theirs = sample(covered, prompts * 4)
+    assert len(lengths) > 4
+    assert torch.equal(ours.response_ids, theirs.response_ids)
+    assert torch.equal(ours.is_response, theirs.is_response)
+    assert len(ours.lengths.unique()) > 2
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_the_logits_are_those_of_the_librarys_forward_pass(
+    covered: PreTrainedModel, dtype: torch.dtype, in_place: bool
+) -> None:
+    """Step by step, in fp32 to rounding and under bf16 autocast to bf16's."""
+    ids, is_prompt = pad_left(PADDED, PAD)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        caches = [make_cache(covered, 16) for _ in range(2)]
+        for cache in caches:
+            next_logits(covered, ids, is_prompt, is_prompt, cache)
+        decoder, is_token = Decoder(covered, caches[0].layers, 16, in_place), is_prompt
+        for step in range(8):
+            token = torch.tensor([[4 + step], [9 + step], [15 - step]])
+            is_token = torch.cat([is_token, torch.ones(3, 1, dtype=torch.bool)], 1)
+            theirs = next_logits(covered, token, is_token, is_prompt, caches[1])
+            ours = decoder(token, is_token, padded=True)
+            limit = {torch.float32: 2e-5, torch.bfloat16: 0.05}[dtype]
+            assert (ours - theirs).abs().max() <= limit * theirs.abs().max()
+            assert decoder.agrees(ours, theirs)
+
+
+def test_a_model_that_computes_another_thing_is_noticed_and_sampled_by_the_library(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a future transformers might: here the activation that our layers read is another one."""
+    model = make_model("llama")
+    expected = sample(model, LEVEL)
+    make = decoding.Layer.__init__
+
+    def make_another(layer: decoding.Layer, *arguments: object) -> None:
+        make(layer, *arguments)  # type: ignore[arg-type]
+        layer.activation = nn.functional.gelu
+
+    monkeypatch.setattr(decoding.Layer, "__init__", make_another)
+    lengths = calls_of(model, monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        actual = sample(model, LEVEL)
+    assert "differs from it by" in caplog.text
+    assert torch.equal(actual.response_ids, expected.response_ids)
+    assert len(lengths) > 4
+
+
+def quantised(model: PreTrainedModel) -> None:
+    class Other(nn.Linear):
+        pass
+
+    model.model.layers[0].mlp.up_proj.__class__ = Other
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: add_adapters(model, 2, 4, seed=0),
+        lambda model: model.train(),
+        lambda model: model.bfloat16(),
+        lambda model: model.model.layers[1].register_forward_hook(lambda *_: None),
+        lambda model: setattr(model.model.norm, "forward", lambda x: x),
+        lambda model: setattr(model.model.rotary_emb, "rope_type", "dynamic"),
+        quantised,
+    ],
+    ids=["adapters", "dropout", "dtype", "hook", "patch", "angles", "quantised"],
+)
+def test_what_would_be_passed_over_is_left_to_the_library(
+    make_model: MakeModel, change: object
+) -> None:
+    model = make_model("llama")
+    assert is_covered(model)
+    change(model)  # type: ignore[operator]
+    assert not is_covered(model)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "gpt2", "gpt_neox", "mistral"])
+def test_other_architectures_and_windows_in_effect_are_left_to_the_library(
+    make_model: MakeModel, name: str
+) -> None:
+    model = make_model(name)
+    assert make_decoder(model, make_cache(model, 16), 16) is None
