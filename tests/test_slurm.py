@@ -247,16 +247,16 @@ def run_out_of_memory(folder: Path) -> str:
 def kill_snakemake(folder: Path) -> str:
     """While its job trains, and start it again."""
     (folder / "delay").write_text("2.5")
-    first = start(folder, POLICY)
+    first = start(folder, POLICY, *SMALL)  # so that the second job need not wait for its memory
     wait_until(lambda: calls(folder), "no steps")
     first.kill()
     first.wait()
     execute(folder, "snakemake", POLICY, "--unlock", *SMOKE)
-    return finish(start(folder, POLICY), folder)
+    return finish(start(folder, POLICY, *SMALL), folder)
 
 
 def run_all(folder: Path) -> str:
-    return finish(start(folder, TABLE, *(ACCOUNTED if accounts() else ())), folder)
+    return finish(start(folder, TABLE, *SMALL, *(ACCOUNTED if accounts() else ())), folder)
 
 
 # What runs side by side, each in a folder of its own: most of a run on a cluster is waiting.
