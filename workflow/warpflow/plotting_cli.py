@@ -53,6 +53,32 @@ TABLE_COLUMNS = {
         "norm_a",
         "norm_b",
     ),
+    "side_by_side": (
+        "a",
+        "b",
+        "judge",
+        "n",
+        "win_rate",
+        "tie_rate",
+        "score",
+        "score_low",
+        "score_high",
+        "length_a",
+        "length_b",
+        "failed",
+    ),
+    "benchmarks": (
+        "task",
+        "metric",
+        "filter",
+        "value",
+        "value_se",
+        "experiment",
+        "iteration",
+        "eta",
+        "kl_exact",
+        "kl_exact_se",
+    ),
 }
 
 
