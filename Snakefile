@@ -6,6 +6,7 @@ min_version("9.0")
 
 
 configfile: "config/config.yaml"
+configfile: "config/ablations.yaml"
 
 
 report: "docs/captions/workflow.rst"
@@ -31,5 +32,4 @@ localrules:
 rule all:
     default_target: True
     input:
-        FIGURES,
-        f"{RESULTS}/report.html",
+        f"{RESULTS}/report/{MAIN}.html",

@@ -6,6 +6,9 @@
 # How a job runs and how DVC comes in: workflow/warpflow/jobs.py.
 
 import json
+from pathlib import Path
+
+import yaml
 
 from snakemake.exceptions import WorkflowError
 
@@ -14,7 +17,14 @@ from warpflow.config import ConfigError, check_config
 from warpflow.devices import visible_gpus
 from warpflow.dvc_cache import remove_broken_lock, tracking_problem
 from warpflow.freshness import touch_changed_inputs
-from warpflow.plan import VARIABLE, evaluations, make_plan, policy_settings, recipe_parents
+from warpflow.plan import (
+    MAIN,
+    PLANNED,
+    evaluations,
+    make_plan,
+    policy_settings,
+    recipe_parents,
+)
 from warpflow.slurm import submission_problem
 
 try:
@@ -28,7 +38,9 @@ PLAN = make_plan(config)
 
 
 wildcard_constraints:
+    group=r"[\w-]+",
     experiment=r"[\w.-]+",
+    replicate=r"\d+",
     iteration=r"\d+",
     member=r"\d+",
     towards="sft|init",
@@ -37,8 +49,13 @@ wildcard_constraints:
 
 
 def evaluation(result):
-    """The evaluation of a policy, e.g. of train_policy/warp/iteration1/member0."""
+    """The evaluation of a policy, e.g. train_policy/warp/replicate1/iteration1/member0."""
     return f"{RESULTS}/evaluate_policy/{result}/evaluation.json"
+
+
+def stage(w):
+    """What the plan knows an iteration by."""
+    return w.experiment, int(w.replicate), int(w.iteration)
 
 
 def training(w):
@@ -47,9 +64,30 @@ def training(w):
 
 
 def pointer(result):
-    """The DVC pointer of a result, e.g. of train_policy/warp/iteration1/member0."""
+    """The DVC pointer of a result, e.g. train_policy/warp/replicate1/iteration1/member0."""
     made = "data" if result in ("generate_data", "prepare_data") else "checkpoint"
     return f"{RESULTS}/{result}/{made}.dvc"
+
+
+def evaluated(w):
+    """The policies that the experiments of a group evaluate."""
+    return sorted({row["policy"] for row in evaluations(PLAN, w.group)})
+
+
+def of_group(named, group):
+    """Pointers of those results of the plan that experiments of a group use."""
+    used = {result for (name, *_), result in named.items() if name in PLAN.groups[group]}
+    return [pointer(result) for result in sorted(used)]
+
+
+def plot_command(figure):
+    """What draws a figure: its stage of dvc.yaml, which are of the main group, or its script."""
+    return lambda w: (
+        f"dvc repro plot_{figure}"
+        if UNDER_DVC and w.group == MAIN
+        else f"python scripts/plot_{figure}.py --tables {RESULTS}/collect_evaluations/{w.group} "
+        f"--out {RESULTS}/figures/{w.group} {flags(config['figures'])}"
+    )
 
 
 SFT = pointer("train_sft")
@@ -69,6 +107,12 @@ JUDGING = {
     "reward_model": REWARD_MODEL or None,
     "gold": GOLD,
 }
+# A figure that dvc.yaml would draw just so is drawn by it.
+DEFAULTS = yaml.safe_load(Path("config/config.yaml").read_text())  # what dvc.yaml reads
+UNDER_DVC = (
+    RESULTS == "results" and config["figures"] == DEFAULTS["figures"] and not tracking_problem()
+)
+
 # Jobs that use a GPU where there is one; each holds its own (warpflow.devices), so that as many run
 # at once as there are. On a cluster slurm/config.yaml says what a job asks for, and the login node's
 # GPUs limit nothing.

@@ -1,24 +1,9 @@
-# Every policy → its evaluation.json → the tables of the run (RESULTS/collect_evaluations/).
+# Every policy → its evaluation.json → the tables of a group (RESULTS/collect_evaluations/<group>/).
 import json
 
-EVALUATED = sorted({row["policy"] for row in evaluations(PLAN)})
-
-
 TABLES = [
-    f"{RESULTS}/collect_evaluations/{table}"
-    for table in (
-        "evaluations.csv",
-        "trajectories.csv",
-        "training.csv",
-        "geometry.csv",
-        "completions.csv",
-    )
-]
-METRICS = [
-    f"{RESULTS}/collect_evaluations/metrics/{e.name}.iteration{i}.json"
-    for e in PLAN.experiments.values()
-    for i in range(1, e.iterations + 1)
-    if min(e.interpolate_policy["etas"]) <= 1
+    f"{RESULTS}/collect_evaluations/{{group}}/{table}.csv"
+    for table in ("evaluations", "trajectories", "training", "geometry", "completions")
 ]
 
 
@@ -55,21 +40,21 @@ rule evaluate_policy:
 
 
 rule collect_evaluations:
-    """One tidy table each: evaluations, RL trajectories, training rows, geometry, completions."""
+    """Of a group, one tidy table each: evaluations, RL trajectories, training rows, geometry, completions."""
     input:
         code=code_files("collect_evaluations"),
-        evaluations=[evaluation(result) for result in EVALUATED],
-        policies=sorted({pointer(result) for result in PLAN.policies.values()}),
-        merges=sorted({pointer(result) for result in PLAN.merged.values()}),
+        evaluations=lambda w: [evaluation(result) for result in evaluated(w)],
+        policies=lambda w: of_group(PLAN.policies, w.group),
+        merges=lambda w: of_group(PLAN.merged, w.group),
     output:
         TABLES,
-        METRICS,
+        directory(f"{RESULTS}/collect_evaluations/{{group}}/metrics"),
     log:
-        f"{LOGS}/collect_evaluations.log",
+        f"{LOGS}/collect_evaluations/{{group}}.log",
     params:
-        results=subpath(output[0], ancestor=2),
+        results=subpath(output[0], ancestor=3),
         out=subpath(output[0], parent=True),
-        config=json.dumps({key: config[key] for key in (*VARIABLE, "experiments")}),
+        config=json.dumps({key: config[key] for key in PLANNED}),
     shell:
         "python scripts/collect_evaluations.py --results {params.results} --out {params.out} "
-        "--config {params.config:q} 2>&1 | tee {log}"
+        "--group {wildcards.group} --config {params.config:q} 2>&1 | tee {log}"

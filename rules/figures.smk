@@ -1,19 +1,13 @@
 # The tables of the run → figures, tables to read, and the report.
 #
 # Each figure is a stage of dvc.yaml, so `dvc repro` and Snakemake leave one and the same state. Runs
-# in another results folder, with figure settings of another config, or without DVC, call the same
-# script by themselves.
+# in another results folder, with figure settings of another config, or without DVC, and the figures
+# of other groups than main, call the same script by themselves.
 
 from pathlib import Path
 
-import yaml
-
 FIGURE_NAMES = ["fronts", "eta_sweep", "lambda_sweep", "geometry", "training_curves"]
-FIGURES = expand(f"{RESULTS}/figures/{{figure}}.svg", figure=FIGURE_NAMES)
-DEFAULTS = yaml.safe_load(Path("config/config.yaml").read_text())  # what dvc.yaml reads
-UNDER_DVC = (
-    RESULTS == "results" and config["figures"] == DEFAULTS["figures"] and not tracking_problem()
-)
+FIGURES = [f"{RESULTS}/figures/{{group}}/{figure}.svg" for figure in FIGURE_NAMES]
 
 for figure in FIGURE_NAMES:
 
@@ -26,24 +20,19 @@ for figure in FIGURE_NAMES:
             tables=TABLES,
         output:
             report(
-                f"{RESULTS}/figures/{figure}.svg",
+                f"{RESULTS}/figures/{{group}}/{figure}.svg",
                 caption=f"../docs/captions/{figure}.rst",
                 category="Figures",
-                labels={"figure": figure.replace("_", " ")},
+                labels={"group": "{group}", "figure": figure.replace("_", " ")},
             ),
-            f"{RESULTS}/figures/{figure}.png",
+            f"{RESULTS}/figures/{{group}}/{figure}.png",
         log:
-            f"{LOGS}/plot_{figure}.log",
+            f"{LOGS}/plot_{figure}/{{group}}.log",
         localrule: True
         resources:
             dvc=1,
         params:
-            command=(
-                f"dvc repro plot_{figure}"
-                if UNDER_DVC
-                else f"python scripts/plot_{figure}.py --tables {RESULTS}/collect_evaluations "
-                f"--out {RESULTS}/figures {flags(config['figures'])}"
-            ),
+            command=plot_command(figure),
             settings=config["figures"],
         shell:
             "{params.command} 2>&1 | tee {log}"
@@ -56,19 +45,19 @@ rule write_tables:
         tables=TABLES,
     output:
         report(
-            f"{RESULTS}/figures/evaluations.html",
+            f"{RESULTS}/figures/{{group}}/evaluations.html",
             caption="../docs/captions/evaluations.rst",
             category="Tables",
-            labels={"table": "evaluations"},
+            labels={"group": "{group}", "table": "evaluations"},
         ),
         report(
-            f"{RESULTS}/figures/completions.html",
+            f"{RESULTS}/figures/{{group}}/completions.html",
             caption="../docs/captions/completions.rst",
             category="Tables",
-            labels={"table": "completions"},
+            labels={"group": "{group}", "table": "completions"},
         ),
     log:
-        f"{LOGS}/write_tables.log",
+        f"{LOGS}/write_tables/{{group}}.log",
     localrule: True
     params:
         tables=lambda w, input: str(Path(input.tables[0]).parent),
@@ -79,25 +68,41 @@ rule write_tables:
 
 
 rule report:
-    """All figures and tables with captions in one self-contained HTML file."""
+    """All figures and tables of a group with captions in one self-contained HTML file."""
     input:
         shown=[
             *FIGURES,
-            f"{RESULTS}/figures/evaluations.html",
-            f"{RESULTS}/figures/completions.html",
+            f"{RESULTS}/figures/{{group}}/evaluations.html",
+            f"{RESULTS}/figures/{{group}}/completions.html",
         ],
         caption="docs/captions/workflow.rst",
     output:
-        f"{RESULTS}/report.html",
+        f"{RESULTS}/report/{{group}}.html",
     log:
-        f"{LOGS}/report.log",
+        f"{LOGS}/report/{{group}}.log",
     resources:
         dvc=1,
     params:
         config=json.dumps(config),  # as it is in force, overlays and --config included
-        configfile=f"{LOGS}/report.json",
+        configfile=f"{LOGS}/report/{{group}}.json",
         track="true" if tracking_problem() else "dvc --wait-for-lock add --quiet",
     shell:
         "printf %s {params.config:q} > {params.configfile} && "
         "(snakemake {input.shown} --report {output} --nolock --configfile {params.configfile} && "
         "{params.track} {output}) 2>&1 | tee {log}"
+
+
+# A group's target is its report, which shows all that was made of it: `snakemake anchor`.
+for group in PLAN.groups:
+
+    rule:
+        name:
+            group
+        input:
+            f"{RESULTS}/report/{group}.html",
+
+
+rule ablations:
+    """All groups of the config's section `ablations`."""
+    input:
+        [f"{RESULTS}/report/{group}.html" for group in PLAN.groups if group != MAIN],

@@ -3,26 +3,26 @@
 
 
 rule train_policy:
-    """Stage 1: one RL run against its anchor; member m of iteration i."""
+    """Stage 1: one RL run against its anchor; member m of iteration i of replicate r."""
     input:
         code=code_files("train_policy", *SCORERS),
-        init=lambda w: pointer(PLAN.init[w.experiment, int(w.iteration)]),
+        init=lambda w: pointer(PLAN.init[stage(w)]),
         sft=SFT,
         reward_model=REWARD_MODEL,
         data=DATA,
     output:
-        f"{RESULTS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}/provenance.json",
+        f"{RESULTS}/train_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/member{{member}}/provenance.json",
     log:
-        f"{LOGS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}.log",
+        f"{LOGS}/train_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/member{{member}}.log",
     benchmark:
-        f"{LOGS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}.tsv"
+        f"{LOGS}/train_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/member{{member}}.tsv"
     threads: 1
     resources:
         runtime=1440,
         mem_mb=4000,
         gpu=GPUS_OF_A_JOB,
     params:
-        made=f"{RESULTS}/train_policy/{{experiment}}/iteration{{iteration}}/member{{member}}/checkpoint",
+        made=f"{RESULTS}/train_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/member{{member}}/checkpoint",
         states=f"{RESULTS}/states",
         settings=lambda w: flags(
             {"seed": config["seed"]} | JUDGING | training(w) | {"save_every": None}
@@ -32,7 +32,7 @@ rule train_policy:
             {
                 "evaluate_batch_size": config["evaluate_policy"]["batch_size"],
                 "save_every": training(w)["save_every"],
-                "tensorboard": f"{LOGS}/tensorboard/{w.experiment}/iteration{w.iteration}/member{w.member}",
+                "tensorboard": f"{LOGS}/tensorboard/{w.experiment}/replicate{w.replicate}/iteration{w.iteration}/member{w.member}",
             }
         ),
     # Under SLURM in a step of its own: there SIGTERM comes to it, and not to Snakemake alone.
@@ -42,7 +42,7 @@ rule train_policy:
         "--gpus {resources.gpu} --inputs {input} "
         "--states {params.states} --unkeyed {params.unkeyed:q} -- "
         "python scripts/train_policy.py --init {input.init} --sft {input.sft} --data {input.data} "
-        "--iteration {wildcards.iteration} --member {wildcards.member} "
+        "--replicate {wildcards.replicate} --iteration {wildcards.iteration} --member {wildcards.member} "
         "--out {params.made} {params.settings}"
 
 
@@ -50,23 +50,23 @@ rule merge_policies:
     """Stage 2: merge the M policies of an iteration; SLERP of their task vectors, by layer."""
     input:
         code=code_files("merge_policies"),
-        init=lambda w: pointer(PLAN.init[w.experiment, int(w.iteration)]),
+        init=lambda w: pointer(PLAN.init[stage(w)]),
         policies=lambda w: [
-            pointer(PLAN.policies[w.experiment, int(w.iteration), member])
+            pointer(PLAN.policies[*stage(w), member])
             for member in range(PLAN.experiments[w.experiment].members)
         ],
     output:
-        f"{RESULTS}/merge_policies/{{experiment}}/iteration{{iteration}}/provenance.json",
+        f"{RESULTS}/merge_policies/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/provenance.json",
     log:
-        f"{LOGS}/merge_policies/{{experiment}}/iteration{{iteration}}.log",
+        f"{LOGS}/merge_policies/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}.log",
     benchmark:
-        f"{LOGS}/merge_policies/{{experiment}}/iteration{{iteration}}.tsv"
+        f"{LOGS}/merge_policies/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}.tsv"
     threads: 1
     resources:
         runtime=120,
         mem_mb=lambda w, attempt: 2000 * attempt,
     params:
-        made=f"{RESULTS}/merge_policies/{{experiment}}/iteration{{iteration}}/checkpoint",
+        made=f"{RESULTS}/merge_policies/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/checkpoint",
         settings=lambda w: flags(PLAN.experiments[w.experiment].merge_policies),
     shell:
         "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} "
@@ -79,28 +79,26 @@ rule interpolate_policy:
     """Stage 3: LITI, the merge interpolated towards SFT (the front) or its own init (the next one)."""
     input:
         code=code_files("interpolate_policy"),
-        init=lambda w: (
-            SFT if w.towards == "sft" else pointer(PLAN.init[w.experiment, int(w.iteration)])
-        ),
-        policy=lambda w: pointer(PLAN.merged[w.experiment, int(w.iteration)]),
+        init=lambda w: (SFT if w.towards == "sft" else pointer(PLAN.init[stage(w)])),
+        policy=lambda w: pointer(PLAN.merged[stage(w)]),
     output:
-        f"{RESULTS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/provenance.json",
+        f"{RESULTS}/interpolate_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/provenance.json",
     log:
-        f"{LOGS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}.log",
+        f"{LOGS}/interpolate_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/{{towards}}/eta{{eta}}.log",
     benchmark:
-        f"{LOGS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}.tsv"
+        f"{LOGS}/interpolate_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/{{towards}}/eta{{eta}}.tsv"
     threads: 1
     resources:
         runtime=120,
         mem_mb=lambda w, attempt: 2000 * attempt,
     params:
-        made=f"{RESULTS}/interpolate_policy/{{experiment}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/checkpoint",
+        made=f"{RESULTS}/interpolate_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/checkpoint",
         # A recipe names its parents by content alone: the same under whatever path.
         recipe=lambda w: (
             "--recipe contents"
             if recipe_parents(
                 PLAN,
-                f"interpolate_policy/{w.experiment}/iteration{w.iteration}/{w.towards}/eta{w.eta}",
+                f"interpolate_policy/{w.experiment}/replicate{w.replicate}/iteration{w.iteration}/{w.towards}/eta{w.eta}",
             )
             else ""
         ),

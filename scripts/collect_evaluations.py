@@ -1,4 +1,4 @@
-"""Gather what the jobs measured into one tidy table each.
+"""Gather what the jobs of a group of experiments measured into one tidy table each.
 
 Writes evaluations.csv (a row per use of a policy in an experiment), trajectories.csv and
 training.csv (rows of the RL runs), geometry.csv (angles between task vectors by layer),
@@ -24,18 +24,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--results", required=True, help="results folder")
     parser.add_argument("--config", required=True, help="JSON: the base settings and experiments")
+    parser.add_argument("--group", required=True, help="main, or an entry of ablations")
     parser.add_argument("--out", required=True, help="folder to write")
     arguments = parser.parse_args(argv)
     plan, out = make_plan(json.loads(arguments.config)), Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    rows = list_evaluations(plan)
+    rows = list_evaluations(plan, arguments.group)
     evaluations = evaluations_table(arguments.results, rows)
-    runs = ["experiment", "iteration", "member"]
+    iterations = ["experiment", "replicate", "iteration"]
+    names = plan.groups[arguments.group]
+    policies, merged = (
+        {key: result for key, result in entries.items() if key[0] in names}
+        for entries in (plan.policies, plan.merged)
+    )
     tables = {
         "evaluations": evaluations,
-        "trajectories": stacked_table(arguments.results, plan.policies, runs, "trajectory.csv"),
-        "training": stacked_table(arguments.results, plan.policies, runs, "training.csv"),
-        "geometry": stacked_table(arguments.results, plan.merged, runs[:2], "geometry.csv"),
+        "trajectories": stacked_table(
+            arguments.results, policies, [*iterations, "member"], "trajectory.csv"
+        ),
+        "training": stacked_table(
+            arguments.results, policies, [*iterations, "member"], "training.csv"
+        ),
+        "geometry": stacked_table(arguments.results, merged, iterations, "geometry.csv"),
         "completions": completions_table(arguments.results, rows),
     }
     for name, table in tables.items():

@@ -1,6 +1,6 @@
 """Print the tree of what made a result: a checkpoint, an evaluation, a table or a figure.
 
-    python scripts/trace_provenance.py results/merge_policies/warp/iteration2
+    python scripts/trace_provenance.py results/merge_policies/warp/replicate1/iteration2
 
 Each line: the result, the key of its job, script, seconds, device, versions, code and commit. An
 input that is no longer what went in is marked.

@@ -26,6 +26,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from warpflow.cli import parse_arguments
 from warpflow.evaluation import EvaluationSettings, evaluate, mean_and_error
@@ -49,6 +50,7 @@ class Arguments:
     init: str = field(metadata={"help": "checkpoint of θ_init"})
     out: str = field(metadata={"help": "checkpoint folder to write"})
     seed: int = field(metadata={"help": "base seed"})
+    replicate: int = field(metadata={"help": "r, from 1: part of the seed"})
     iteration: int = field(metadata={"help": "i, from 1: part of the seed"})
     member: int = field(metadata={"help": "m, from 0: part of the seed"})
     log_every: int = field(metadata={"help": "steps between rows of training.csv"})
@@ -94,7 +96,8 @@ def train(
     empty: save and leave with exit status `STOPPED`."""
     judges = load_judges(given, settings.max_new_tokens)
     policy = load_policy(arguments.init)
-    lora_seed = derive_seed(arguments.seed, "lora", arguments.iteration)  # members start alike
+    replicate = derive_seed(arguments.seed, "replicate", arguments.replicate)
+    lora_seed = derive_seed(replicate, "lora", arguments.iteration)  # members start alike
     run = start_run(policy, judges.sft, settings, lora_seed, accelerator)
     fingerprint = {
         key: value
@@ -106,11 +109,11 @@ def train(
     if tables is None:
         tables = {
             "training": [],
-            "trajectory": [{"step": 0} | measure(run, judges, arguments, settings)],
+            "trajectory": measure(run, judges, arguments, settings),
         }
     else:
         logging.info("resumed after step %d from %s", run.step, state)
-    seed = derive_seed(arguments.seed, "train_policy", arguments.iteration, arguments.member)
+    seed = derive_seed(replicate, "train_policy", arguments.iteration, arguments.member)
     steps = train_policy(
         run,
         judges.reward,
@@ -124,9 +127,7 @@ def train(
         if row.step % arguments.log_every == 0:
             tables["training"].append(asdict(row))
         if row.step % arguments.evaluate_every == 0 or row.step == settings.steps:
-            tables["trajectory"].append(
-                {"step": row.step} | measure(run, judges, arguments, settings)
-            )
+            tables["trajectory"] += measure(run, judges, arguments, settings)
         stopping = any_process(bool(stopped), run.policy.device)
         if state and (stopping or row.step % arguments.save_every == 0):
             save_state(state, run, fingerprint, tables)
@@ -192,27 +193,45 @@ def show_progress(
 
 def measure(
     run: Run, judges: Judges, arguments: Arguments, settings: ReinforceSettings
+) -> list[dict[str, Any]]:
+    """Rows of trajectory.csv, one for each of `evaluate_weights`: the policy (or an average of it)
+    on the first held-out prompts; the same in every process."""
+    rows: list[dict[str, Any]] = []
+    for weights in settings.evaluate_weights:
+        with ExitStack() as stack:
+            model = run.policy
+            if weights != "policy":
+                scoring = run.weights(weights).scoring(run.policy.device)
+                model = stack.enter_context(scoring)
+            stack.enter_context(gathered(model))
+            rows.append(
+                {"step": run.step, "weights": weights}
+                | measure_model(model, judges, arguments, settings)
+            )
+    return rows
+
+
+def measure_model(
+    model: PreTrainedModel, judges: Judges, arguments: Arguments, settings: ReinforceSettings
 ) -> dict[str, float | None]:
-    """A row of trajectory.csv: the policy on the first held-out prompts; the same in every
-    process."""
-    with gathered(run.policy):
-        samples = evaluate(
-            run.policy,
-            judges.sft,
-            judges.reward,
-            judges.gold,
-            judges.eval_prompts,
-            EvaluationSettings(
-                prompts=arguments.evaluate_prompts,
-                samples_per_prompt=1,
-                batch_size=arguments.evaluate_batch_size,
-                temperature=settings.temperature,
-                max_new_tokens=settings.max_new_tokens,
-            ),
-            eos_id=judges.tokenizer.eos_token_id,
-            pad_id=judges.tokenizer.pad_token_id,
-            seed=arguments.seed,
-        )
+    """Means and standard errors of one model's completions."""
+    samples = evaluate(
+        model,
+        judges.sft,
+        judges.reward,
+        judges.gold,
+        judges.eval_prompts,
+        EvaluationSettings(
+            prompts=arguments.evaluate_prompts,
+            samples_per_prompt=1,
+            batch_size=arguments.evaluate_batch_size,
+            temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens,
+        ),
+        eos_id=judges.tokenizer.eos_token_id,
+        pad_id=judges.tokenizer.pad_token_id,
+        seed=arguments.seed,
+    )
     row: dict[str, float | None] = {}
     for name in ("reward", "gold", "kl", "kl_exact", "length"):
         values = getattr(samples, name)

@@ -51,11 +51,16 @@ def rows(properties: Mapping[str, Any], defaults: Any, prefix: str = "") -> Iter
         default = defaults.get(name) if isinstance(defaults, dict) else None
         description = schema.get("description", "").replace("|", "\\|")
         inner = schema.get("properties")
-        shown = "" if inner or name == "experiments" else f"`{yaml_inline(default)}`"
+        named = schema.get("additionalProperties")  # of experiments: keys below any name
+        named = named.get("properties", {}) if isinstance(named, dict) else {}
+        shown = "" if inner or named or name == "ablations" else f"`{yaml_inline(default)}`"
         key = f"**{prefix}{name}**" if inner else f"`{prefix}{name}`"
         yield f"| {key} | {shown} | {description} |"
         if inner:
             yield from rows(inner, default, f"{prefix}{name}.")
+        for key in named:
+            if key not in properties:
+                yield f"| `{prefix}{name}.NAME.{key}` |  | {named[key]['description']} |"
 
 
 def yaml_inline(value: Any) -> str:

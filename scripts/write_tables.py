@@ -17,8 +17,19 @@ td, th { padding: 2px 8px; text-align: left }
 tr:nth-child(even) { background: #f3f3f3 }
 </style>
 """
-COLUMNS = ["experiment", "stage", "iteration", "member", "towards", "eta", "reward", "reward_se"]
-COLUMNS += ["gold", "gold_se", "kl_exact", "kl_exact_se", "kl", "kl_se", "length", "unfinished"]
+COLUMNS = ["experiment", "replicate", "stage", "iteration", "member", "towards", "eta"]
+COLUMNS += [
+    "reward",
+    "reward_se",
+    "gold",
+    "gold_se",
+    "kl_exact",
+    "kl_exact_se",
+    "kl",
+    "kl_se",
+    "length",
+    "unfinished",
+]
 COLUMNS += ["distinct_2", "self_similarity"]
 
 

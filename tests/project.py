@@ -111,5 +111,5 @@ def pointers(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): path.read_text()
         for path in found
-        if path.name != "report.html.dvc"
+        if path.name != "main.html.dvc"
     }

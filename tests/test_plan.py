@@ -29,7 +29,12 @@ def config(**experiments: Any) -> dict[str, Any]:
             "weight": None,
             "dtype": None,
         },
-        "interpolate_policy": {"etas": [0, 0.5, 1], "next_eta": 0.3, "write": "recipes"},
+        "interpolate_policy": {
+            "etas": [0, 0.5, 1],
+            "towards": "sft",
+            "next_eta": 0.3,
+            "write": "recipes",
+        },
         "experiments": experiments,
     }
 
@@ -40,32 +45,42 @@ def results(plan: Plan) -> set[str]:
 
 def test_iterations_follow_one_another() -> None:
     plan = make_plan(config())
-    assert plan.init["warp", 1] == "train_sft"
-    assert plan.init["warp", 2] == "interpolate_policy/warp/iteration1/init/eta0.3"
-    assert plan.init["warp", 2] == plan.points["warp", 1, "init", "0.3"]
-    assert plan.policies["warp", 2, 1] == "train_policy/warp/iteration2/member1"
-    assert plan.merged["warp", 2] == "merge_policies/warp/iteration2"
-    assert ("warp", 2, "init", "0.3") not in plan.points, "nothing starts from the last iteration"
+    assert plan.init["warp", 1, 1] == "train_sft"
+    assert plan.init["warp", 1, 2] == "interpolate_policy/warp/replicate1/iteration1/init/eta0.3"
+    assert plan.init["warp", 1, 2] == plan.points["warp", 1, 1, "init", "0.3"]
+    assert plan.policies["warp", 1, 2, 1] == "train_policy/warp/replicate1/iteration2/member1"
+    assert plan.merged["warp", 1, 2] == "merge_policies/warp/replicate1/iteration2"
+    assert ("warp", 1, 2, "init", "0.3") not in plan.points, (
+        "nothing starts from the last iteration"
+    )
     assert len(results(plan)) == 4 + 2 + 2 * 3 + 1
 
 
 def test_next_init_is_towards_the_own_init_not_towards_sft() -> None:
     base = config() | {"iterations": 3}
-    base["interpolate_policy"] = {"etas": [0.3, 1], "next_eta": 0.3, "write": "recipes"}
+    base["interpolate_policy"] = {
+        "etas": [0.3, 1],
+        "towards": "sft",
+        "next_eta": 0.3,
+        "write": "recipes",
+    }
     plan = make_plan(base)
     # From SFT both are one result; later the front (towards SFT) and the next start differ.
-    assert plan.points["warp", 1, "init", "0.3"] == plan.points["warp", 1, "sft", "0.3"]
-    assert plan.points["warp", 2, "init", "0.3"] != plan.points["warp", 2, "sft", "0.3"]
-    assert plan.init["warp", 3] == "interpolate_policy/warp/iteration2/init/eta0.3"
+    assert plan.points["warp", 1, 1, "init", "0.3"] == plan.points["warp", 1, 1, "sft", "0.3"]
+    assert plan.points["warp", 1, 2, "init", "0.3"] != plan.points["warp", 1, 2, "sft", "0.3"]
+    assert plan.init["warp", 1, 3] == "interpolate_policy/warp/replicate1/iteration2/init/eta0.3"
 
 
 def test_lerp_shares_the_first_policies_and_nothing_after_them() -> None:
     plan = make_plan(config(lerp={"merge_policies": {"method": "lerp"}}))
     for member in (0, 1):
-        assert plan.policies["lerp", 1, member] == plan.policies["warp", 1, member]
-        assert plan.policies["lerp", 2, member] == f"train_policy/lerp/iteration2/member{member}"
-    assert plan.merged["lerp", 1] == "merge_policies/lerp/iteration1"
-    assert plan.init["lerp", 2] == "interpolate_policy/lerp/iteration1/init/eta0.3"
+        assert plan.policies["lerp", 1, 1, member] == plan.policies["warp", 1, 1, member]
+        assert (
+            plan.policies["lerp", 1, 2, member]
+            == f"train_policy/lerp/replicate1/iteration2/member{member}"
+        )
+    assert plan.merged["lerp", 1, 1] == "merge_policies/lerp/replicate1/iteration1"
+    assert plan.init["lerp", 1, 2] == "interpolate_policy/lerp/replicate1/iteration1/init/eta0.3"
 
 
 def test_one_run_shares_member_0_and_its_merge_does_not_depend_on_the_method() -> None:
@@ -75,9 +90,9 @@ def test_one_run_shares_member_0_and_its_merge_does_not_depend_on_the_method() -
             one_run_lerp={"members": 1, "merge_policies": {"method": "lerp"}},
         )
     )
-    assert plan.policies["one_run", 1, 0] == plan.policies["warp", 1, 0]
-    assert plan.merged["one_run", 1] != plan.merged["warp", 1]
-    assert plan.merged["one_run_lerp", 2] == plan.merged["one_run", 2]
+    assert plan.policies["one_run", 1, 1, 0] == plan.policies["warp", 1, 1, 0]
+    assert plan.merged["one_run", 1, 1] != plan.merged["warp", 1, 1]
+    assert plan.merged["one_run_lerp", 1, 2] == plan.merged["one_run", 1, 2]
 
 
 def test_experiments_without_a_difference_need_nothing_more() -> None:
@@ -92,7 +107,9 @@ def test_experiments_without_a_difference_need_nothing_more() -> None:
 def test_other_training_settings_share_nothing(difference: dict[str, Any]) -> None:
     plan = make_plan(config(other={"train_policy": difference}))
     mine = {name for key, name in plan.policies.items() if key[0] == "other"}
-    assert mine == {f"train_policy/other/iteration{i}/member{m}" for i in (1, 2) for m in (0, 1)}
+    assert mine == {
+        f"train_policy/other/replicate1/iteration{i}/member{m}" for i in (1, 2) for m in (0, 1)
+    }
     assert not results(make_plan(config())) & {
         *mine,
         *(name for key, name in plan.merged.items() if key[0] == "other"),
@@ -107,16 +124,16 @@ def test_other_training_settings_share_nothing(difference: dict[str, Any]) -> No
 )
 def test_other_merge_settings_share_the_policies_only(difference: dict[str, Any]) -> None:
     plan = make_plan(config(other={"iterations": 1, "merge_policies": difference}))
-    assert plan.policies["other", 1, 1] == plan.policies["warp", 1, 1]
-    assert plan.merged["other", 1] != plan.merged["warp", 1]
-    assert plan.points["other", 1, "sft", "1"] != plan.points["warp", 1, "sft", "1"]
+    assert plan.policies["other", 1, 1, 1] == plan.policies["warp", 1, 1, 1]
+    assert plan.merged["other", 1, 1] != plan.merged["warp", 1, 1]
+    assert plan.points["other", 1, 1, "sft", "1"] != plan.points["warp", 1, 1, "sft", "1"]
 
 
 def test_more_etas_add_points_only() -> None:
     base, wider = config(), config()
     wider["interpolate_policy"] = wider["interpolate_policy"] | {"etas": [0, 0.5, 0.8, 1]}
     added = results(make_plan(wider)) - results(make_plan(base))
-    assert added == {f"interpolate_policy/warp/iteration{i}/sft/eta0.8" for i in (1, 2)}
+    assert added == {f"interpolate_policy/warp/replicate1/iteration{i}/sft/eta0.8" for i in (1, 2)}
 
 
 def test_one_more_iteration_keeps_the_earlier_ones() -> None:
@@ -126,9 +143,9 @@ def test_one_more_iteration_keeps_the_earlier_ones() -> None:
 
 def test_another_next_eta_changes_what_follows_only() -> None:
     plan = make_plan(config(fast={"interpolate_policy": {"next_eta": 0.5}}))
-    assert plan.merged["fast", 1] == plan.merged["warp", 1]
-    assert plan.init["fast", 2] == plan.points["warp", 1, "sft", "0.5"]
-    assert plan.policies["fast", 2, 0] == "train_policy/fast/iteration2/member0"
+    assert plan.merged["fast", 1, 1] == plan.merged["warp", 1, 1]
+    assert plan.init["fast", 1, 2] == plan.points["warp", 1, 1, "sft", "0.5"]
+    assert plan.policies["fast", 1, 2, 0] == "train_policy/fast/replicate1/iteration2/member0"
 
 
 def test_steps_per_iteration() -> None:
@@ -142,8 +159,8 @@ def test_steps_per_iteration() -> None:
 
 def test_a_list_of_steps_shares_with_the_same_number() -> None:
     plan = make_plan(config(listed={"train_policy": {"steps": [10, 7]}}))
-    assert plan.policies["listed", 1, 0] == plan.policies["warp", 1, 0]
-    assert plan.policies["listed", 2, 0] != plan.policies["warp", 2, 0]
+    assert plan.policies["listed", 1, 1, 0] == plan.policies["warp", 1, 1, 0]
+    assert plan.policies["listed", 1, 2, 0] != plan.policies["warp", 1, 2, 0]
 
 
 def test_differences_are_laid_over_the_base_without_changing_it() -> None:
@@ -160,7 +177,7 @@ def test_null_experiments_are_dropped() -> None:
     plan = make_plan(config(gone=None, lerp={"merge_policies": {"method": "lerp"}}))
     assert list(plan.experiments) == ["warp", "lerp"]
     assert not any("gone" in name for name in results(plan))
-    assert {row["experiment"] for row in evaluations(plan)} == {"warp", "lerp"}
+    assert {row["experiment"] for row in evaluations(plan, "main")} == {"warp", "lerp"}
 
 
 @pytest.mark.parametrize(("eta", "text"), [(1, "1"), (1.0, "1"), (0.3, "0.3"), (0, "0"), (2, "2")])
@@ -173,12 +190,13 @@ def test_the_papers_size_plans_fast_with_each_name_made_once() -> None:
     large = config(**experiments) | {"iterations": 5, "members": 5}
     large["interpolate_policy"] = {
         "etas": [k / 10 for k in range(21)],
+        "towards": "sft",
         "next_eta": 0.3,
         "write": "recipes",
     }
     started = time.perf_counter()
     plan = make_plan(large)
-    rows = evaluations(plan)
+    rows = evaluations(plan, "main")
     assert time.perf_counter() - started < 1
     # β = 0.1 is the base once more; every other experiment trains its own 25 policies.
     assert len(set(plan.policies.values())) == 20 * 25
@@ -187,6 +205,7 @@ def test_the_papers_size_plans_fast_with_each_name_made_once() -> None:
 
 COLUMNS = {
     "experiment",
+    "replicate",
     "anchor",
     "beta",
     "mu",
@@ -206,7 +225,7 @@ def test_evaluations_name_every_policy_and_point_once_per_experiment() -> None:
         sft={"train_policy": {"anchor": "sft", "beta": 0.01}},
     )
     plan = make_plan(base)
-    rows = evaluations(plan)
+    rows = evaluations(plan, "main")
     keys = [
         (
             r["experiment"],
@@ -237,8 +256,13 @@ def test_evaluations_name_every_policy_and_point_once_per_experiment() -> None:
 
 def test_a_next_start_that_is_on_the_front_is_evaluated_once() -> None:
     base = config()
-    base["interpolate_policy"] = {"etas": [0.3, 1], "next_eta": 0.3, "write": "recipes"}
-    towards = [row["towards"] for row in evaluations(make_plan(base)) if "towards" in row]
+    base["interpolate_policy"] = {
+        "etas": [0.3, 1],
+        "towards": "sft",
+        "next_eta": 0.3,
+        "write": "recipes",
+    }
+    towards = [row["towards"] for row in evaluations(make_plan(base), "main") if "towards" in row]
     assert towards == ["sft"] * 4
 
 
@@ -246,15 +270,15 @@ def test_points_are_recipes_of_their_ends_but_for_what_an_iteration_starts_from(
     base = config(written={"interpolate_policy": {"etas": [0.7], "write": "weights"}})
     base["interpolate_policy"] = base["interpolate_policy"] | {"etas": [0.3, 1]}
     plan = make_plan(base)
-    front = "interpolate_policy/warp/iteration2/sft/eta1"
-    assert recipe_parents(plan, front) == ["train_sft", "merge_policies/warp/iteration2"]
+    front = "interpolate_policy/warp/replicate1/iteration2/sft/eta1"
+    assert recipe_parents(plan, front) == ["train_sft", "merge_policies/warp/replicate1/iteration2"]
     # Iteration 2 starts from SFT's point of the front at 0.3, which is the init's too.
-    assert plan.init["warp", 2] == "interpolate_policy/warp/iteration1/sft/eta0.3"
+    assert plan.init["warp", 1, 2] == "interpolate_policy/warp/replicate1/iteration1/sft/eta0.3"
     for result in (
-        plan.init["warp", 2],
-        plan.merged["warp", 1],
-        plan.policies["warp", 1, 0],
-        plan.points["written", 1, "sft", "0.7"],
+        plan.init["warp", 1, 2],
+        plan.merged["warp", 1, 1],
+        plan.policies["warp", 1, 1, 0],
+        plan.points["written", 1, 1, "sft", "0.7"],
         "train_sft",
     ):
         assert recipe_parents(plan, result) == [], result

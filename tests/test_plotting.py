@@ -95,7 +95,14 @@ def lambda_rows(base: dict, weights: tuple[float, ...], gold: bool) -> Iterator[
 
 
 def evaluation_rows(iterations: int, weights: tuple[float, ...], gold: bool) -> Iterator[dict]:
-    base: dict = {"anchor": "ema", "beta": 0.1, "mu": 0.03, "members": 2, "merge_method": "slerp"}
+    base: dict = {
+        "replicate": 1,
+        "anchor": "ema",
+        "beta": 0.1,
+        "mu": 0.03,
+        "members": 2,
+        "merge_method": "slerp",
+    }
     changes: tuple[tuple[str, dict, int], ...] = (
         ("warp", {}, iterations),
         ("lerp", {"merge_method": "lerp"}, iterations),
@@ -128,12 +135,14 @@ def step_tables(evaluations: pd.DataFrame, gold: bool) -> tuple[pd.DataFrame, pd
     trajectories, training = [], []
     noise: dict[str, np.ndarray] = {}
     for run in evaluations[evaluations["stage"] == "train_policy"].to_dict("records"):
-        key = {name: run[name] for name in ("experiment", "iteration", "member")}
+        key = {name: run[name] for name in ("experiment", "replicate", "iteration", "member")}
         start = 2.0 * (run["iteration"] - 1)
         for step in STEPS:
             kl = start + (run["kl_exact"] - start) * step / STEPS[-1]
             boost = run["reward"] / np.sqrt(run["kl_exact"])
-            trajectories.append({**key, "step": step, **measured(kl, boost, gold)})
+            trajectories.append(
+                {**key, "step": step, "weights": "policy", **measured(kl, boost, gold)}
+            )
         jitter = noise.setdefault(run["policy"], rng.normal(0, 0.15, STEPS[-1]))
         for step in range(STEPS[-1]):
             share = (step + 1) / STEPS[-1]
@@ -153,6 +162,7 @@ def geometry_table(iterations: int, layers: int) -> pd.DataFrame:
     rows = [
         {
             "experiment": name,
+            "replicate": 1,
             "iteration": iteration,
             "group": group,
             "member_a": 0,
@@ -270,9 +280,9 @@ def test_fronts_draw_shared_runs_once(tables: Tables) -> None:
     # Iteration 1 of lerp and the run of one_run are warp's; iteration 2 of lerp is its own.
     trajectories = lines(axes, "trajectory")
     assert len(trajectories) == 4 + 2 + len(BETAS)
-    assert "trajectory: lerp, iteration 2, member 0" in trajectories
+    assert "trajectory: lerp, replicate 1, iteration 2, member 0" in trajectories
     assert not any("one_run" in label for label in trajectories)
-    drawn = trajectories["trajectory: warp, iteration 1, member 1"].get_xydata()
+    drawn = trajectories["trajectory: warp, replicate 1, iteration 1, member 1"].get_xydata()
     rows = tables["trajectories"].query("experiment == 'warp' and iteration == 1 and member == 1")
     np.testing.assert_array_equal(drawn, rows[["kl_exact", "reward"]].to_numpy())
     policies = [label for label in containers(axes) if label.startswith("policy")]
@@ -441,13 +451,13 @@ def test_training_curves_draw_log_and_trajectories(tables: Tables) -> None:
         assert all(line.get_alpha() == 0.15 for line in raw)
     log = tables["training"].query("experiment == 'warp' and iteration == 1 and member == 0")
     np.testing.assert_array_equal(heights(reward.lines[0]), log["reward"])
-    smooth = heights(lines(reward)["warp, iteration 1, member 0"])
+    smooth = heights(lines(reward)["warp, replicate 1, iteration 1, member 0"])
     assert np.diff(smooth).std() < np.diff(log["reward"]).std()
     rows = tables["trajectories"].query("experiment == 'warp' and iteration == 1 and member == 0")
     for axes, metric in ((eval_reward, "reward"), (eval_kl, "kl_exact"), (eval_gold, "gold")):
         assert len(lines(axes)) == runs
         assert sum(isinstance(c, PolyCollection) for c in axes.collections) == runs
-        drawn = lines(axes)["warp, iteration 1, member 0"].get_xydata()
+        drawn = lines(axes)["warp, replicate 1, iteration 1, member 0"].get_xydata()
         np.testing.assert_array_equal(drawn, rows[["step", metric]].to_numpy())
 
 
@@ -516,7 +526,7 @@ def test_an_experiment_keeps_its_colour_across_figures(tables: Tables) -> None:
         colors.append(container[0].get_color())
     colors.append(lines(draw("geometry", tables).axes[0])["lerp, iteration 2"].get_color())
     curves = lines(draw("training_curves", tables).axes[0])
-    colors.append(curves["lerp, iteration 2, member 0"].get_color())
+    colors.append(curves["lerp, replicate 1, iteration 2, member 0"].get_color())
     assert len(set(colors)) == 1
 
 

@@ -36,7 +36,15 @@ def start_script(launcher: list[str], folder: Path, out: Path, **changes: object
     """Run scripts/train_policy.py to its end; what it printed."""
     paths = {name: folder / name for name in ("sft", "reward_model", "data")}
     judging = {"gold": GOLD, "rewards": MODEL}
-    chosen = {**SAMPLING, **REINFORCE, **judging, "seed": 0, "iteration": 1, "steps": 5}
+    chosen = {
+        **SAMPLING,
+        **REINFORCE,
+        **judging,
+        "seed": 0,
+        "replicate": 1,
+        "iteration": 1,
+        "steps": 5,
+    }
     words = flags(init=folder / "sft", member=0, out=out, **paths, **(chosen | changes))
     command = [*launcher, str(ROOT / "scripts/train_policy.py"), *words]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)

@@ -218,7 +218,7 @@ def test_a_run_on_messages(name: str, tmp_path: Path) -> None:
         supervised(**given, sft=folder["sft"], out=folder["reward_model"], held_out=8)
     )
     judging = {**folder, **SAMPLING, "max_prompt_tokens": 80, "rewards": MODEL, "seed": 0}
-    run = {**REINFORCE, **judging, "iteration": 1, "member": 0}
+    run = {**REINFORCE, **judging, "replicate": 1, "iteration": 1, "member": 0}
     train_policy.main(flags(**run, init=folder["sft"], out=tmp_path / "trained"))
     evaluate_policy.main(
         flags(policy=tmp_path / "trained", out=tmp_path / "e.json", prompts=8, **judging)

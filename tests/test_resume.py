@@ -101,6 +101,7 @@ def command(folder: Path, out: Path, state: Path) -> list[str]:
         "gold": GOLD,
         "rewards": MODEL,
         "seed": 0,
+        "replicate": 1,
         "iteration": 1,
         **changes,
     }

@@ -95,6 +95,7 @@ def run_train_policy(folder: Path, member: int, out: Path, **changes) -> None:
         "gold": GOLD,
         "rewards": MODEL,
         "seed": 0,
+        "replicate": 1,
         "iteration": 1,
         **changes,
     }
@@ -199,8 +200,8 @@ def test_train_policy_refuses_a_long_prompt(results, tmp_path):
 
 def test_merge_interpolate_evaluate_collect(results, tmp_path):
     policies = [results / f"train_policy/member{m}/checkpoint" for m in (0, 1)]
-    merged = tmp_path / "merge_policies/warp/iteration1/checkpoint"
-    point = tmp_path / "interpolate_policy/warp/iteration1/sft/eta0.5/checkpoint"
+    merged = tmp_path / "merge_policies/warp/replicate1/iteration1/checkpoint"
+    point = tmp_path / "interpolate_policy/warp/replicate1/iteration1/sft/eta0.5/checkpoint"
     merge_policies.main(
         ["--policies", *map(str, policies), *flags(init=results / "sft", out=merged)]
     )
@@ -208,7 +209,7 @@ def test_merge_interpolate_evaluate_collect(results, tmp_path):
     geometry = pd.read_csv(merged / "geometry.csv")
     assert {"layer 0", "model.embed_tokens.weight"} <= set(geometry.group)
     for member, policy in enumerate(policies):
-        target = tmp_path / f"train_policy/warp/iteration1/member{member}"
+        target = tmp_path / f"train_policy/warp/replicate1/iteration1/member{member}"
         target.mkdir(parents=True)
         (target / "checkpoint").symlink_to(policy)
         run_evaluate(results, policy, evaluation_of(tmp_path, target))
@@ -220,11 +221,18 @@ def test_merge_interpolate_evaluate_collect(results, tmp_path):
         "members": 2,
         "train_policy": REINFORCE,
         "merge_policies": {"method": "slerp", "weight": None},
-        "interpolate_policy": {"etas": [0.5], "next_eta": 0.5, "write": "recipes"},
+        "interpolate_policy": {
+            "etas": [0.5],
+            "towards": "sft",
+            "next_eta": 0.5,
+            "write": "recipes",
+        },
         "experiments": {},
     }
     tables = tmp_path / "tables"
-    collect_evaluations.main(flags(results=tmp_path, out=tables, config=json.dumps(config)))
+    collect_evaluations.main(
+        flags(results=tmp_path, out=tables, group="main", config=json.dumps(config))
+    )
     evaluations = pd.read_csv(tables / "evaluations.csv")
     assert evaluations.stage.tolist() == ["train_policy", "train_policy", "interpolate_policy"]
     assert evaluations.reward[2] == document["metrics"]["reward"]

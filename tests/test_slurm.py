@@ -30,8 +30,8 @@ START = ROOT / "tests/slurm/start.sh"
 STATE = Path(os.environ.get("SLURM_TEST_DIR", "/tmp/warpflow-slurm"))  # of the cluster
 # As users call it, but for the wait before SLURM is asked how a job fares: what one takes here.
 PROFILE = ("--profile", "slurm", "--slurm-init-seconds-before-status-checks", "4")
-TABLE = "results/collect_evaluations/evaluations.csv"
-POLICY = "results/train_policy/warp/iteration1/member0/checkpoint.dvc"
+TABLE = "results/collect_evaluations/main/evaluations.csv"
+POLICY = "results/train_policy/warp/replicate1/iteration1/member0/checkpoint.dvc"
 SUBMITTED = "has been submitted with SLURM jobid"
 STEPS, SAVE_EVERY = 8, 3
 # A reward that takes its time, as real ones do, and notes its calls; neither is part of a result.

@@ -39,7 +39,7 @@ from warpflow.jobs import PACKAGES
 
 pytestmark = pytest.mark.workflow
 
-TABLE = "results/collect_evaluations/evaluations.csv"
+TABLE = "results/collect_evaluations/main/evaluations.csv"
 SFT = "results/train_sft/checkpoint.dvc"
 HEAVY = ("train_*", "merge_policies", "interpolate_policy", "generate_data")
 
@@ -76,7 +76,7 @@ def clone(two_betas: TwoBetas, target: Path) -> Path:
 
 
 def figures(folder: Path) -> dict[str, bytes]:
-    found = sorted((folder / "results/figures").glob("*.[sp][vn]g"))
+    found = sorted((folder / "results/figures/main").glob("*.[sp][vn]g"))
     return {path.name: path.read_bytes() for path in found}
 
 
@@ -219,11 +219,11 @@ def test_a_clone_that_pulls_has_nothing_to_do(finished, two_betas, tmp_path):
 def test_dvc_repro_draws_figures_from_the_tables_alone(finished, two_betas, tmp_path):
     folder = clone(two_betas, tmp_path / "clone")  # no pull
     for _ in range(2):
-        shutil.rmtree(folder / "results/figures")
+        shutil.rmtree(folder / "results/figures/main")
         dvc(folder, "repro")
         assert figures(folder) == figures(finished)
     assert not list(folder.glob("results/**/checkpoint/"))
-    shutil.rmtree(folder / "results/collect_evaluations")
+    shutil.rmtree(folder / "results/collect_evaluations/main")
     output = dvc(folder, "repro", succeeds=False)
     assert "results/collect_evaluations/" in output
     assert "snakemake --cores all" in output  # what to run
@@ -239,7 +239,7 @@ def test_a_palette_replots_and_nothing_else(finished, tmp_path):
     assert figures(folder).keys() == figures(finished).keys()
     assert all(drawn != figures(finished)[name] for name, drawn in figures(folder).items())
     changed = set(git(folder, "diff", "--name-only").split())
-    names = {f"results/figures/{name}" for name in figures(finished)}
+    names = {f"results/figures/main/{name}" for name in figures(finished)}
     assert changed == {"config/config.yaml", "dvc.lock"} | names
     assert set(planned(folder, *SMOKE)) <= {f"plot_{Path(name).stem}" for name in names}
 
@@ -249,7 +249,7 @@ def test_dvc_compares_commits(two_betas, tmp_path):
     table = pd.read_csv(folder / TABLE)
     warp = table.query("experiment == 'warp' and iteration == 2 and eta == 1")
     (point,) = warp[warp.stage == "interpolate_policy"].itertuples()
-    path = "results/collect_evaluations/metrics/warp.iteration2.json"
+    path = "results/collect_evaluations/main/metrics/warp.iteration2.json"
     shown = json.loads(dvc(folder, "metrics", "show", "--json"))[""]["data"][path]["data"]
     assert shown["reward"] == pytest.approx(point.reward, rel=1e-5)
     assert shown["kl_exact"] == pytest.approx(point.kl_exact, rel=1e-5)
@@ -348,7 +348,7 @@ def test_an_edited_or_missing_checkpoint_is_refused(finished, tmp_path, overlay)
     path.unlink()
     path.write_text(text)
     new_eta = overlay(interpolate_policy={"etas": [0.25, 0.5, 1]})
-    target = "results/interpolate_policy/warp/iteration1/sft/eta0.25/checkpoint.dvc"
+    target = "results/interpolate_policy/warp/replicate1/iteration1/sft/eta0.25/checkpoint.dvc"
     output = snakemake(folder, target, *new_eta, succeeds=False)
     hashes = set(re.findall(r"[0-9a-f]{32}\.dir", output))
     assert len(hashes) == 2
@@ -427,9 +427,11 @@ def test_push_and_pull_with_s3(finished, tmp_path):
 
 
 def test_provenance_says_what_made_a_result(finished):
-    folder = "results/merge_policies/warp/iteration2"
+    folder = "results/merge_policies/warp/replicate1/iteration2"
     record = json.loads((finished / folder / "provenance.json").read_text())
-    members = [f"results/train_policy/warp/iteration2/member{m}/checkpoint.dvc" for m in (0, 1)]
+    members = [
+        f"results/train_policy/warp/replicate1/iteration2/member{m}/checkpoint.dvc" for m in (0, 1)
+    ]
     for member in members:
         assert record["inputs"][member] == read_pointer(finished / member)["md5"]
     for path, md5 in record["code"]["files"].items():
@@ -452,11 +454,11 @@ def trace(folder: Path, path: str, succeeds: bool = True) -> str:
 @pytest.mark.parametrize(
     "path",
     [
-        "results/merge_policies/warp/iteration2",
-        "results/merge_policies/warp/iteration2/checkpoint/model.safetensors",
-        "results/evaluate_policy/interpolate_policy/warp/iteration2/sft/eta1/evaluation.json",
+        "results/merge_policies/warp/replicate1/iteration2",
+        "results/merge_policies/warp/replicate1/iteration2/checkpoint/model.safetensors",
+        "results/evaluate_policy/interpolate_policy/warp/replicate1/iteration2/sft/eta1/evaluation.json",
         TABLE,
-        "results/figures/fronts.svg",
+        "results/figures/main/fronts.svg",
     ],
 )
 def test_trace_draws_the_tree_of_what_made_it(finished, path):
@@ -469,9 +471,9 @@ def test_trace_draws_the_tree_of_what_made_it(finished, path):
 
 def test_trace_marks_changed_inputs_and_refuses_foreign_paths(finished, two_betas, tmp_path):
     folder = copy_finished(finished, tmp_path / "trace")
-    member = "results/train_policy/warp/iteration2/member0/checkpoint.dvc"
+    member = "results/train_policy/warp/replicate1/iteration2/member0/checkpoint.dvc"
     shutil.copyfile(two_betas.folder / member, folder / member)
-    lines = trace(folder, "results/merge_policies/warp/iteration2").splitlines()
+    lines = trace(folder, "results/merge_policies/warp/replicate1/iteration2").splitlines()
     assert "CHANGED SINCE" in lines[0]
     assert member in lines[0]
     assert not any("CHANGED" in line for line in lines[1:])

@@ -18,13 +18,13 @@ pytestmark = pytest.mark.workflow
 
 def test_everything_is_made(finished):
     results = finished / "results"
-    tables = results / "collect_evaluations"
+    tables = results / "collect_evaluations/main"
     names = {path.name for path in tables.iterdir()}
     assert names >= {"evaluations.csv", "trajectories.csv", "geometry.csv", "completions.csv"}
-    figures = {path.name for path in (results / "figures").iterdir()}
+    figures = {path.name for path in (results / "figures/main").iterdir()}
     for figure in ("fronts", "eta_sweep", "lambda_sweep", "geometry", "training_curves"):
         assert {f"{figure}.svg", f"{figure}.png"} <= figures
-    report = (results / "report.html").read_text()
+    report = (results / "report/main.html").read_text()
     assert "fronts.svg" in report
     metrics = json.loads((tables / "metrics/warp.iteration2.json").read_text())
     assert metrics["eta"] == 1
@@ -34,7 +34,7 @@ def test_everything_is_made(finished):
 def test_checkpoints_are_hugging_face_folders(finished):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = finished / "results/merge_policies/warp/iteration2/checkpoint"
+    folder = finished / "results/merge_policies/warp/replicate1/iteration2/checkpoint"
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.model_type == "gemma"
@@ -46,14 +46,14 @@ def test_points_of_the_front_are_recipes_and_the_next_start_is_written(finished)
     results = finished / "results"
     ends = [
         results / "train_sft/checkpoint",
-        results / "merge_policies/warp/iteration2/checkpoint",
+        results / "merge_policies/warp/replicate1/iteration2/checkpoint",
     ]
-    point = results / "interpolate_policy/warp/iteration2/sft/eta0.5/checkpoint"
+    point = results / "interpolate_policy/warp/replicate1/iteration2/sft/eta0.5/checkpoint"
     assert not list(point.glob("*.safetensors"))
     init, merged = (load_file(end / "model.safetensors") for end in ends)
     for name, tensor in compose(point, ends).items():
         torch.testing.assert_close(tensor, (init[name] + merged[name]) / 2, atol=1e-6, rtol=0)
-    start = results / "interpolate_policy/warp/iteration1/sft/eta0.5/checkpoint"
+    start = results / "interpolate_policy/warp/replicate1/iteration1/sft/eta0.5/checkpoint"
     assert (start / "model.safetensors").is_file()
 
 
@@ -165,7 +165,7 @@ def test_a_users_own_policy_reward_model_and_files(tmp_path, make_model, make_to
         "experiments": {"lerp": None, "sft_anchor_beta_0.1": None, "slerp_lambda_0.5": None},
     }
     (folder / "mine.yaml").write_text(yaml.safe_dump(config))
-    tables = "results/mine/collect_evaluations"
+    tables = "results/mine/collect_evaluations/main"
     configs = ("--configfile", "config/smoke.yaml", "mine.yaml")
     snakemake(folder, f"{tables}/evaluations.csv", *configs)
     evaluations = pd.read_csv(folder / tables / "evaluations.csv")
@@ -212,7 +212,7 @@ def test_a_users_messages_and_function_are_enough(tmp_path):
     }
     (folder / "mine.yaml").write_text(yaml.safe_dump(config))
     configs = ("--configfile", "config/smoke.yaml", "mine.yaml")
-    tables = "results/mine/collect_evaluations"
+    tables = "results/mine/collect_evaluations/main"
     snakemake(folder, f"{tables}/evaluations.csv", *configs)
     evaluations = pd.read_csv(folder / tables / "evaluations.csv")
     assert evaluations.reward.between(2, 4).all()

@@ -14,7 +14,7 @@ import jsonschema
 import yaml
 
 from warpflow.commands import module_file
-from warpflow.plan import Experiment, resolve_experiments
+from warpflow.plan import Experiment, experiment_groups, resolve_experiments
 from warpflow.rows import iterate_rows, require_columns
 
 SCHEMA = Path(__file__).parents[2] / "config" / "schema.yaml"
@@ -106,8 +106,7 @@ def cross_check(config: Mapping[str, Any]) -> Iterator[str]:
     yield from check_rewards(config)
     if config["data"] == "prepare_data":
         yield from check_files(config)
-    for experiment in resolve_experiments(config).values():
-        yield from check_experiment(experiment)
+    yield from check_groups(config)
 
 
 def check_policy(config: Mapping[str, Any]) -> Iterator[str]:
@@ -196,8 +195,39 @@ def function_problem(name: str) -> str | None:
     return None
 
 
+def check_groups(config: Mapping[str, Any]) -> Iterator[str]:
+    """Experiments by themselves, against one another, and against those of other groups."""
+    given: dict[str, tuple[str, Any]] = {}
+    for group, named in experiment_groups(config).items():
+        for name, difference in named.items():
+            other, first = given.setdefault(name, (group, difference))
+            if first != difference:
+                yield (
+                    f"- ablations.{group}.{name}: differs from the experiment of that name in "
+                    f"{other}: give one of them another name"
+                )
+    experiments = resolve_experiments(config)
+    for experiment in experiments.values():
+        yield from check_experiment(experiment)
+        for member, other in enumerate(experiment.policies_of):
+            found = experiments.get(other)
+            if found is None or found.policies_of or found.members <= member:
+                yield (
+                    f"- {experiment.name}.policies_of: got {other} in place {member + 1}, expected "
+                    f"an experiment of at least {member + 1} members of its own; there are "
+                    f"{', '.join(n for n, e in experiments.items() if e.members > member)}"
+                )
+        if experiment.policies_of and (
+            experiment.iterations != 1 or experiment.members != len(experiment.policies_of)
+        ):
+            yield (
+                f"- {experiment.name}: policies_of merges {len(experiment.policies_of)} policies "
+                "of iteration 1: leave out iterations and members"
+            )
+
+
 def check_experiment(experiment: Experiment) -> Iterator[str]:
-    where = "" if experiment.name == "warp" else f"experiments.{experiment.name}: "
+    where = "" if experiment.name == "warp" else f"{experiment.name}: "
     rl, merging = experiment.train_policy, experiment.merge_policies
     if rl["batch_size"] % rl["samples_per_prompt"]:
         yield (
@@ -210,6 +240,11 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
         yield (
             f"- {where}train_policy.anchor_memory: bfloat16 needs compute_dtype bfloat16, got "
             f"{rl['compute_dtype']}: policy and anchor would be scored in different precision"
+        )
+    if rl["anchor"] == "elastic_reset" and rl["lora_rank"]:
+        yield (
+            f"- {where}train_policy.anchor: elastic_reset sets the policy's weights, which "
+            f"lora_rank = {rl['lora_rank']} freezes: set lora_rank to null"
         )
     if merging["weight"] is not None and experiment.members != 2:
         yield (

@@ -28,7 +28,13 @@ from transformers import (
 
 from warpflow.evaluation import sequence_kls_of_logits
 from warpflow.log_probs import Completions, log_probs_of, predicting_logits, rows_per_pass
-from warpflow.reinforce import ReinforceSettings, compute_in, prepare_policy_, recomputing
+from warpflow.reinforce import (
+    ReinforceSettings,
+    compute_in,
+    needed_averages,
+    prepare_policy_,
+    recomputing,
+)
 from warpflow.sampling import draw_tokens, make_cache
 
 CPU = torch.device("cpu")
@@ -204,9 +210,11 @@ def bytes_of(model: PreTrainedModel) -> int:
 
 def anchor_bytes(model: PreTrainedModel, settings: ReinforceSettings) -> int:
     """On the device; the fp32 weights of ``host`` and ``bfloat16`` are in host memory besides. The
-    SFT policy, where it is the anchor and stays on the device, is there once."""
+    SFT policy, where it is the anchor and stays on the device, is there once. Averages of the
+    policy beside the anchor are kept as the anchor is."""
     shared = settings.anchor == "sft" and settings.anchor_memory == "device"
-    return 0 if shared or settings.anchor_memory == "host" else bytes_of(model)
+    models = len(needed_averages(settings)) + (0 if shared else 1)
+    return 0 if settings.anchor_memory == "host" else models * bytes_of(model)
 
 
 def peak_of(phase: Callable[[], object]) -> int:

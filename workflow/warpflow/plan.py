@@ -4,23 +4,30 @@ An experiment is a named set of differences from the base settings. Stages that 
 have in common are one result, computed once: a result is named after the first experiment that
 needs it. Two stages are the same if their settings and their inputs are.
 
+Experiments come in groups, each with tables and figures of its own: `main` (section `experiments`
+of the config) and one for each entry of section `ablations`. The base experiment is in all of them.
+Replicates repeat every experiment from the SFT policy on, with other seeds.
+
 A result's name is its folder below the results folder, e.g.
-``train_policy/warp/iteration1/member0``; rules build all their paths from it.
+``train_policy/warp/replicate1/iteration1/member0``; rules build all their paths from it.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 SFT = "train_sft"
 BASE = "warp"
+MAIN = "main"  # the group of section `experiments`
 
 # The parts of the config that an experiment may change.
 VARIABLE = ("iterations", "members", "train_policy", "merge_policies", "interpolate_policy")
+# All that the names of results depend on.
+PLANNED = (*VARIABLE, "replicates", "experiments", "ablations")
 
 
 @dataclass(frozen=True)
@@ -33,24 +40,28 @@ class Experiment:
     train_policy: dict[str, Any]
     merge_policies: dict[str, Any]
     interpolate_policy: dict[str, Any]
+    policies_of: tuple[str, ...] = ()  # experiments whose policies it merges, none of its own
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Names of results. Keys start with the experiment; iterations count from 1, members from 0.
+    """Names of results. Keys start with the experiment and the replicate; replicates and iterations
+    count from 1, members from 0.
 
     Attributes:
         experiments: by name, the base experiment first.
-        init: (experiment, i) → the checkpoint that iteration i starts from.
-        policies: (experiment, i, m). merged: (experiment, i).
-        points: (experiment, i, towards, η as in `eta_text`): LITI points; towards sft or init.
+        groups: group → its experiments, the base experiment first.
+        init: (experiment, r, i) → the checkpoint that iteration i starts from.
+        policies: (experiment, r, i, m). merged: (experiment, r, i).
+        points: (experiment, r, i, towards, η as in `eta_text`): LITI points; towards sft or init.
     """
 
     experiments: dict[str, Experiment]
-    init: dict[tuple[str, int], str]
-    policies: dict[tuple[str, int, int], str]
-    merged: dict[tuple[str, int], str]
-    points: dict[tuple[str, int, str, str], str]
+    groups: dict[str, list[str]]
+    init: dict[tuple[str, int, int], str]
+    policies: dict[tuple[str, int, int, int], str]
+    merged: dict[tuple[str, int, int], str]
+    points: dict[tuple[str, int, int, str, str], str]
 
 
 def eta_text(eta: float) -> str:
@@ -58,59 +69,102 @@ def eta_text(eta: float) -> str:
     return f"{eta:.6f}".rstrip("0").rstrip(".")
 
 
+def experiment_groups(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Group → experiment → its differences. What is null is left out: so a config laid over another
+    drops what it does not want."""
+    groups = {MAIN: config["experiments"]} | config.get("ablations", {})
+    return {
+        group: {name: given for name, given in experiments.items() if given is not None}
+        for group, experiments in groups.items()
+        if experiments is not None
+    }
+
+
 def resolve_experiments(config: Mapping[str, Any]) -> dict[str, Experiment]:
-    """Every experiment of the config with the base settings filled in, the base first. One that
-    is null is left out: so a config laid over another drops what it does not want."""
-    differences: dict[str, Any] = {BASE: {}} | config["experiments"]
-    experiments = {}
-    for name, difference in differences.items():
-        if difference is None:
-            continue
-        settings = {part: copy.deepcopy(config[part]) for part in VARIABLE}
-        for part, value in difference.items():
+    """Every experiment of all groups with the base settings filled in, the base first."""
+    base = {part: config[part] for part in VARIABLE}
+    differences: dict[str, dict[str, Any]] = {BASE: {}}
+    for experiments in experiment_groups(config).values():
+        differences |= experiments
+    return {name: resolve_experiment(name, base, given) for name, given in differences.items()}
+
+
+def resolve_experiment(name: str, base: Mapping[str, Any], given: Mapping[str, Any]) -> Experiment:
+    """The base settings with an experiment's differences laid over them.
+
+    `match_compute` sets what gives a single run the compute of all runs of the base experiment:
+    ``steps`` M·ΣT_i of them, ``batch_size`` ΣT_i steps with M times the completions each.
+    `policies_of` takes the policies of iteration 1 of other experiments: member m of the m-th.
+    """
+    settings = {part: copy.deepcopy(base[part]) for part in VARIABLE}
+    others = tuple(given.get("policies_of", ()))
+    if others:
+        settings |= {"iterations": 1, "members": len(others)}
+    if "match_compute" in given:
+        whole = Experiment(BASE, **settings)
+        steps = sum(policy_settings(whole, i)["steps"] for i in range(1, whole.iterations + 1))
+        matched = settings["train_policy"]
+        if given["match_compute"] == "steps":
+            matched["steps"] = steps * whole.members
+        else:
+            matched |= {"steps": steps, "batch_size": matched["batch_size"] * whole.members}
+        settings |= {"iterations": 1, "members": 1}
+    for part in VARIABLE:
+        if part in given:
+            value = given[part]
             settings[part] = settings[part] | value if isinstance(value, dict) else value
-        experiments[name] = Experiment(name, **settings)
-    return experiments
+    return Experiment(name, **settings, policies_of=others)
 
 
 def make_plan(config: Mapping[str, Any]) -> Plan:
     """Name every result that the config's experiments need (no files are touched)."""
-    plan = Plan(resolve_experiments(config), {}, {}, {}, {})
+    groups = {group: [BASE, *names] for group, names in experiment_groups(config).items()}
+    plan = Plan(resolve_experiments(config), groups, {}, {}, {}, {})
     first: dict[str, str] = {}
 
     def shared(identity: list[Any], name: str) -> str:
         """The name under which this very result is made: the first that asked for it."""
         return first.setdefault(json.dumps(identity, sort_keys=True), name)
 
-    last = max(e.iterations for e in plan.experiments.values())
-    for i in range(1, last + 1):
-        for e in (e for e in plan.experiments.values() if e.iterations >= i):
-            start = SFT
-            if i > 1:
-                next_eta = eta_text(e.interpolate_policy["next_eta"])
-                start = plan.points[e.name, i - 1, "init", next_eta]
-            plan.init[e.name, i] = start
-            settings = policy_settings(e, i)
-            for m in range(e.members):
-                plan.policies[e.name, i, m] = shared(
-                    ["train_policy", start, i, m, settings],
-                    f"train_policy/{e.name}/iteration{i}/member{m}",
-                )
-            policies = [plan.policies[e.name, i, m] for m in range(e.members)]
-            method: Any = e.merge_policies
-            if e.members == 1:  # a single policy is not changed but in its dtype
-                method = method["dtype"]
-            merged = shared(
-                ["merge_policies", start, policies, method], f"merge_policies/{e.name}/iteration{i}"
-            )
-            plan.merged[e.name, i] = merged
-            for towards, eta in points_of(e, i):
-                end = SFT if towards == "sft" else start
-                plan.points[e.name, i, towards, eta] = shared(
-                    ["interpolate_policy", end, merged, eta],
-                    f"interpolate_policy/{e.name}/iteration{i}/{towards}/eta{eta}",
-                )
+    # Those that merge the policies of others come after them.
+    ordered = sorted(plan.experiments.values(), key=lambda e: bool(e.policies_of))
+    last = max(e.iterations for e in ordered)
+    for r in range(1, config.get("replicates", 1) + 1):
+        for i in range(1, last + 1):
+            for e in (e for e in ordered if e.iterations >= i):
+                plan_iteration(plan, e, r, i, shared)
     return plan
+
+
+def plan_iteration(
+    plan: Plan, e: Experiment, r: int, i: int, shared: Callable[[list[Any], str], str]
+) -> None:
+    """Enter one iteration of an experiment into the plan: its init, runs, merge and LITI points."""
+    start, where = SFT, f"{e.name}/replicate{r}/iteration{i}"
+    if i > 1:
+        start = plan.points[e.name, r, i - 1, "init", eta_text(e.interpolate_policy["next_eta"])]
+    plan.init[e.name, r, i] = start
+    settings = policy_settings(e, i)
+    for m in range(e.members):
+        plan.policies[e.name, r, i, m] = (
+            plan.policies[e.policies_of[m], r, i, m]
+            if e.policies_of
+            else shared(
+                ["train_policy", start, r, i, m, settings], f"train_policy/{where}/member{m}"
+            )
+        )
+    policies = [plan.policies[e.name, r, i, m] for m in range(e.members)]
+    method: Any = e.merge_policies
+    if e.members == 1:  # a single policy is not changed but in its dtype
+        method = method["dtype"]
+    merged = shared(["merge_policies", start, policies, method], f"merge_policies/{where}")
+    plan.merged[e.name, r, i] = merged
+    for towards, eta in points_of(e, i):
+        end = SFT if towards == "sft" else start
+        plan.points[e.name, r, i, towards, eta] = shared(
+            ["interpolate_policy", end, merged, eta],
+            f"interpolate_policy/{where}/{towards}/eta{eta}",
+        )
 
 
 def policy_settings(experiment: Experiment, iteration: int) -> dict[str, Any]:
@@ -122,12 +176,12 @@ def policy_settings(experiment: Experiment, iteration: int) -> dict[str, Any]:
 
 
 def points_of(experiment: Experiment, iteration: int) -> list[tuple[str, str]]:
-    """(towards, η) of one iteration: the front towards SFT, and the next iteration's start."""
-    etas = experiment.interpolate_policy["etas"]
-    points = [("sft", eta_text(eta)) for eta in etas]
+    """(towards, η) of one iteration: its front, and the next iteration's start."""
+    settings = experiment.interpolate_policy
+    points = [(settings["towards"], eta_text(eta)) for eta in settings["etas"]]
     if iteration < experiment.iterations:
-        points.append(("init", eta_text(experiment.interpolate_policy["next_eta"])))
-    return points
+        points.append(("init", eta_text(settings["next_eta"])))
+    return list(dict.fromkeys(points))
 
 
 def recipe_parents(plan: Plan, result: str) -> list[str]:
@@ -138,44 +192,45 @@ def recipe_parents(plan: Plan, result: str) -> list[str]:
     """
     if result in plan.init.values():
         return []
-    for (experiment, i, towards, _), point in plan.points.items():
+    for (experiment, r, i, towards, _), point in plan.points.items():
         if point == result:
             if plan.experiments[experiment].interpolate_policy["write"] == "weights":
                 return []
-            end = SFT if towards == "sft" else plan.init[experiment, i]
-            return [end, plan.merged[experiment, i]]
+            end = SFT if towards == "sft" else plan.init[experiment, r, i]
+            return [end, plan.merged[experiment, r, i]]
     return []
 
 
-def evaluations(plan: Plan) -> list[dict[str, Any]]:
-    """What is evaluated: one row per use of a policy in an experiment.
+def evaluations(plan: Plan, group: str) -> list[dict[str, Any]]:
+    """What is evaluated for a group: one row per use of a policy in an experiment.
 
     The columns identify the row in `evaluations.csv`; `policy` names the result, which several
     experiments may share.
     """
-    rows = []
-    for e in plan.experiments.values():
-        common = {
-            "experiment": e.name,
-            "anchor": e.train_policy["anchor"],
-            "beta": e.train_policy["beta"],
-            "mu": e.train_policy["mu"],
-            "members": e.members,
-            "merge_method": e.merge_policies["method"],
-            "merge_weight": e.merge_policies["weight"],
-        }
-        for i in range(1, e.iterations + 1):
-            for m in range(e.members):
-                row = {"stage": "train_policy", "iteration": i, "member": m}
-                rows.append(common | row | {"policy": plan.policies[e.name, i, m]})
-            for towards, eta in points_of(e, i):
-                if (
-                    towards == "init"
-                    and plan.points.get((e.name, i, "sft", eta))
-                    == (plan.points[e.name, i, towards, eta])
-                ):
-                    continue  # iteration 1 starts from SFT: the point is on the front already
-                row = {"stage": "interpolate_policy", "iteration": i, "towards": towards}
-                row |= {"eta": float(eta), "policy": plan.points[e.name, i, towards, eta]}
-                rows.append(common | row)
-    return rows
+    replicates = sorted({r for _, r, _ in plan.init})
+    experiments = [plan.experiments[name] for name in plan.groups[group]]
+    return [row for e in experiments for r in replicates for row in experiment_rows(plan, e, r)]
+
+
+def experiment_rows(plan: Plan, e: Experiment, r: int) -> Iterator[dict[str, Any]]:
+    """`evaluations` of one replicate of an experiment: its policies and LITI points."""
+    common = {
+        "experiment": e.name,
+        "replicate": r,
+        "anchor": e.train_policy["anchor"],
+        "beta": e.train_policy["beta"],
+        "mu": e.train_policy["mu"],
+        "members": e.members,
+        "merge_method": e.merge_policies["method"],
+        "merge_weight": e.merge_policies["weight"],
+    }
+    for i in range(1, e.iterations + 1):
+        for m in range(e.members):
+            row = {"stage": "train_policy", "iteration": i, "member": m}
+            yield common | row | {"policy": plan.policies[e.name, r, i, m]}
+        for towards, eta in points_of(e, i):
+            point = plan.points[e.name, r, i, towards, eta]
+            if towards == "init" and plan.points.get((e.name, r, i, "sft", eta)) == point:
+                continue  # iteration 1 starts from SFT: the point is on the front already
+            row = {"stage": "interpolate_policy", "iteration": i, "towards": towards}
+            yield common | row | {"eta": float(eta), "policy": point}

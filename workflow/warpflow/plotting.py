@@ -239,7 +239,7 @@ def drop_shared(table: pd.DataFrame, group: Sequence[str], parts: Sequence[str])
 
 def distinct_runs(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of a per-step table with each run once, under the first experiment that uses it."""
-    return drop_shared(table, ["iteration", "member"], ["member"])
+    return drop_shared(table, ["replicate", "iteration", "member"], ["member"])
 
 
 def sft_row(evaluations: pd.DataFrame, trajectories: pd.DataFrame) -> pd.Series | None:
@@ -547,8 +547,9 @@ def run_groups(
 ) -> Iterator[tuple[str, pd.DataFrame, str, LineStyle]]:
     """(label, rows sorted by step, colour, line style) of every run of a per-step table."""
     runs = distinct_runs(table)
-    for (name, iteration, member), rows in split_by(runs, "experiment", "iteration", "member"):
-        label = f"{name}, iteration {iteration}, member {member:g}"
+    columns = ("experiment", "replicate", "iteration", "member")
+    for (name, replicate, iteration, member), rows in split_by(runs, *columns):
+        label = f"{name}, replicate {replicate}, iteration {iteration}, member {member:g}"
         yield label, rows.sort_values("step"), looks[name].shade(iteration), looks[name].linestyle
 
 
@@ -755,7 +756,7 @@ def plot_geometry(evaluations: pd.DataFrame, geometry: pd.DataFrame, style: Figu
     if geometry.empty:
         return message_figure(style, MESSAGES["geometry"])
     looks = experiment_looks(evaluations, geometry, style.palette)
-    pairs = drop_shared(geometry, ["iteration"], ["member_a", "member_b"])
+    pairs = drop_shared(geometry, ["replicate", "iteration"], ["member_a", "member_b"])
     pairs = pairs.assign(norm_ratio=norm_ratio(pairs))
     groups = list(dict.fromkeys(pairs["group"]))
     metrics = ["cosine_task_vectors", "cosine_weights", "norm_ratio"]

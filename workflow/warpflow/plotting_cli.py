@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from warpflow.plotting import FigureStyle, save_figure
-from warpflow.tables import KEYS
+from warpflow.tables import KEYS, mean_of_replicates
 
 # The columns that the figures use; a table may have more.
 TABLE_COLUMNS = {
@@ -24,9 +24,11 @@ TABLE_COLUMNS = {
     ),
     "trajectories": (
         "experiment",
+        "replicate",
         "iteration",
         "member",
         "step",
+        "weights",
         "reward",
         "reward_se",
         "gold",
@@ -36,6 +38,7 @@ TABLE_COLUMNS = {
     ),
     "training": (
         "experiment",
+        "replicate",
         "iteration",
         "member",
         "step",
@@ -44,6 +47,7 @@ TABLE_COLUMNS = {
     ),
     "geometry": (
         "experiment",
+        "replicate",
         "iteration",
         "group",
         "member_a",
@@ -83,7 +87,8 @@ TABLE_COLUMNS = {
 
 
 def read_tables(folder: Path, names: Sequence[str]) -> list[pd.DataFrame]:
-    """Read folder/NAME.csv for each name.
+    """Read folder/NAME.csv for each name; of evaluations the means of the replicates, of
+    trajectories the policies' own.
 
     Raises ValueError if a file or a column that the figures use is missing.
     """
@@ -93,7 +98,13 @@ def read_tables(folder: Path, names: Sequence[str]) -> list[pd.DataFrame]:
             f"--tables {folder}: {', '.join(missing)} not found there; run `snakemake` to compute "
             f"the tables, or `dvc pull` to fetch them"
         )
-    return [read_table(folder / f"{name}.csv", TABLE_COLUMNS[name]) for name in names]
+    tables = {name: read_table(folder / f"{name}.csv", TABLE_COLUMNS[name]) for name in names}
+    if "evaluations" in tables:
+        tables["evaluations"] = mean_of_replicates(tables["evaluations"])
+    if "trajectories" in tables:
+        rows = tables["trajectories"]
+        tables["trajectories"] = rows[rows["weights"] == "policy"].drop(columns="weights")
+    return list(tables.values())
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:

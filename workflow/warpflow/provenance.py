@@ -39,7 +39,7 @@ def find_source(path: Path, project: Path) -> Source:
         file = folder / "provenance.json"
         if file.is_file() and "key" in json.loads(file.read_text()):
             return job_source(folder, project)
-        if folder.name == "collect_evaluations":
+        if folder.parent.name == "collect_evaluations":
             return table_source(folder)
         if folder == project:
             break
@@ -86,9 +86,9 @@ def is_changed(path: Path, md5: str) -> bool:
 
 
 def table_source(folder: Path) -> Source:
-    """The run's tables, made from every evaluation."""
+    """The tables of a group of experiments, made from their evaluations."""
     policies = dict.fromkeys(pd.read_csv(folder / "evaluations.csv")["policy"])
-    evaluations = tuple(folder.parent / "evaluate_policy" / policy for policy in policies)
+    evaluations = tuple(folder.parents[1] / "evaluate_policy" / policy for policy in policies)
     return Source(folder, f"tables of {len(evaluations)} evaluated policies", evaluations)
 
 

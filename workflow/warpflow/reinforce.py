@@ -49,10 +49,10 @@ class ReinforceSettings:
     max_new_tokens: int = field(metadata=_help("limit of a completion's length"))
     beta: float = field(metadata=_help("β, weight of the KL penalty"))
     mu: float = field(metadata=_help("μ, rate of the EMA anchor"))
-    anchor: Literal["ema", "init", "sft", "hard_reset"] = field(
+    anchor: Literal["ema", "init", "sft", "hard_reset", "elastic_reset"] = field(
         metadata=_help("what the KL is measured to")
     )
-    reset_every: int = field(metadata=_help("steps between copies, anchor hard_reset"))
+    reset_every: int = field(metadata=_help("steps between hard or elastic resets"))
     baseline: Literal["none", "batch", "rloo"] = field(metadata=_help("of the policy gradient"))
     length_penalty: float = field(metadata=_help("subtracted from the reward, per token"))
     gradient_checkpointing: bool = field(metadata=_help("recompute activations: less memory"))
@@ -69,6 +69,10 @@ class ReinforceSettings:
         default=None, metadata=_help("train a LoRA of this rank; None: all weights")
     )
     lora_alpha: int = field(default=32, metadata=_help("LoRA's scale, times its rank"))
+    evaluate_weights: list[str] = field(
+        default_factory=lambda: ["policy"],
+        metadata=_help("whose trajectories: policy, ema, average"),
+    )
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,10 @@ def choose_anchor(
 def update_anchor_(
     anchor: Anchor, policy: PreTrainedModel, settings: ReinforceSettings, step: int
 ) -> None:
-    """Move the anchor after a step: the EMA each time, a hard reset every `reset_every` steps."""
+    """Move the anchor after a step: the EMA each time, a hard reset every `reset_every` steps.
+
+    The others stay where they are.
+    """
     rate = {
         "ema": settings.mu,
         "hard_reset": float(step % settings.reset_every == 0),
@@ -167,13 +174,51 @@ def update_anchor_(
 
 @dataclass
 class Run:
-    """All that changes while a policy is trained; saved and loaded by `warpflow.resume`."""
+    """All that changes while a policy is trained; saved and loaded by `warpflow.resume`.
+
+    Attributes:
+        step: steps done.
+        adapters: of a LoRA run, a handle on those inside the policy.
+        averages: of the policy, beside the anchor: ``ema`` (rate μ), ``average`` (plain).
+    """
 
     policy: PreTrainedModel
     anchor: Anchor
     optimizer: torch.optim.Optimizer
-    step: int = 0  # steps done
-    adapters: PeftModel | None = None  # of a LoRA run: a handle on those inside the policy
+    step: int = 0
+    adapters: PeftModel | None = None
+    averages: dict[str, Anchor] = field(default_factory=dict)
+
+    def weights(self, name: str) -> Anchor:
+        """The average of that name; the EMA is the anchor where that is one."""
+        return self.averages.get(name, self.anchor)
+
+
+def needed_averages(settings: ReinforceSettings) -> list[str]:
+    """Averages that are not the anchor already."""
+    names = {name for name in settings.evaluate_weights if name != "policy"}
+    if settings.anchor == "elastic_reset":
+        names.add("ema")
+    if settings.anchor == "ema":
+        names.discard("ema")
+    return sorted(names)
+
+
+def update_averages_(run: Run, settings: ReinforceSettings, step: int) -> None:
+    """θ̄ ← (1 − rate) θ̄ + rate θ after a step: rate μ of the EMA, 1/t of the mean of θ_1 … θ_t."""
+    for name, average in run.averages.items():
+        move_anchor_(average, run.policy, settings.mu if name == "ema" else 1 / step)
+
+
+@torch.no_grad()
+def reset_elastically_(run: Run) -> None:
+    """Elastic Reset (arXiv 2312.07551): the policy falls back to its EMA, and that to the init."""
+    ema = run.averages["ema"]
+    for parameter, weight in zip(run.policy.parameters(), ema.weights, strict=True):
+        parameter.copy_(weight)
+    for weight, start in zip(ema.weights, run.anchor.weights, strict=True):
+        weight.copy_(start)
+    ema.refresh()
 
 
 def start_run(
@@ -194,13 +239,16 @@ def start_run(
         ValueError: settings that exclude sharding.
     """
     anchor = choose_anchor(settings, policy, sft)  # a copy from before the adapters
+    averages = {
+        name: make_anchor(policy, settings.anchor_memory) for name in needed_averages(settings)
+    }
     adapters = prepare_policy_(policy, settings, seed)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer = torch.optim.Adam(trained, settings.learning_rate, fused=True)
     if accelerator and accelerator.is_fsdp2:
         check_sharding(settings)
         policy, anchor.model, optimizer = shard(policy, anchor.model, optimizer, accelerator)
-    return Run(policy, anchor, optimizer, adapters=adapters)
+    return Run(policy, anchor, optimizer, adapters=adapters, averages=averages)
 
 
 def prepare_policy_(
@@ -218,11 +266,12 @@ def prepare_policy_(
 
 def check_sharding(settings: ReinforceSettings) -> None:
     """Raise ValueError for settings whose point is lost where every process has a shard."""
-    if settings.anchor_memory != "device" or settings.lora_rank:
+    if settings.anchor_memory != "device" or settings.lora_rank or needed_averages(settings):
         raise ValueError(
-            "FSDP shards the policy and its anchor: set train_policy.anchor_memory to device and "
-            f"lora_rank to null, got {settings.anchor_memory} and {settings.lora_rank}; or start "
-            "without FSDP"
+            "FSDP shards the policy and its anchor: set train_policy.anchor_memory to device, "
+            "lora_rank to null, anchor to another than elastic_reset and evaluate_weights to "
+            f"[policy], got {settings.anchor_memory}, {settings.lora_rank}, {settings.anchor} and "
+            f"{settings.evaluate_weights}; or start without FSDP"
         )
 
 
@@ -264,6 +313,9 @@ def train_policy(
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)  # sampling takes the gradient's memory
         update_anchor_(run.anchor, run.policy, settings, step)
+        update_averages_(run, settings, step)
+        if settings.anchor == "elastic_reset" and step % settings.reset_every == 0:
+            reset_elastically_(run)
         run.step = step
         yield row
 

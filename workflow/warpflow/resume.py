@@ -62,6 +62,7 @@ def save_state(
             "step": run.step,
             "policy": local(trained_parameters(run)),
             "anchor": local(run.anchor.weights),
+            "averages": {name: local(a.weights) for name, a in run.averages.items()},
             "optimizer": [
                 {name: local([value])[0] for name, value in run.optimizer.state[parameter].items()}
                 for parameter in trained_parameters(run)
@@ -110,10 +111,12 @@ def load_state(
         for saved, tensors in (
             (state["policy"], local(trained_parameters(run))),
             (state["anchor"], local(run.anchor.weights)),
+            *((state["averages"][name], local(a.weights)) for name, a in run.averages.items()),
         ):
             for tensor, value in zip(tensors, saved, strict=True):
                 tensor.copy_(value)
-    run.anchor.refresh()
+    for anchor in (run.anchor, *run.averages.values()):
+        anchor.refresh()
     for parameter, values in zip(trained_parameters(run), state["optimizer"], strict=True):
         run.optimizer.state[parameter] = {
             name: like(value.to(parameter.device), parameter) for name, value in values.items()

@@ -11,6 +11,7 @@ import pandas as pd
 
 KEYS = [
     "experiment",
+    "replicate",
     "stage",
     "iteration",
     "member",
@@ -37,7 +38,28 @@ def evaluations_table(results: str, rows: Sequence[dict[str, Any]]) -> pd.DataFr
     """evaluations.csv: the identifying columns (`plan.evaluations`) and the metrics of each."""
     table = pd.DataFrame([row | read_evaluation(results, row["policy"])["metrics"] for row in rows])
     table = table.reindex(columns=KEYS + [c for c in table.columns if c not in KEYS])
-    return table.astype({"iteration": "Int64", "member": "Int64", "members": "Int64"})
+    return table.astype(dict.fromkeys(("replicate", "iteration", "member", "members"), "Int64"))
+
+
+def mean_of_replicates(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """One row for all replicates of a policy: the means of its metrics, `policy` of the first.
+
+    The error √(mean se² + s²/R) has the prompts' share, which more replicates on the same prompts
+    do not lessen, and that of the replicates, with s their standard deviation; it is on the safe
+    side, since s has some of the prompts' noise too.
+    """
+    replicates = evaluations["replicate"].nunique()
+    if replicates < 2:
+        return evaluations
+    keys = [key for key in KEYS if key not in ("replicate", "policy")]
+    rows = evaluations.groupby(keys, dropna=False, sort=False)
+    first = rows[["replicate", "policy"]].first()
+    metrics = evaluations.select_dtypes("number").columns.difference([*keys, "replicate"])
+    mean = rows[list(metrics)].mean()
+    for error in [column for column in metrics if column.endswith("_se")]:
+        spread = rows[error.removesuffix("_se")].var() / rows.size()
+        mean[error] = (rows[error].agg(lambda e: (e**2).mean()) + spread) ** 0.5
+    return first.join(mean).reset_index().reindex(columns=evaluations.columns)
 
 
 def completions_table(results: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -72,13 +94,13 @@ def stacked_table(
 
 def metrics_documents(evaluations: pd.DataFrame) -> dict[str, dict[str, float]]:
     """The headline of each experiment and iteration for `dvc metrics`: the point of its front
-    with the largest η up to 1 (the merged policy itself, usually). The fronts are in
-    evaluations.csv, for `dvc plots`."""
+    with the largest η up to 1 (the merged policy itself, usually), the mean of its replicates. The
+    fronts are in evaluations.csv, for `dvc plots`."""
     points = evaluations[(evaluations.stage == "interpolate_policy") & (evaluations.eta <= 1)]
     documents = {}
     for (experiment, iteration), front in points.groupby(["experiment", "iteration"], sort=False):
-        row = front.sort_values("eta").iloc[-1]
-        values = {name: row[name] for name in METRICS if pd.notna(row.get(name))}
+        row = front[front.eta == front.eta.max()].reindex(columns=list(METRICS)).mean()
+        values = row.dropna().to_dict()
         documents[f"{experiment}.iteration{iteration}"] = {
             name: float(f"{value:.6g}") for name, value in values.items()
         }
