@@ -12,7 +12,14 @@ import yaml
 
 from snakemake.exceptions import WorkflowError
 
+from warpflow.benchmarks import benchmark_points
 from warpflow.commands import code_files, flags
+from warpflow.comparisons import (
+    JUDGE_TEMPLATE,
+    OWN_REWARD_MODEL,
+    policy_result,
+    read_comparisons,
+)
 from warpflow.config import ConfigError, check_config
 from warpflow.devices import visible_gpus
 from warpflow.dvc_cache import remove_broken_lock, tracking_problem

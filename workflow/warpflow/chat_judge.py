@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from warpflow.answers import Answer
+from warpflow.comparisons import JUDGE_TEMPLATE
 from warpflow.prompts import is_messages
 
 FIELDS = ("instruction", "first", "second")  # what a template is filled with
@@ -53,7 +54,7 @@ class ChatSettings:
 
     base_url: str
     model: str
-    template: str
+    template: str = JUDGE_TEMPLATE
     api_key_env: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
     requests: int = 4

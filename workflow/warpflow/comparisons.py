@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from warpflow.answers import match_answers, read_answers
-from warpflow.plan import Plan, eta_text
+from warpflow.plan import SFT, Plan, eta_text
 
 OWN_REWARD_MODEL = "train_reward_model"
+JUDGE_TEMPLATE = "config/judge_prompt.txt"  # the question to a chat judge that names no other
 
 
 @dataclass(frozen=True)
@@ -56,32 +57,42 @@ def read_comparisons(config: Mapping[str, Any]) -> dict[str, Comparison]:
 
 def policy_result(plan: Plan, name: str) -> str:
     """The result that a policy's name means: itself, or ``experiment/iteration/η`` for a point of
-    the LITI front towards SFT (warp/2/0.5).
+    a LITI front in replicate 1 (warp/2/0.5).
 
     Raises:
         ValueError: the run has no such policy.
     """
-    known = {"train_sft", *plan.policies.values(), *plan.merged.values(), *plan.points.values()}
+    known = {SFT, *plan.policies.values(), *plan.merged.values(), *plan.points.values()}
     if name in known:
         return name
-    parts = name.split("/")
-    if len(parts) == 3 and parts[0] in plan.experiments:
-        experiment, iteration, eta = parts
+    experiment, *rest = name.split("/")
+    if len(rest) == 2 and experiment in plan.experiments:
+        front = plan.experiments[experiment].interpolate_policy["towards"]
         points = {
-            (str(i), eta_): result
-            for (e, i, towards, eta_), result in plan.points.items()
-            if e == experiment and towards == "sft"
+            f"{i}/{eta}": result
+            for (e, r, i, towards, eta), result in plan.points.items()
+            if (e, r, towards) == (experiment, 1, front)
         }
-        try:
-            return points[iteration, eta_text(float(eta))]
-        except (KeyError, ValueError):
-            there = ", ".join(f"{experiment}/{i}/{eta_}" for i, eta_ in points)
-            raise ValueError(f"the run has no policy {name!r}; expected one of {there}") from None
+        short = f"{rest[0]}/{eta_text(float(rest[1]))}" if is_number(rest[1]) else ""
+        if short in points:
+            return points[short]
+        raise ValueError(
+            f"the run has no policy {name!r}; expected one of "
+            + ", ".join(f"{experiment}/{point}" for point in points)
+        )
     raise ValueError(
         f"the run has no policy {name!r}: expected experiment/iteration/η, say "
         f"{next(iter(plan.experiments))}/1/1, or the name of a result, say "
         f"{next(iter(plan.merged.values()))} (experiments: {', '.join(plan.experiments)})"
     )
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def check_comparison(where: str, comparison: Comparison, plan: Plan) -> Iterator[str]:
