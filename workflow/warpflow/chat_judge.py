@@ -272,6 +272,9 @@ def ask_pending(
                 unreachable.append(str(error))
                 in_a_row += 1
                 return
+        except BaseException:
+            in_a_row = BROKEN_DOWN  # no other request would do better
+            raise
         with lock:
             in_a_row = 0
             append_line(cache, {"key": keys[question], "model": settings.model, "reply": reply})
