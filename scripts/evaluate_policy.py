@@ -1,6 +1,7 @@
 """Evaluate one policy: reward, gold, KL to SFT, length, diversity, and some of its completions.
 
-Writes one JSON file: `metrics` (a row of evaluations.csv) and `completions` (a table to read).
+Writes one JSON file: `metrics` (a row of evaluations.csv), `completions` (a table to read) and
+`prompts` (values of every prompt, which pair one policy with another).
 Next in reading order: warpflow.evaluation.evaluate.
 """
 
@@ -14,7 +15,14 @@ from pathlib import Path
 import torch
 
 from warpflow.cli import parse_arguments
-from warpflow.evaluation import EvaluationSettings, Samples, evaluate, mean_and_error, summarise
+from warpflow.evaluation import (
+    EvaluationSettings,
+    Samples,
+    evaluate,
+    mean_and_error,
+    prompt_values,
+    summarise,
+)
 from warpflow.judging import JudgeArguments, load_judges
 from warpflow.models import load_policy
 from warpflow.rewards import Reward, prompt_texts, response_texts
@@ -57,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = completion_rows(
         samples, prompts, responses, settings.samples_per_prompt, arguments.completions
     )
-    document = {"metrics": metrics, "completions": table}
+    values = prompt_values(samples, settings.samples_per_prompt)
+    document = {"metrics": metrics, "completions": table, "prompts": values}
     Path(arguments.out).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -29,7 +29,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from warpflow.cli import parse_arguments
-from warpflow.evaluation import EvaluationSettings, evaluate, mean_and_error
+from warpflow.evaluation import (
+    EvaluationSettings,
+    distinct_n,
+    entropy_per_token,
+    evaluate,
+    mean_and_error,
+)
 from warpflow.judging import JudgeArguments, Judges, load_judges
 from warpflow.models import load_config, load_policy, save_checkpoint
 from warpflow.processes import any_process, gathered, own_part, process_index, whole_state_dict
@@ -42,6 +48,7 @@ from warpflow.reinforce import (
     train_policy,
 )
 from warpflow.resume import STOPPED, load_state, locked, noting_termination, save_state
+from warpflow.rewards import response_texts
 from warpflow.seeds import derive_seed
 
 
@@ -236,7 +243,8 @@ def measure_model(
     for name in ("reward", "gold", "kl", "kl_exact", "length"):
         values = getattr(samples, name)
         row[name], row[f"{name}_se"] = (None, None) if values is None else mean_and_error(values, 1)
-    return row
+    texts = [text for batch in samples.batch for text in response_texts(batch, judges.tokenizer)]
+    return row | {"entropy": entropy_per_token(samples), "distinct_2": distinct_n(texts, 2)}
 
 
 if __name__ == "__main__":

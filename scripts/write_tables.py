@@ -17,20 +17,9 @@ td, th { padding: 2px 8px; text-align: left }
 tr:nth-child(even) { background: #f3f3f3 }
 </style>
 """
-COLUMNS = ["experiment", "replicate", "stage", "iteration", "member", "towards", "eta"]
-COLUMNS += [
-    "reward",
-    "reward_se",
-    "gold",
-    "gold_se",
-    "kl_exact",
-    "kl_exact_se",
-    "kl",
-    "kl_se",
-    "length",
-    "unfinished",
-]
-COLUMNS += ["distinct_2", "self_similarity"]
+COLUMNS = ["experiment", "replicate", "stage", "iteration", "member", "towards", "eta", "reward"]
+COLUMNS += ["reward_se", "gold", "gold_se", "kl_exact", "kl_exact_se", "kl", "kl_se", "length"]
+COLUMNS += ["unfinished", "entropy", "distinct_1", "distinct_2", "distinct_3", "self_similarity"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

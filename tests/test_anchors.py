@@ -75,3 +75,63 @@ def test_an_anchor_apart_resumes_bit_for_bit(
     assert train(second, chosen) == expected[2:]
     for a, b in zip(whole.anchor.weights, second.anchor.weights, strict=True):
         assert torch.equal(a, b)
+
+
+def test_averages_are_the_ema_and_the_plain_mean_of_the_policies(make_model: MakeModel) -> None:
+    chosen = settings(steps=5, anchor="init", evaluate_weights=["policy", "ema", "average"])
+    training = start_run(make_model("llama"), make_model("llama"), chosen)
+    policies, ema = [], weights(training.policy).double()
+    for _ in range(chosen.steps):
+        train(training, chosen, stop=training.step + 1)
+        policies.append(weights(training.policy).double())
+        ema = (1 - chosen.mu) * ema + chosen.mu * policies[-1]
+    averages = {name: weights(a.model).double() for name, a in training.averages.items()}
+    torch.testing.assert_close(averages["ema"], ema, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        averages["average"], torch.stack(policies).mean(0), atol=1e-6, rtol=0
+    )
+    assert not torch.equal(averages["ema"], averages["average"])
+
+
+def test_the_anchors_own_ema_is_not_kept_twice(make_model: MakeModel) -> None:
+    chosen = settings(evaluate_weights=["policy", "ema"])
+    training = start_run(make_model("llama"), make_model("llama"), chosen)
+    assert training.averages == {}
+    assert training.weights("ema") is training.anchor
+
+
+def test_elastic_reset_sets_the_policy_to_its_ema_and_that_to_the_init(
+    make_model: MakeModel,
+) -> None:
+    chosen = settings(steps=3, anchor="elastic_reset", reset_every=3, mu=0.5)
+    plain = settings(steps=3, anchor="init", mu=0.5, evaluate_weights=["policy", "ema"])
+    reset, other = (start_run(make_model("llama"), make_model("llama"), c) for c in (chosen, plain))
+    init = weights(reset.policy)
+    assert train(reset, chosen) == train(other, plain), "the KL is measured to the init"
+    assert torch.equal(weights(reset.policy), weights(other.averages["ema"].model))
+    assert torch.equal(weights(reset.averages["ema"].model), init)
+    assert torch.equal(weights(reset.anchor.model), init)
+    assert not torch.equal(weights(reset.policy), init)
+
+
+@pytest.mark.parametrize("memory", ["device", "bfloat16"])
+def test_averages_resume_bit_for_bit(make_model: MakeModel, tmp_path: Path, memory: str) -> None:
+    chosen = settings(
+        steps=5,
+        anchor="elastic_reset",
+        reset_every=3,
+        anchor_memory=memory,
+        compute_dtype="bfloat16",
+        evaluate_weights=["policy", "average"],
+    )
+    models = [make_model("gemma", seed=seed) for seed in (0, 0, 9)]
+    whole, first, second = (start_run(m, m, chosen) for m in models)
+    expected = train(whole, chosen)
+    train(first, chosen, stop=2)
+    save_state(tmp_path, first, {}, {})
+    load_state(tmp_path, second, {})
+    assert train(second, chosen) == expected[2:]
+    assert set(second.averages) == {"average", "ema"}
+    for name, average in whole.averages.items():
+        for a, b in zip(average.weights, second.averages[name].weights, strict=True):
+            assert torch.equal(a, b)

@@ -31,7 +31,7 @@ def test_shipped_config_is_valid(config):
     check_config(config)
 
 
-@pytest.mark.parametrize("name", ["smoke.yaml", "movie_sentences.yaml"])
+@pytest.mark.parametrize("name", ["smoke.yaml", "movie_sentences.yaml", "ablations.yaml"])
 def test_shipped_overlays_are_valid(config, name, tmp_path, monkeypatch):
     overlay = yaml.safe_load((CONFIG / name).read_text())
     update_config(config, overlay)  # as Snakemake lays one file over another
@@ -67,13 +67,26 @@ def test_shipped_overlays_are_valid(config, name, tmp_path, monkeypatch):
         (("evaluate_policy", "gold"), "warpflow.language:gld", ["gold", "has no function gld"]),
         (("experiments", "lerp"), {"merge_policies": {"methd": "lerp"}}, ["lerp", "methd"]),
         (("experiments", "warp"), {}, ["warp"]),
+        (("experiments", "one"), {"policies_of": ["warp", "wrap"]}, ["one.policies_of", "wrap"]),
+        (
+            ("experiments", "one"),
+            {"policies_of": ["warp", "one_run"]},
+            ["got one_run in place 2", "at least 2 members", "warp"],
+        ),
+        (("experiments", "one"), {"match_compute": "time"}, ["match_compute", "one of steps"]),
+        (("ablations", "main"), {}, ["ablations", "main"]),
+        (
+            ("ablations", "anchor"),
+            {"lerp": {"members": 5}},
+            ["ablations.anchor.lerp", "differs", "in main"],
+        ),
         (("results",), "/elsewhere", ["results", "/elsewhere"]),
     ],
 )
 def test_bad_value_is_named_with_a_remedy(config, path, value, parts):
     section = config
     for key in path[:-1]:
-        section = section[key]
+        section = section.setdefault(key, {})
     section[path[-1]] = value
     text = message(config)
     assert "nothing was started" in text

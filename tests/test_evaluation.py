@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from warpflow.evaluation import (
     EvaluationSettings,
     Samples,
     distinct_n,
+    entropy_per_token,
     evaluate,
     mean_and_error,
+    prompt_values,
     self_similarity,
     summarise,
 )
@@ -122,6 +125,34 @@ def test_first_prompts_are_used_with_their_completions_adjacent(make_model: Make
     assert torch.equal(samples.gold, -samples.length)
     for values in (samples.kl, samples.kl_exact, samples.finished):
         assert values.shape == (6,)
+
+
+def test_values_of_each_prompt_average_to_the_metrics(make_model: MakeModel) -> None:
+    model = make_model("llama")
+    samples = evaluate_on(model, model, gold=lambda batch: 2 * count_tokens(batch))
+    values = prompt_values(samples, SETTINGS.samples_per_prompt)
+    metrics = summarise(samples, [""] * 6, SETTINGS.samples_per_prompt)
+    for name in ("reward", "gold", "kl", "kl_exact", "length"):
+        of_prompts = values[name]
+        assert of_prompts is not None and len(of_prompts) == 3
+        assert sum(of_prompts) / 3 == pytest.approx(metrics[name], rel=1e-5)
+    assert values["reward"] == (samples.length[0::2] + samples.length[1::2]).div(2).tolist()
+    assert prompt_values(evaluate_on(model, model), SETTINGS.samples_per_prompt)["gold"] is None
+
+
+def test_entropy_is_at_the_temperature(make_model: MakeModel) -> None:
+    """Hot, it comes close to that of a uniform choice of the 20 words; cold, to 0."""
+    model = make_model("llama")
+    entropies = []
+    for temperature in (100.0, 0.8, 0.01):
+        settings = replace(SETTINGS, temperature=temperature)
+        samples = evaluate(
+            model, model, count_tokens, None, PROMPTS, settings, eos_id=EOS, pad_id=PAD, seed=0
+        )
+        entropies.append(entropy_per_token(samples))
+    assert entropies[0] == pytest.approx(math.log(20), rel=1e-3)
+    assert entropies[0] > entropies[1] > entropies[2] >= 0
+    assert entropies[2] < 0.1
 
 
 @pytest.mark.parametrize("with_gold", [True, False])

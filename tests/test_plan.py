@@ -282,3 +282,71 @@ def test_points_are_recipes_of_their_ends_but_for_what_an_iteration_starts_from(
         "train_sft",
     ):
         assert recipe_parents(plan, result) == [], result
+
+
+def test_replicates_share_nothing_but_sft() -> None:
+    plan = make_plan(config(lerp={"merge_policies": {"method": "lerp"}}) | {"replicates": 3})
+    assert plan.init["warp", 3, 1] == "train_sft"
+    assert plan.policies["lerp", 3, 1, 0] == "train_policy/warp/replicate3/iteration1/member0"
+    names = [
+        {
+            name
+            for key, name in {**plan.policies, **plan.merged, **plan.points}.items()
+            if key[1] == r
+        }
+        for r in (1, 2, 3)
+    ]
+    assert not names[0] & names[1]
+    assert len(names[0]) == len(names[1]) == len(names[2])
+    assert [row["replicate"] for row in evaluations(plan, "main")].count(2) == len(
+        evaluations(make_plan(config(lerp={"merge_policies": {"method": "lerp"}})), "main")
+    )
+
+
+def test_a_group_evaluates_its_own_experiments_and_the_base() -> None:
+    groups = {"anchor": {"sft": {"train_policy": {"anchor": "sft"}}}, "gone": None}
+    plan = make_plan(config(lerp={"merge_policies": {"method": "lerp"}}) | {"ablations": groups})
+    assert plan.groups == {"main": ["warp", "lerp"], "anchor": ["warp", "sft"]}
+    assert {row["experiment"] for row in evaluations(plan, "anchor")} == {"warp", "sft"}
+
+
+def test_groups_share_what_is_the_same() -> None:
+    other = {"merging": {"by_tensor": {"merge_policies": {"granularity": "tensor"}}}}
+    plan = make_plan(config() | {"ablations": other})
+    assert plan.policies["by_tensor", 1, 1, 0] == plan.policies["warp", 1, 1, 0]
+
+
+def test_matched_compute_is_that_of_all_runs_of_the_base() -> None:
+    base = config(
+        steps={"match_compute": "steps"},
+        batch={"match_compute": "batch_size", "train_policy": {"anchor": "sft"}},
+    )
+    base["members"] = 3
+    base["train_policy"] = base["train_policy"] | {"steps": [10, 7], "batch_size": 4}
+    found = resolve_experiments(base)
+    for name in ("steps", "batch"):
+        assert (found[name].iterations, found[name].members) == (1, 1)
+    assert found["steps"].train_policy["steps"] == 3 * (10 + 7)
+    assert found["steps"].train_policy["batch_size"] == 4
+    assert found["batch"].train_policy["steps"] == 10 + 7
+    assert found["batch"].train_policy["batch_size"] == 3 * 4
+    assert found["batch"].train_policy["anchor"] == "sft"
+
+
+def test_a_merge_of_other_experiments_policies_trains_none() -> None:
+    short = {"members": 1, "iterations": 1, "train_policy": {"beta": 0.2}}
+    plan = make_plan(config(mixed={"policies_of": ["short", "warp"]}, short=short))
+    assert plan.policies["mixed", 1, 1, 0] == plan.policies["short", 1, 1, 0]
+    assert plan.policies["mixed", 1, 1, 1] == plan.policies["warp", 1, 1, 1]
+    assert not any("train_policy/mixed" in name for name in plan.policies.values())
+
+
+def test_a_front_towards_the_init_starts_there() -> None:
+    plan = make_plan(config(own={"interpolate_policy": {"towards": "init"}}))
+    assert ("own", 1, 2, "init", "0.5") in plan.points
+    assert plan.merged["own", 1, 2] == plan.merged["warp", 1, 2]
+    assert plan.points["own", 1, 2, "init", "0.5"] != plan.points["warp", 1, 2, "sft", "0.5"]
+    towards = {
+        row.get("towards") for row in evaluations(plan, "main") if row["experiment"] == "own"
+    }
+    assert towards == {"init", None}

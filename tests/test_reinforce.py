@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from warpflow import reinforce
 from warpflow.anchors import Anchor
-from warpflow.evaluation import sequence_kls
+from warpflow.evaluation import kls_and_entropy
 from warpflow.log_probs import Completions, token_log_probs
 from warpflow.models import load_policy, load_tokenizer, save_checkpoint
 from warpflow.reinforce import (
@@ -180,7 +180,7 @@ def test_kl_estimators_have_the_exact_kl_as_mean(small: Enumerated) -> None:
     exact = (probabilities * (policy - sft)).sum().item()
     reverse = (sft.exp() * (sft - policy)).sum().item()
     by_reference = (sft.exp() * (policy - sft)).sum().item()
-    kls = sequence_kls(small.policy, small.anchor, small.batch, TEMPERATURE)
+    *kls, entropy = kls_and_entropy(small.policy, small.anchor, small.batch, TEMPERATURE)
     sampled, by_token = ((probabilities * kl).sum().item() for kl in kls)
     assert sampled == pytest.approx(exact, rel=1e-4)
     assert by_token == pytest.approx(exact, rel=1e-4)
@@ -188,6 +188,9 @@ def test_kl_estimators_have_the_exact_kl_as_mean(small: Enumerated) -> None:
     assert (kls[1] >= 0).all()
     variances = [(probabilities * (kl - exact) ** 2).sum().item() for kl in kls]
     assert variances[1] < variances[0]
+    # The entropies of the tokens add up to that of whole sequences.
+    of_sequences = -(probabilities * policy).sum().item()
+    assert (probabilities * entropy).sum().item() == pytest.approx(of_sequences, rel=1e-4)
 
 
 def test_kl_is_exactly_zero_where_policy_and_anchor_are_equal(
@@ -195,7 +198,7 @@ def test_kl_is_exactly_zero_where_policy_and_anchor_are_equal(
 ) -> None:
     """At a temperature other than 1: an untempered anchor would show here."""
     twin = make_model("llama", words=[], initializer_range=0.2)
-    for kl in sequence_kls(small.policy, twin, small.batch, TEMPERATURE):
+    for kl in kls_and_entropy(small.policy, twin, small.batch, TEMPERATURE)[:2]:
         assert (kl == 0).all()
     arguments = (small.rewards, small.batch, settings(temperature=TEMPERATURE), 1)
     assert compute_gradient(small.run(twin), *arguments).kl_to_anchor == 0

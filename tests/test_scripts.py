@@ -180,6 +180,7 @@ def test_train_policy_logs_steps_and_trajectory(results):
     assert trajectory.step.tolist() == [0, 2, 3]
     assert trajectory.kl_exact[0] == 0  # step 0 is the SFT policy
     assert trajectory.gold.notna().all()
+    assert trajectory[["entropy", "distinct_2"]].gt(0).all(axis=None)
 
 
 def test_train_policy_is_deterministic_and_members_differ(results, tmp_path):
@@ -216,6 +217,7 @@ def test_merge_interpolate_evaluate_collect(results, tmp_path):
     document = run_evaluate(results, point, evaluation_of(tmp_path, point.parent))
     assert document["metrics"]["kl_exact"] > 0
     assert len(document["completions"]) == 3
+    assert len(document["prompts"]["reward"]) == document["metrics"]["n_prompts"]
     config = {
         "iterations": 1,
         "members": 2,

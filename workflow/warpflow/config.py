@@ -61,7 +61,7 @@ def describe(error: Any) -> list[str]:
         missing = [name for name in error.validator_value if name not in error.instance]
         return [f"- {join(key, name)}: missing; see config/README.md" for name in missing[:1]]
     if error.validator == "not":
-        return [f"- {key or 'experiments'}: {error.instance!r} is the base experiment's name"]
+        return [f"- {key}: {error.instance!r} is a name of ours: choose another"]
     hint = ""
     if isinstance(error.instance, str) and is_number(error.instance):
         hint = f"; YAML reads {error.instance} as text: write it as {float(error.instance):.1e}"

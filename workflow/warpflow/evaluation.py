@@ -1,4 +1,4 @@
-"""What a policy is worth: reward, gold, KL to the SFT policy, length and diversity."""
+"""What a policy is worth: reward, gold, KL to the SFT policy, length, entropy and diversity."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from warpflow.log_probs import (
 )
 from warpflow.rewards import Reward
 from warpflow.sampling import draw_uniforms, pad_left, sample_completions
+
+# What evaluation.json keeps for each prompt.
+PROMPT_VALUES = ("reward", "gold", "kl", "kl_exact", "length")
 
 
 @dataclass(frozen=True)
@@ -40,39 +43,45 @@ class Samples:
     gold: Tensor | None
     kl: Tensor  # log π(y|x) − log π_sft(y|x): unbiased, noisy, may be negative
     kl_exact: Tensor  # Σ_t KL(π(·|x, y_<t) ‖ π_sft(·|x, y_<t)): same mean, less variance
+    entropy: Tensor  # Σ_t H(π(·|x, y_<t)): its mean is the entropy of whole completions
     length: Tensor
     finished: Tensor
 
 
 @torch.no_grad()
-def sequence_kls(
+def kls_and_entropy(
     policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Two estimators of KL(π ‖ π_sft) over whole sequences, in nats, [B] each.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Two estimators of KL(π ‖ π_sft) and one of the entropy of π, all over whole sequences, in
+    nats, [B] each.
 
     The first is the log-ratio of the sampled sequence. The second replaces each token's log-ratio
-    by its exact expectation over the vocabulary given the sampled prefix (Rao–Blackwell). Both
-    are unbiased for completions sampled from `policy` at `temperature`.
+    by its exact expectation over the vocabulary given the sampled prefix (Rao–Blackwell); the
+    entropy is taken in the same way. All are unbiased for completions sampled from `policy` at
+    `temperature`.
     """
     parts = torch.arange(len(batch.finished)).split(rows_per_pass(batch, policy.config.vocab_size))
-    both = []
+    measured = []
     for part in parts:
         rows = batch.rows(part) if len(parts) > 1 else batch
         logits = response_logits(policy, rows, temperature)
-        both.append(sequence_kls_of_logits(logits, response_logits(sft, rows, temperature), rows))
-    sampled, exact = zip(*both, strict=True)
-    return torch.cat(sampled), torch.cat(exact)
+        sft_logits = response_logits(sft, rows, temperature)
+        measured.append(kls_and_entropy_of_logits(logits, sft_logits, rows))
+    sampled, exact, entropy = (torch.cat(values) for values in zip(*measured, strict=True))
+    return sampled, exact, entropy
 
 
-def sequence_kls_of_logits(
+def kls_and_entropy_of_logits(
     logits: Tensor, sft_logits: Tensor, batch: Completions
-) -> tuple[Tensor, Tensor]:
-    """`sequence_kls` of both models' logits [B, C, V]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`kls_and_entropy` of both models' logits [B, C, V]."""
     sampled = gather_log_probs(logits, batch) - gather_log_probs(sft_logits, batch)
     log_p, log_q = logits.log_softmax(-1), sft_logits.log_softmax(-1)
+    p = log_p.exp()
     # The policy's own probabilities weigh the log-ratio; the reverse would be another divergence.
-    exact = (log_p.exp() * (log_p - log_q)).sum(-1).masked_fill(~batch.is_response, 0.0)
-    return sampled.sum(1), exact.sum(1)
+    exact = (p * (log_p - log_q)).sum(-1).masked_fill(~batch.is_response, 0.0)
+    entropy = -(p * log_p).sum(-1).masked_fill(~batch.is_response, 0.0)
+    return sampled.sum(1), exact.sum(1), entropy.sum(1)
 
 
 def evaluate(
@@ -97,7 +106,7 @@ def evaluate(
     uniforms = draw_uniforms(
         len(chosen) * each, settings.max_new_tokens, policy.device, seed, "evaluate_policy"
     )
-    parts: list[tuple[Completions, Tensor, Tensor | None, Tensor, Tensor]] = []
+    parts: list[tuple[Completions, Tensor, Tensor | None, Tensor, Tensor, Tensor]] = []
     per_batch = max(1, settings.batch_size // each)
     for start in range(0, len(chosen), per_batch):
         ids, mask = pad_left(chosen[start : start + per_batch], pad_id, policy.device)
@@ -112,17 +121,23 @@ def evaluate(
             uniforms=uniforms[start * each : (start + per_batch) * each],
             samples_per_prompt=each,
         )
-        kls = sequence_kls(policy, sft, batch, settings.temperature)
-        parts.append((batch, reward(batch), gold(batch) if gold else None, *kls))
+        measured = kls_and_entropy(policy, sft, batch, settings.temperature)
+        parts.append((batch, reward(batch), gold(batch) if gold else None, *measured))
     return Samples(
         batch=[part[0] for part in parts],
         reward=torch.cat([part[1] for part in parts]).cpu(),
         gold=torch.cat([part[2] for part in parts]).cpu() if gold else None,  # type: ignore[misc]
         kl=torch.cat([part[3] for part in parts]).cpu(),
         kl_exact=torch.cat([part[4] for part in parts]).cpu(),
+        entropy=torch.cat([part[5] for part in parts]).cpu(),
         length=torch.cat([part[0].lengths for part in parts]).float().cpu(),
         finished=torch.cat([part[0].finished for part in parts]).cpu(),
     )
+
+
+def prompt_means(values: Tensor, samples_per_prompt: int) -> Tensor:
+    """[N / K] float64: means of [N] values over the K completions of each prompt."""
+    return values.double().view(-1, samples_per_prompt).mean(1)
 
 
 def mean_and_error(values: Tensor, samples_per_prompt: int) -> tuple[float, float]:
@@ -131,7 +146,7 @@ def mean_and_error(values: Tensor, samples_per_prompt: int) -> tuple[float, floa
     Completions of one prompt are not independent, so they are averaged first. The error of a
     single prompt is NaN: one draw says nothing of the spread.
     """
-    prompts = values.double().view(-1, samples_per_prompt).mean(1)
+    prompts = prompt_means(values, samples_per_prompt)
     error = prompts.std().item() / math.sqrt(len(prompts)) if len(prompts) > 1 else math.nan
     return prompts.mean().item(), error
 
@@ -144,9 +159,27 @@ def summarise(samples: Samples, texts: Sequence[str], samples_per_prompt: int) -
         mean, error = (None, None) if values is None else mean_and_error(values, samples_per_prompt)
         row |= {name: mean, f"{name}_se": error}
     row["unfinished"] = 1 - samples.finished.float().mean().item()
-    row["distinct_2"] = distinct_n(texts, 2)
+    row["entropy"] = entropy_per_token(samples)
+    row |= {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
     row["self_similarity"] = self_similarity(texts, samples_per_prompt)
     return row
+
+
+def prompt_values(samples: Samples, samples_per_prompt: int) -> dict[str, list[float] | None]:
+    """Means over the completions of each prompt, in the prompts' order, to six digits: what pairs
+    two policies, which saw the same prompts and random numbers. Gold is None where there is none.
+    """
+    rows: dict[str, list[float] | None] = {}
+    for name in PROMPT_VALUES:
+        values = getattr(samples, name)
+        means = None if values is None else prompt_means(values, samples_per_prompt).tolist()
+        rows[name] = means and [float(f"{mean:.6g}") for mean in means]
+    return rows
+
+
+def entropy_per_token(samples: Samples) -> float:
+    """Mean entropy of the next token over all sampled tokens, in nats, at the temperature."""
+    return (samples.entropy.double().sum() / samples.length.double().sum()).item()
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from warpflow.evaluation import sequence_kls_of_logits
+from warpflow.evaluation import kls_and_entropy_of_logits
 from warpflow.log_probs import Completions, log_probs_of, predicting_logits, rows_per_pass
 from warpflow.reinforce import (
     ReinforceSettings,
@@ -281,4 +281,4 @@ def backward(model: PreTrainedModel, part: Completions, settings: ReinforceSetti
 @torch.no_grad()
 def compare(policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions) -> None:
     logits, sft_logits = (predicting_logits(model, batch, {}) / 1.0 for model in (policy, sft))
-    sequence_kls_of_logits(logits, sft_logits, batch)
+    kls_and_entropy_of_logits(logits, sft_logits, batch)

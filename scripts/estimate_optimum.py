@@ -1,0 +1,52 @@
+"""The best reward at each KL to SFT, estimated from SFT samples: the ruler of all policies.
+
+Writes one CSV file: the optimal KL–reward front (kind `optimum`, a row per β) and best-of-n (kind
+`best_of_n`, a row per n). Next in reading order: warpflow.optimum.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from warpflow.cli import parse_arguments
+from warpflow.judging import JudgeArguments, load_judges
+from warpflow.optimum import OptimumSettings, optimum_table, reliable_front, score_samples
+
+
+@dataclass
+class Arguments:
+    out: str = field(metadata={"help": "CSV file to write"})
+    seed: int = field(metadata={"help": "base seed"})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments, given, settings = parse_arguments(
+        __doc__, argv, Arguments, JudgeArguments, OptimumSettings
+    )
+    judges = load_judges(given, settings.max_new_tokens)
+    scores = score_samples(
+        judges.sft,
+        [judges.reward, *([judges.gold] if judges.gold else [])],
+        judges.eval_prompts,
+        settings,
+        eos_id=judges.tokenizer.eos_token_id,
+        pad_id=judges.tokenizer.pad_token_id,
+        seed=arguments.seed,
+    )
+    table = optimum_table(scores[0], scores[1] if judges.gold else None, settings)
+    end = reliable_front(table).iloc[-1]
+    logging.info(
+        "%d prompts × %d samples: reliable up to KL %.3g, where β = %.3g gains %.3g over SFT",
+        *scores.shape[1:],
+        end.kl,
+        end.beta,
+        end.gain,
+    )
+    table.to_csv(Path(arguments.out), index=False)
+
+
+if __name__ == "__main__":
+    main()
