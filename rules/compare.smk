@@ -1,67 +1,7 @@
 # Answers side by side (section compare_answers): each contestant's answers → judgements of each judge
 # → win rates and graded scores → matrices. `snakemake compare_answers` makes those of the config.
-import json
 
-COMPARISONS = read_comparisons(config)
 SIDE_BY_SIDE = expand(f"{RESULTS}/figures/{{comparison}}/side_by_side.svg", comparison=COMPARISONS)
-
-
-wildcard_constraints:
-    comparison="|".join(COMPARISONS) or "none",
-    contestant=r"[\w.-]+",
-    judge=r"[\w.-]+",
-
-
-def answers(w):
-    """The contestants' files of answers, in the config's order."""
-    comparison = COMPARISONS[w.comparison]
-    return [
-        comparison.stored.get(name, f"{RESULTS}/answer_prompts/{w.comparison}/{name}/answers.json")
-        for name in comparison.contestants
-    ]
-
-
-def own_policy(w):
-    """The run's result that a contestant is; None for another checkpoint."""
-    given = COMPARISONS[w.comparison].contestants[w.contestant]
-    return policy_result(PLAN, given["policy"]) if "policy" in given else None
-
-
-def answering(w, input):
-    """Who answers what, and how: flags of answer_prompts."""
-    comparison = COMPARISONS[w.comparison]
-    given = {
-        "policy": input.policy or comparison.contestants[w.contestant].get("path"),
-        "name": w.contestant,
-        "prompts": comparison.prompts,
-        "instructions": input.instructions or None,
-        "data": input.data or None,
-        "seed": config["seed"],
-        "batch_size": config["evaluate_policy"]["batch_size"],
-    }
-    for key in ("max_prompt_tokens", "max_new_tokens", "temperature"):
-        given[key] = getattr(comparison, key) or config["policy"][key]
-    return flags(given) + (f" --parents {input.parents}" if input.parents else "")
-
-
-def judge(w):
-    """The config of a judge."""
-    return COMPARISONS[w.comparison].judges[w.judge]
-
-
-def judging(w, input):
-    """Who judges what: flags of judge_answers."""
-    comparison = COMPARISONS[w.comparison]
-    return flags(
-        {
-            "judge": json.dumps(judge(w), sort_keys=True),
-            "pairs": comparison.pairs,
-            "prompts": comparison.prompts,
-            "reward_model": input.reward_model or None,
-            "sft": input.sft or None,
-            "as_messages": True if comparison.stored else None,
-        }
-    )
 
 
 rule answer_prompts:
@@ -86,9 +26,10 @@ rule answer_prompts:
         gpu=GPUS_OF_A_JOB,
     params:
         settings=answering,
+        unkeyed=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
         "python -m warpflow.jobs run --makes {output.answers} --log {log} "
-        "--gpus {resources.gpu} --inputs {input} -- "
+        "--gpus {resources.gpu} --inputs {input} --unkeyed {params.unkeyed:q} -- "
         "python scripts/answer_prompts.py --out {output.answers} {params.settings}"
 
 
