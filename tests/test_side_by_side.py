@@ -30,6 +30,7 @@ from warpflow.side_by_side import (
     is_contradicting,
     list_pairs,
     side_by_side_table,
+    wilson_interval,
 )
 
 THRESHOLDS = (0.1, 0.5, 1.0)
@@ -133,24 +134,34 @@ def test_rates_leave_out_failed_judgements() -> None:
 
 def test_too_few_prompts_give_no_interval_and_say_so() -> None:
     few, enough = (
-        compare_pair(np.ones(n) * [(-1) ** i for i in range(n)], np.ones(n), np.ones(n), 0.95, 0)
+        compare_pair(np.array([1.0, -1.0] * 9)[:n], np.ones(n), np.ones(n), 0.95, 0)
         for n in (9, 10)
     )
-    assert math.isnan(few["score_low"]) and math.isnan(few["win_rate_high"])
+    assert not {"score_low", "win_rate_high"} & set(few)
     assert few["note"] == "no interval: 9 prompts, needs 10"
     assert enough["score_low"] < enough["score"] < enough["score_high"]
-    assert enough["note"] == ""
+    assert "note" not in enough
+
+
+def test_prompts_that_all_agree_give_a_rate_but_no_score_an_interval() -> None:
+    """The bootstrap of equal values has no width: it would say that ten prompts settle it."""
+    found = compare_pair(np.ones(10), np.ones(10), np.ones(10), 0.95, 0)
+    assert found["note"] == "no interval of the score: all 10 are the same"
+    assert found["win_rate"] == 1
+    assert 0.5 < found["win_rate_low"] < 0.9
 
 
 def test_intervals_hold_the_mean_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
-    chances = [0.1, 0.2, 0.3, 0.4]
-    mean = np.dot([-1, 0, 0.5, 1], chances)
-    held = 0
-    for seed in range(200):
-        low, high = bootstrap_interval(rng.choice([-1, 0, 0.5, 1], 60, p=chances), 0.8, seed)
-        held += low <= mean <= high
-    assert 0.7 < held / 200 < 0.9
+    values, chances = np.array([-1, 0, 0.5, 1]), [0.1, 0.2, 0.3, 0.4]
+    held = np.zeros(2)
+    for seed in range(300):
+        drawn = rng.choice(values, 60, p=chances)
+        low, high = bootstrap_interval(drawn, 0.8, seed)
+        held[0] += low <= np.dot(values, chances) <= high
+        low, high = wilson_interval((drawn > 0).mean(), 60, 0.8)
+        held[1] += low <= 0.7 <= high
+    assert ((held / 300 > 0.72) & (held / 300 < 0.88)).all()
 
 
 def test_the_table_has_a_row_for_each_pair_and_judge() -> None:

@@ -30,8 +30,8 @@ from warpflow.plotting import (
     split_by,
 )
 
-CELL = 0.62  # inches that a cell's three lines of text need
-WIDE = 5  # contestants; more of them get a row of the figure for each judge
+CELL = 0.65  # inches that a cell's lines of text need
+WIDE = 4  # contestants; more of them get a row of the figure for each judge
 MIRRORED = {"a": "b", "b": "a", "length_a": "length_b", "length_b": "length_a"}
 
 
@@ -83,16 +83,21 @@ def mirror(row: dict) -> dict:
 
 
 def cell_text(row: dict) -> str:
-    """Win and tie rate; graded score with its interval, where there is one; lengths; failures."""
+    """Win and tie rate; graded score, its interval where there is one; lengths; failures."""
     if not row["n"]:
         return f"no judgement\n({row['failed']:.0f} failed)"
-    lines = [f"{row['win_rate']:.0%} (ties {row['tie_rate']:.0%})"]
-    interval = f" [{row['score_low']:+.2f}, {row['score_high']:+.2f}]"
-    lines.append(f"{row['score']:+.2f}{'' if math.isnan(row['score_low']) else interval}")
+    lines = [f"{row['win_rate']:.0%} (ties {row['tie_rate']:.0%})", signed(row["score"])]
+    if not math.isnan(row["score_low"]):
+        lines.append(f"[{signed(row['score_low'])}, {signed(row['score_high'])}]")
     lines.append(f"{row['length_a']:.0f} : {row['length_b']:.0f} chars")
     if row["failed"]:
         lines.append(f"{row['failed']:.0f} failed")
     return "\n".join(lines)
+
+
+def signed(value: float) -> str:
+    """+0.12, and never -0.00."""
+    return f"{round(value, 2) or 0.0:+.2f}"
 
 
 @fixed_settings

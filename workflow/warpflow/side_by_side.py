@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pandas as pd
 from warpflow.answers import Answer
 
 GRADES = (0.0, 0.5, 1.0, 1.5)
-FEWEST = 10  # prompts that a bootstrap interval needs; below it is far too narrow
+FEWEST = 10  # prompts that an interval needs; the bootstrap's is far too narrow below
 RESAMPLES = 2000
 COLUMNS = [
     "a",
@@ -82,12 +83,19 @@ def is_contradicting(first: Sequence[float | None], swapped: Sequence[float | No
 
 
 def bootstrap_interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over prompts; NaN for fewer than `FEWEST`."""
-    if len(values) < FEWEST:
-        return math.nan, math.nan
+    """Percentile bootstrap interval of the mean over prompts, of values that differ."""
     picked = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.quantile(values[picked].mean(1), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def wilson_interval(share: float, n: int, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval of a rate over n prompts; unlike the bootstrap's it has a width where
+    the rate is 0 or 1."""
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    middle = share + z2 / (2 * n)
+    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2)))
+    return (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
 
 
 def compare_pair(
@@ -100,13 +108,16 @@ def compare_pair(
     row: dict[str, Any] = {"n": len(kept), "failed": int((~is_judged).sum())}
     if not len(kept):
         return row | {"note": "no judgement"}
-    wins = (kept > 0).astype(float)
-    row |= {"win_rate": wins.mean(), "tie_rate": (kept == 0).mean(), "score": kept.mean()}
-    for name, values in (("win_rate", wins), ("score", kept)):
-        row[f"{name}_low"], row[f"{name}_high"] = bootstrap_interval(values, confidence, seed)
+    rate = float((kept > 0).mean())
+    row |= {"win_rate": rate, "tie_rate": (kept == 0).mean(), "score": kept.mean()}
     row |= {"length_a": lengths_a[is_judged].mean(), "length_b": lengths_b[is_judged].mean()}
-    too_few = f"no interval: {len(kept)} prompts, needs {FEWEST}"
-    return row | {"note": too_few if len(kept) < FEWEST else ""}
+    if len(kept) < FEWEST:
+        return row | {"note": f"no interval: {len(kept)} prompts, needs {FEWEST}"}
+    row["win_rate_low"], row["win_rate_high"] = wilson_interval(rate, len(kept), confidence)
+    if (kept == kept[0]).all():
+        return row | {"note": f"no interval of the score: all {len(kept)} are the same"}
+    row["score_low"], row["score_high"] = bootstrap_interval(kept, confidence, seed)
+    return row
 
 
 def side_by_side_table(
