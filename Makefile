@@ -5,9 +5,12 @@ BIN = $(VENV)/bin
 # The tools find one another (snakemake calls python and dvc) as in an activated environment.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run test lint docs clean lock
+.PHONY: run plan test lint docs clean lock
 run: $(VENV)/installed  ## the default run: everything, from data to report
 	snakemake --cores all
+
+plan: $(VENV)/installed  ## what a run takes: make plan [CONFIG=config/paper.yaml] [TFLOPS=400] [GROUP=main]
+	python scripts/plan_run.py --configfile $(CONFIG) $(addprefix --tflops ,$(TFLOPS)) $(addprefix --group ,$(GROUP))
 
 test: lint  ## linters, then all tests
 	pytest

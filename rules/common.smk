@@ -14,7 +14,7 @@ from snakemake.exceptions import WorkflowError
 
 from warpflow.benchmarks import benchmark_points
 from warpflow.commands import code_files, flags
-from warpflow.comparisons import (
+from warpflow.contestants import (
     JUDGE_TEMPLATE,
     OWN_REWARD_MODEL,
     policy_result,
@@ -32,7 +32,7 @@ from warpflow.plan import (
     policy_settings,
     recipe_parents,
 )
-from warpflow.slurm import submission_problem
+from warpflow.slurm import Needs, login_node_warning, submission_problem
 
 try:
     check_config(config)
@@ -193,10 +193,23 @@ if workflow.is_main_process:
 workflow.register_resource("dvc", 1)
 
 
+def needs(job):
+    """What a job asks of one node; what is not known yet counts as nothing."""
+    asked = {name: job.resources.get(name) for name in ("mem_mb", "gpu", "nodes")}
+    number = {name: value if isinstance(value, int) else 0 for name, value in asked.items()}
+    return Needs(
+        str(job.resources.get("slurm_partition", "")),
+        job.threads,
+        number["mem_mb"],
+        -(-number["gpu"] // max(1, number["nodes"])),
+    )
+
+
 onstart:
+    jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
     if workflow.executor_plugin.name == "slurm":
-        asked = {
-            str(job.resources.get("slurm_partition", "")) for job in workflow.dag.needrun_jobs()
-        }
-        if problem := submission_problem(asked - {""}):
+        if problem := submission_problem([(job.rule.name, needs(job)) for job in jobs]):
             raise WorkflowError(problem)
+    elif workflow.executor_plugin.name == "local":
+        if warning := login_node_warning({job.rule.name for job in jobs}):
+            logger.warning(warning)

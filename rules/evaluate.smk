@@ -3,7 +3,14 @@ import json
 
 TABLES = [
     f"{RESULTS}/collect_evaluations/{{group}}/{table}.csv"
-    for table in ("evaluations", "trajectories", "training", "geometry", "completions")
+    for table in (
+        "evaluations",
+        "trajectories",
+        "training",
+        "geometry",
+        "completions",
+        "optimum",
+    )
 ]
 
 
@@ -39,6 +46,34 @@ rule evaluate_policy:
         "{params.parents} {params.settings}"
 
 
+rule estimate_optimum:
+    """The best reward at each KL to SFT that any policy can have, from SFT samples; best-of-n."""
+    input:
+        code=code_files("estimate_optimum", *SCORERS),
+        sft=SFT,
+        reward_model=REWARD_MODEL,
+        data=DATA,
+    output:
+        optimum=f"{RESULTS}/estimate_optimum/optimum.csv",
+        provenance=f"{RESULTS}/estimate_optimum/provenance.json",
+    log:
+        f"{LOGS}/estimate_optimum.log",
+    benchmark:
+        f"{LOGS}/estimate_optimum.tsv"
+    threads: 1
+    resources:
+        runtime=240,
+        mem_mb=lambda w, attempt: 4000 * attempt,
+        gpu=GPUS_OF_A_JOB,
+    params:
+        settings=flags({"seed": config["seed"]} | JUDGING | config["estimate_optimum"]),
+    shell:
+        "python -m warpflow.jobs run --makes {output.optimum} --log {log} "
+        "--gpus {resources.gpu} --inputs {input} -- "
+        "python scripts/estimate_optimum.py --sft {input.sft} --data {input.data} "
+        "--out {output.optimum} {params.settings}"
+
+
 rule collect_evaluations:
     """Of a group, one tidy table each: evaluations, RL trajectories, training rows, geometry, completions."""
     input:
@@ -46,6 +81,7 @@ rule collect_evaluations:
         evaluations=lambda w: [evaluation(result) for result in evaluated(w)],
         policies=lambda w: of_group(PLAN.policies, w.group),
         merges=lambda w: of_group(PLAN.merged, w.group),
+        optimum=f"{RESULTS}/estimate_optimum/optimum.csv",
     output:
         TABLES,
         directory(f"{RESULTS}/collect_evaluations/{{group}}/metrics"),
@@ -57,4 +93,29 @@ rule collect_evaluations:
         config=json.dumps({key: config[key] for key in PLANNED}),
     shell:
         "python scripts/collect_evaluations.py --results {params.results} --out {params.out} "
-        "--group {wildcards.group} --config {params.config:q} 2>&1 | tee {log}"
+        "--group {wildcards.group} --config {params.config:q} --optimum {input.optimum} "
+        "2>&1 | tee {log}"
+
+
+rule compare_fronts:
+    """Of a group, with intervals: the paper's claims, every experiment against the base, shares of the optimum."""
+    input:
+        code=code_files("compare_fronts"),
+        tables=TABLES,
+        evaluations=lambda w: [evaluation(result) for result in evaluated(w)],
+        policies=lambda w: of_group(PLAN.policies, w.group),
+    output:
+        f"{RESULTS}/compare_fronts/{{group}}/verdicts.csv",
+        f"{RESULTS}/compare_fronts/{{group}}/comparisons.csv",
+        f"{RESULTS}/compare_fronts/{{group}}/shares.csv",
+    log:
+        f"{LOGS}/compare_fronts/{{group}}.log",
+    localrule: True
+    params:
+        results=subpath(output[0], ancestor=3),
+        tables=lambda w, input: str(Path(input.tables[0]).parent),
+        out=subpath(output[0], parent=True),
+        settings=flags({"seed": config["seed"]} | config["compare_fronts"]),
+    shell:
+        "python scripts/compare_fronts.py --results {params.results} --tables {params.tables} "
+        "--out {params.out} {params.settings} 2>&1 | tee {log}"

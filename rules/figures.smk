@@ -6,8 +6,18 @@
 
 from pathlib import Path
 
-FIGURE_NAMES = ["fronts", "eta_sweep", "lambda_sweep", "geometry", "training_curves"]
+FIGURE_NAMES = [
+    "fronts",
+    "eta_sweep",
+    "lambda_sweep",
+    "geometry",
+    "training_curves",
+    "diversity",
+    "averages",
+]
 FIGURES = [f"{RESULTS}/figures/{{group}}/{figure}.svg" for figure in FIGURE_NAMES]
+
+HTML_TABLES = ["verdicts", "comparisons", "evaluations", "completions"]
 
 for figure in FIGURE_NAMES:
 
@@ -39,11 +49,24 @@ for figure in FIGURE_NAMES:
 
 
 rule write_tables:
-    """The evaluations and some completions as HTML tables, for the report."""
+    """Verdicts, comparisons, evaluations and some completions as HTML tables, for the report."""
     input:
         code=code_files("write_tables"),
         tables=TABLES,
+        comparisons=rules.compare_fronts.output,
     output:
+        report(
+            f"{RESULTS}/figures/{{group}}/verdicts.html",
+            caption="../docs/captions/verdicts.rst",
+            category="Tables",
+            labels={"group": "{group}", "table": "verdicts"},
+        ),
+        report(
+            f"{RESULTS}/figures/{{group}}/comparisons.html",
+            caption="../docs/captions/comparisons.rst",
+            category="Tables",
+            labels={"group": "{group}", "table": "comparisons"},
+        ),
         report(
             f"{RESULTS}/figures/{{group}}/evaluations.html",
             caption="../docs/captions/evaluations.rst",
@@ -61,10 +84,11 @@ rule write_tables:
     localrule: True
     params:
         tables=lambda w, input: str(Path(input.tables[0]).parent),
+        comparisons=lambda w, input: str(Path(input.comparisons[0]).parent),
         out=subpath(output[0], parent=True),
     shell:
-        "python scripts/write_tables.py --tables {params.tables} --out {params.out} "
-        "2>&1 | tee {log}"
+        "python scripts/write_tables.py --tables {params.tables} "
+        "--comparisons {params.comparisons} --out {params.out} 2>&1 | tee {log}"
 
 
 rule report:
@@ -72,8 +96,7 @@ rule report:
     input:
         shown=[
             *FIGURES,
-            f"{RESULTS}/figures/{{group}}/evaluations.html",
-            f"{RESULTS}/figures/{{group}}/completions.html",
+            *[f"{RESULTS}/figures/{{group}}/{table}.html" for table in HTML_TABLES],
         ],
         # What is measured beside the run, where the config asks for it.
         beside=lambda w: [*SIDE_BY_SIDE, *BENCHMARK_FIGURES] if w.group == MAIN else [],

@@ -21,6 +21,10 @@ rule train_policy:
         runtime=1440,
         mem_mb=4000,
         gpu=GPUS_OF_A_JOB,
+        # One run over several GPUs or nodes (docs/gpu.md); 0: as many processes as GPUs, or one.
+        processes=0,
+        nodes=1,
+        accelerate="ddp",
     params:
         made=f"{RESULTS}/train_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/member{{member}}/checkpoint",
         states=f"{RESULTS}/states",
@@ -35,11 +39,14 @@ rule train_policy:
                 "tensorboard": f"{LOGS}/tensorboard/{w.experiment}/replicate{w.replicate}/iteration{w.iteration}/member{w.member}",
             }
         ),
-    # Under SLURM in a step of its own: there SIGTERM comes to it, and not to Snakemake alone.
+    # Under SLURM in a step of its own: there SIGTERM comes to it, and not to Snakemake alone. Over
+    # several nodes warpflow.launch makes the step.
     shell:
-        "${{SLURM_JOB_ID:+srun --overlap --ntasks=1 --cpus-per-task={threads}}} "
-        "python -m warpflow.jobs run --makes {params.made} --log {log} "
-        "--gpus {resources.gpu} --inputs {input} "
+        "step=${{SLURM_JOB_ID:+srun --overlap --ntasks=1 --cpus-per-task={threads}}}; "
+        "[ {resources.nodes} = 1 ] || step=; "
+        "$step python -m warpflow.jobs run --makes {params.made} --log {log} "
+        "--gpus {resources.gpu} --processes {resources.processes} --nodes {resources.nodes} "
+        "--accelerate {resources.accelerate} --inputs {input} "
         "--states {params.states} --unkeyed {params.unkeyed:q} -- "
         "python scripts/train_policy.py --init {input.init} --sft {input.sft} --data {input.data} "
         "--replicate {wildcards.replicate} --iteration {wildcards.iteration} --member {wildcards.member} "

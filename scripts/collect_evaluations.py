@@ -2,7 +2,8 @@
 
 Writes evaluations.csv (a row per use of a policy in an experiment), trajectories.csv and
 training.csv (rows of the RL runs), geometry.csv (angles between task vectors by layer),
-completions.csv (samples to read) and metrics/ (the headlines for `dvc metrics`).
+completions.csv (samples to read), metrics/ (the headlines for `dvc metrics`), and a copy of
+optimum.csv.
 Next in reading order: warpflow.tables.
 """
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", required=True, help="results folder")
     parser.add_argument("--config", required=True, help="JSON: the base settings and experiments")
     parser.add_argument("--group", required=True, help="main, or an entry of ablations")
+    parser.add_argument("--optimum", help="optimum.csv, the optimal front")
     parser.add_argument("--out", required=True, help="folder to write")
     arguments = parser.parse_args(argv)
     plan, out = make_plan(json.loads(arguments.config)), Path(arguments.out)
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "geometry": stacked_table(arguments.results, merged, iterations, "geometry.csv"),
         "completions": completions_table(arguments.results, rows),
     }
+    if arguments.optimum:
+        (out / "optimum.csv").write_bytes(Path(arguments.optimum).read_bytes())
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False)
     (out / "metrics").mkdir(exist_ok=True)

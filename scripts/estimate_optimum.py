@@ -13,7 +13,8 @@ from pathlib import Path
 
 from warpflow.cli import parse_arguments
 from warpflow.judging import JudgeArguments, load_judges
-from warpflow.optimum import OptimumSettings, optimum_table, reliable_front, score_samples
+from warpflow.optimum import OptimumSettings, optimum_table, reliable_front
+from warpflow.sft_samples import score_samples
 
 
 @dataclass

@@ -27,6 +27,7 @@ from warpflow.checkpoints import (
     provenance,
     read_tensors,
 )
+from warpflow.recipes import to_dtype
 from warpflow.streaming import (
     DTYPES,
     check_sources,
@@ -82,7 +83,7 @@ def merge_policies(arguments: argparse.Namespace) -> None:
     init, *policies = parents = [read_tensors(f) for f in (arguments.init, *arguments.policies)]
     check_vocabularies([arguments.init, *arguments.policies])
     check_sources(parents)
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    dtype = to_dtype(arguments.dtype)
     settings = {
         key: getattr(arguments, key) for key in ("method", "granularity", "weight", "dtype")
     }

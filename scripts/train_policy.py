@@ -1,8 +1,9 @@
 """One RL fine-tuning run: member m of iteration i, from θ_init, against its anchor (stage 1).
 
-Writes the final policy θ_m with `training.csv` (a row per logged step) and `trajectory.csv` (the
-policy evaluated along the way). What depends on the clock (progress, tokens/s, TensorBoard)
-goes to the log and to `--tensorboard`, so that the checkpoint's bytes depend on its inputs alone.
+Writes the final policy θ_m with `training.csv` (a row per logged step), `trajectory.csv` (the
+policy evaluated along the way) and `trajectory_prompts.csv` (its values of every prompt). What
+depends on the clock (progress, tokens/s, TensorBoard) goes to the log and to `--tensorboard`, so
+that the checkpoint's bytes depend on its inputs alone.
 With `--state` the run saves itself every `--save_every` steps and on SIGTERM (exit status 75), and
 goes on from there when started again, to the same bytes. Several processes share the work when it
 is started by `accelerate launch`.
@@ -31,10 +32,12 @@ from transformers import PreTrainedModel
 from warpflow.cli import parse_arguments
 from warpflow.evaluation import (
     EvaluationSettings,
+    Samples,
     distinct_n,
     entropy_per_token,
     evaluate,
     mean_and_error,
+    prompt_values,
 )
 from warpflow.judging import JudgeArguments, Judges, load_judges
 from warpflow.models import load_config, load_policy, save_checkpoint
@@ -78,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, given, settings = parse_arguments(
         __doc__, argv, Arguments, JudgeArguments, ReinforceSettings
     )
-    accelerator = Accelerator()  # of one process where nothing else was launched
+    # Of one process where nothing else was launched; several share a CPU only if they are told to.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     own_part(settings.batch_size // settings.samples_per_prompt, "batch_size / samples_per_prompt")
     with ExitStack() as stack:
         stopped = stack.enter_context(noting_termination())
@@ -114,10 +118,7 @@ def train(
     state = Path(arguments.state) if arguments.state else None
     tables = load_state(state, run, fingerprint) if state else None
     if tables is None:
-        tables = {
-            "training": [],
-            "trajectory": measure(run, judges, arguments, settings),
-        }
+        tables = {"training": []} | measure(run, judges, arguments, settings)
     else:
         logging.info("resumed after step %d from %s", run.step, state)
     seed = derive_seed(replicate, "train_policy", arguments.iteration, arguments.member)
@@ -134,7 +135,8 @@ def train(
         if row.step % arguments.log_every == 0:
             tables["training"].append(asdict(row))
         if row.step % arguments.evaluate_every == 0 or row.step == settings.steps:
-            tables["trajectory"] += measure(run, judges, arguments, settings)
+            for name, rows in measure(run, judges, arguments, settings).items():
+                tables[name] += rows
         stopping = any_process(bool(stopped), run.policy.device)
         if state and (stopping or row.step % arguments.save_every == 0):
             save_state(state, run, fingerprint, tables)
@@ -198,12 +200,11 @@ def show_progress(
         writer.close()
 
 
-def measure(
-    run: Run, judges: Judges, arguments: Arguments, settings: ReinforceSettings
-) -> list[dict[str, Any]]:
+def measure(run: Run, judges: Judges, arguments: Arguments, settings: ReinforceSettings) -> Tables:
     """Rows of trajectory.csv, one for each of `evaluate_weights`: the policy (or an average of it)
-    on the first held-out prompts; the same in every process."""
-    rows: list[dict[str, Any]] = []
+    on the first held-out prompts; and of trajectory_prompts.csv, two for each: reward and KL of
+    every prompt, a column each. The same in every process."""
+    tables: Tables = {"trajectory": [], "trajectory_prompts": []}
     for weights in settings.evaluate_weights:
         with ExitStack() as stack:
             model = run.policy
@@ -211,18 +212,22 @@ def measure(
                 scoring = run.weights(weights).scoring(run.policy.device)
                 model = stack.enter_context(scoring)
             stack.enter_context(gathered(model))
-            rows.append(
-                {"step": run.step, "weights": weights}
-                | measure_model(model, judges, arguments, settings)
-            )
-    return rows
+            samples = sample_for_trajectory(model, judges, arguments, settings)
+        key = {"step": run.step, "weights": weights}
+        tables["trajectory"].append(key | trajectory_row(samples, judges))
+        of_prompts = prompt_values(samples, 1)
+        for name in ("reward", "kl_exact"):
+            values = of_prompts[name] or []
+            columns = {str(prompt): value for prompt, value in enumerate(values)}
+            tables["trajectory_prompts"].append(key | {"quantity": name} | columns)
+    return tables
 
 
-def measure_model(
+def sample_for_trajectory(
     model: PreTrainedModel, judges: Judges, arguments: Arguments, settings: ReinforceSettings
-) -> dict[str, float | None]:
-    """Means and standard errors of one model's completions."""
-    samples = evaluate(
+) -> Samples:
+    """A completion of each of the first held-out prompts."""
+    return evaluate(
         model,
         judges.sft,
         judges.reward,
@@ -239,6 +244,10 @@ def measure_model(
         pad_id=judges.tokenizer.pad_token_id,
         seed=arguments.seed,
     )
+
+
+def trajectory_row(samples: Samples, judges: Judges) -> dict[str, float | None]:
+    """Means and standard errors of one model's completions."""
     row: dict[str, float | None] = {}
     for name in ("reward", "gold", "kl", "kl_exact", "length"):
         values = getattr(samples, name)

@@ -1,11 +1,12 @@
-"""The evaluations and a few completions of each policy as HTML tables for the report.
+"""Verdicts, comparisons, evaluations and a few completions as HTML tables for the report.
 
-Next in reading order: warpflow.tables, where the CSV tables come from.
+Next in reading order: warpflow.tables and warpflow.verdicts, where the CSV tables come from.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +16,13 @@ STYLE = """<style>
 body { font: 13px sans-serif }
 td, th { padding: 2px 8px; text-align: left }
 tr:nth-child(even) { background: #f3f3f3 }
+td[class] { font-weight: bold }
+td[class^=held], td[class=above] { color: #00693e }
+td[class^=did], td[class=below] { color: #b2182b }
 </style>
 """
+# Cells of a verdict; the class is its words.
+COLOURED = re.compile("<td>(held|did not hold|above|below)(?=</td>)")
 COLUMNS = ["experiment", "replicate", "stage", "iteration", "member", "towards", "eta", "reward"]
 COLUMNS += ["reward_se", "gold", "gold_se", "kl_exact", "kl_exact_se", "kl", "kl_se", "length"]
 COLUMNS += ["unfinished", "entropy", "distinct_1", "distinct_2", "distinct_3", "self_similarity"]
@@ -29,15 +35,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tables", required=True, help="folder of evaluations.csv, completions.csv"
     )
-    parser.add_argument("--out", required=True, help="folder to write the two HTML files to")
+    parser.add_argument(
+        "--comparisons", help="folder of verdicts.csv, comparisons.csv, where they were made"
+    )
+    parser.add_argument("--out", required=True, help="folder to write the HTML files to")
     arguments = parser.parse_args(argv)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    evaluations = pd.read_csv(Path(arguments.tables, "evaluations.csv"))[COLUMNS]
-    completions = pd.read_csv(Path(arguments.tables, "completions.csv"))
-    for name, table in {"evaluations": evaluations, "completions": completions}.items():
+    tables = {
+        "evaluations": pd.read_csv(Path(arguments.tables, "evaluations.csv"))[COLUMNS],
+        "completions": pd.read_csv(Path(arguments.tables, "completions.csv")),
+    }
+    if arguments.comparisons:
+        for name in ("verdicts", "comparisons"):
+            tables[name] = pd.read_csv(Path(arguments.comparisons, f"{name}.csv"))
+    for name, table in tables.items():
         table = table.dropna(axis="columns", how="all")
         html = table.to_html(index=False, na_rep="", float_format="{:.3f}".format, border=0)
+        html = COLOURED.sub(r'<td class="\1">\1', html)
         (out / f"{name}.html").write_text(f"<meta charset='utf-8'>{STYLE}{html}\n")
 
 

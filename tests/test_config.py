@@ -9,6 +9,7 @@ import yaml
 from snakemake.utils import update_config
 
 from warpflow.config import ConfigError, check_config
+from warpflow.optimum import OptimumSettings
 from warpflow.plan import resolve_experiments
 from warpflow.reinforce import ReinforceSettings
 from warpflow.supervised import SupervisedSettings
@@ -31,7 +32,9 @@ def test_shipped_config_is_valid(config):
     check_config(config)
 
 
-@pytest.mark.parametrize("name", ["smoke.yaml", "movie_sentences.yaml", "ablations.yaml"])
+@pytest.mark.parametrize(
+    "name", ["smoke.yaml", "movie_sentences.yaml", "ablations.yaml", "full.yaml"]
+)
 def test_shipped_overlays_are_valid(config, name, tmp_path, monkeypatch):
     overlay = yaml.safe_load((CONFIG / name).read_text())
     update_config(config, overlay)  # as Snakemake lays one file over another
@@ -58,7 +61,7 @@ def test_shipped_overlays_are_valid(config, name, tmp_path, monkeypatch):
         (("train_policy", "batch_size"), 15, ["batch_size", "15", "samples_per_prompt"]),
         (("train_policy", "samples_per_prompt"), 1, ["samples_per_prompt", "rloo"]),
         (("train_policy", "anchor_memory"), "bfloat16", ["anchor_memory", "compute_dtype"]),
-        (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 3"]),
+        (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 4"]),
         (("policy", "max_new_tokens"), 500, ["max_new_tokens", "max_position_embeddings = 128"]),
         (("policy", "path"), "./nowhere", ["policy.path", "config.json", "./nowhere"]),
         (("rewards", "length"), 1, ["rewards.length", "unknown key", "package.module:function"]),
@@ -221,6 +224,13 @@ def test_messages_need_a_chat_template(config, tmp_path, where):
         check_config(config)
 
 
+def test_too_few_samples_for_the_optimum(config):
+    config["estimate_optimum"]["samples_per_prompt"] = 60
+    text = message(config)
+    assert "estimate_optimum.samples_per_prompt: 60 samples" in text
+    assert "min_ess = 50" in text
+
+
 def test_settings_are_spelt_alike_in_config_schema_and_code(config):
     """A key means one thing: the dataclasses that scripts parse have the schema's keys."""
     schema = yaml.safe_load((CONFIG / "schema.yaml").read_text())["properties"]
@@ -229,6 +239,10 @@ def test_settings_are_spelt_alike_in_config_schema_and_code(config):
     fields = set(ReinforceSettings.__dataclass_fields__) - {"temperature", "max_new_tokens"}
     assert fields < set(schema["train_policy"]["properties"])
     assert set(SupervisedSettings.__dataclass_fields__) == set(schema["train_sft"]["properties"])
+    fields = set(OptimumSettings.__dataclass_fields__) - {"temperature", "max_new_tokens"}
+    assert (
+        fields == set(schema["estimate_optimum"]["properties"]) == set(config["estimate_optimum"])
+    )
 
 
 def test_experiments_do_not_change_the_base(config):

@@ -21,9 +21,9 @@ from warpflow.optimum import (
     optimum_at,
     optimum_table,
     reliable_front,
-    score_samples,
     tilt,
 )
+from warpflow.sft_samples import score_samples
 
 SETTINGS = OptimumSettings(
     prompts=3,

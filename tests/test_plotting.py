@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from warpflow import plotting
-from warpflow.plotting import FigureStyle
+from warpflow.plotting import FigureStyle, plot_fronts
+from warpflow.plotting_averages import plot_averages
 from warpflow.plotting_cli import TABLE_COLUMNS, read_tables
+from warpflow.plotting_diversity import plot_diversity
 
 ROOT = Path(__file__).resolve().parents[1]
 ETAS = (0.0, 0.3, 0.5, 1.0)
@@ -273,6 +275,26 @@ def test_fronts_draw_every_front_with_the_numbers_of_the_table(tables: Tables) -
     assert {"warp", "lerp", "one_run", "sft_anchor_beta_0.1", "iteration 2", "SFT"} <= set(
         legend_texts(figure)
     )
+
+
+def optimum_table() -> pd.DataFrame:
+    kl = [0.0, 1.0, 4.0]
+    table = pd.DataFrame({"kind": "optimum", "kl": kl, "reward": [7, 8, 9], "gold": [1, 2, 0]})
+    best = table.iloc[:2].assign(kind="best_of_n")
+    return pd.concat([table.assign(reliable=[True, True, False]), best.assign(reliable=True)])
+
+
+def test_fronts_draw_the_reliable_optimum_from_the_star_on(tables: Tables) -> None:
+    arguments = tables["evaluations"], tables["trajectories"], STYLE
+    figure = plot_fronts(*arguments, optimum_table())
+    for axes, gains in zip(figure.axes, ([0, 1], [0, 1]), strict=True):
+        star = heights(lines(axes)["SFT"])[0]
+        for kind in ("optimum", "best_of_n"):
+            line = lines(axes)[kind]
+            assert np.asarray(line.get_xdata()).tolist() == [0, 1], "the last one is unreliable"
+            assert heights(line) - star == pytest.approx(gains)
+    assert {"optimal front", "best of n"} <= set(legend_texts(figure))
+    assert not {"optimal front", "best of n"} & set(legend_texts(plot_fronts(*arguments)))
 
 
 def test_fronts_draw_shared_runs_once(tables: Tables) -> None:
@@ -639,3 +661,47 @@ def test_tables_that_hold_only_a_header_are_drawn_as_messages(tmp_path: Path) ->
 def test_a_bad_style_names_its_key(key: str, value: object, hint: str) -> None:
     with pytest.raises(ValueError, match=rf"figures\.{key}.*{hint}"):
         FigureStyle(**{key: value})  # type: ignore[arg-type]
+
+
+def test_diversity_draws_what_was_measured_against_kl() -> None:
+    tables = make_tables()
+    evaluations = tables["evaluations"].assign(entropy=1.5, length=20.0, self_similarity=np.nan)
+    trajectories = tables["trajectories"].assign(entropy=1.4, entropy_se=np.nan)
+    figure = plot_diversity(evaluations, trajectories, FigureStyle())
+    panels = {axes.get_ylabel(): axes for axes in figure.axes}
+    assert set(panels) == {"Entropy (nats per token)", "Length (tokens)"}
+    fronts = lines_of(panels["Entropy (nats per token)"], "front: ")
+    assert fronts and all(set(line.get_ydata()) == {1.5} for line in fronts)
+    assert lines_of(panels["Entropy (nats per token)"], "trajectory: ")
+    assert not lines_of(panels["Length (tokens)"], "trajectory: "), "not measured on the way"
+
+
+def lines_of(axes: Axes, prefix: str) -> list[Line2D]:
+    labelled = [*axes.lines, *axes.containers]
+    found = [item for item in labelled if str(item.get_label()).startswith(prefix)]
+    return [item if isinstance(item, Line2D) else item.lines[0] for item in found]
+
+
+def test_averages_draw_a_line_for_each_kind_of_weights() -> None:
+    tables = make_tables()
+    run = tables["trajectories"].query("experiment == 'one_run'")
+    others = [run.assign(weights=kind, reward=run["reward"] + 1) for kind in ("ema", "average")]
+    trajectories = pd.concat([tables["trajectories"], *others])
+    figure = plot_averages(tables["evaluations"], trajectories, FigureStyle())
+    lines = lines_of(figure.axes[0], "one_run, iteration 1: ")
+    assert [line.get_label() for line in figure.axes[0].containers] == [
+        "one_run, iteration 1: policy",
+        "one_run, iteration 1: EMA, rate μ",
+        "one_run, iteration 1: mean of all steps",
+    ]
+    assert lines[1].get_ydata() == pytest.approx(lines[0].get_ydata() + 1)
+    # The other figures keep to the policies.
+    before = plot_fronts(tables["evaluations"], tables["trajectories"], FigureStyle())
+    after = plot_fronts(tables["evaluations"], trajectories, FigureStyle())
+    assert len(after.axes[0].lines) == len(before.axes[0].lines)
+
+
+def test_without_averages_the_figure_says_what_to_set() -> None:
+    tables = make_tables()
+    figure = plot_averages(tables["evaluations"], tables["trajectories"], FigureStyle())
+    assert "evaluate_weights" in figure.axes[0].texts[0].get_text()

@@ -181,6 +181,10 @@ def test_train_policy_logs_steps_and_trajectory(results):
     assert trajectory.kl_exact[0] == 0  # step 0 is the SFT policy
     assert trajectory.gold.notna().all()
     assert trajectory[["entropy", "distinct_2"]].gt(0).all(axis=None)
+    prompts = pd.read_csv(folder / "trajectory_prompts.csv").set_index(["quantity", "step"])
+    for quantity in ("reward", "kl_exact"):
+        means = prompts.loc[quantity].drop(columns="weights").mean(axis=1)
+        assert means.tolist() == pytest.approx(trajectory[quantity].tolist(), rel=1e-4, abs=1e-6)
 
 
 def test_train_policy_is_deterministic_and_members_differ(results, tmp_path):
@@ -242,7 +246,13 @@ def test_merge_interpolate_evaluate_collect(results, tmp_path):
     metrics = json.loads((tables / "metrics/warp.iteration1.json").read_text())
     assert metrics["eta"] == 0.5
     assert metrics["reward"] == pytest.approx(document["metrics"]["reward"], rel=1e-5)
-    write_tables.main(flags(tables=tables, out=tmp_path / "figures"))
+    pd.DataFrame({"claim": ["1", "2"], "verdict": ["held", "undecided"]}).to_csv(
+        tables / "verdicts.csv"
+    )
+    pd.DataFrame({"experiment": ["a"], "result": ["below"]}).to_csv(tables / "comparisons.csv")
+    write_tables.main(flags(tables=tables, comparisons=tables, out=tmp_path / "figures"))
+    assert '<td class="held">held</td>' in (tmp_path / "figures/verdicts.html").read_text()
+    assert '<td class="below">below</td>' in (tmp_path / "figures/comparisons.html").read_text()
     assert "review of the" in (tmp_path / "figures/completions.html").read_text()
 
 

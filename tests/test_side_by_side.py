@@ -19,7 +19,7 @@ from test_scripts import flags
 
 from warpflow.answer_scores import function_scores, model_scores
 from warpflow.answers import Answer, match_answers, read_answers
-from warpflow.comparisons import policy_result
+from warpflow.contestants import policy_result
 from warpflow.models import save_checkpoint
 from warpflow.plan import make_plan
 from warpflow.side_by_side import (

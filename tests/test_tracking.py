@@ -100,7 +100,7 @@ def computed_since(folder: Path, started: float) -> list[str]:
     """Heavy jobs and evaluations that ran after `started` and computed, by their logs."""
     logs = [
         path
-        for rule in (*HEAVY, "evaluate_policy")
+        for rule in (*HEAVY, "evaluate_policy", "estimate_optimum")
         for pattern in (f"{rule}.log", f"{rule}/**/*.log")
         for path in (folder / "results/logs").glob(pattern)
     ]

@@ -15,6 +15,16 @@ from warpflow.recipes import compose
 
 pytestmark = pytest.mark.workflow
 
+FIGURES = (
+    "fronts",
+    "eta_sweep",
+    "lambda_sweep",
+    "geometry",
+    "training_curves",
+    "diversity",
+    "averages",
+)
+
 
 def test_everything_is_made(finished):
     results = finished / "results"
@@ -22,10 +32,16 @@ def test_everything_is_made(finished):
     names = {path.name for path in tables.iterdir()}
     assert names >= {"evaluations.csv", "trajectories.csv", "geometry.csv", "completions.csv"}
     figures = {path.name for path in (results / "figures/main").iterdir()}
-    for figure in ("fronts", "eta_sweep", "lambda_sweep", "geometry", "training_curves"):
+    for figure in FIGURES:
         assert {f"{figure}.svg", f"{figure}.png"} <= figures
     report = (results / "report/main.html").read_text()
     assert "fronts.svg" in report
+    verdicts = pd.read_csv(results / "compare_fronts/main/verdicts.csv").set_index("claim")
+    assert verdicts.verdict["2"] == "undecided", "of 8 prompts nothing is said"
+    assert verdicts.estimate["2"] != 0
+    optimum = pd.read_csv(tables / "optimum.csv")
+    assert set(optimum.kind[optimum.reliable]) == {"optimum", "best_of_n"}
+    assert "verdicts.html" in report
     metrics = json.loads((tables / "metrics/warp.iteration2.json").read_text())
     assert metrics["eta"] == 1
     assert metrics["kl_exact"] > 0
@@ -70,10 +86,10 @@ def test_content_decides_not_clocks(finished):
 
 def test_new_eta_runs_only_its_jobs(finished, overlay):
     jobs = planned(finished, *overlay(interpolate_policy={"etas": [0.5, 1, 0.25]}))
-    assert jobs.pop("interpolate_policy") == jobs.pop("evaluate_policy") == 3  # warp × 2, lerp
-    assert set(jobs) == {"collect_evaluations", "write_tables"} | {
-        f"plot_{name}"
-        for name in ("fronts", "eta_sweep", "lambda_sweep", "geometry", "training_curves")
+    points = 4  # warp × 2, lerp, one run anchored to SFT
+    assert jobs.pop("interpolate_policy") == jobs.pop("evaluate_policy") == points
+    assert set(jobs) == {"collect_evaluations", "compare_fronts", "write_tables"} | {
+        f"plot_{name}" for name in FIGURES
     }
 
 
@@ -281,3 +297,23 @@ def make_reward_model(folder, make_model, make_tokenizer) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def test_a_group_has_its_own_tables_and_report_and_shares_the_runs(finished, tmp_path):
+    folder = copy_finished(finished, tmp_path / "project")
+    assert planned(folder, *SMOKE, "--", "length")["train_policy"] == 1
+    snakemake(folder, *SMOKE, "--", "length")
+    results = folder / "results"
+    table = pd.read_csv(results / "collect_evaluations/length/evaluations.csv")
+    assert set(table.experiment) == {"warp", "length_penalty", "slerp_with_and_without"}
+    main = pd.read_csv(results / "collect_evaluations/main/evaluations.csv")
+    ours, theirs = (t[t.experiment == "warp"].set_index("policy")["reward"] for t in (table, main))
+    pd.testing.assert_series_equal(ours, theirs)
+    assert "length_penalty" in (results / "report/length.html").read_text()
+    assert "Nothing to be done" in snakemake(folder, "-n", *SMOKE), "the default run is as it was"
+
+
+def test_replicates_repeat_all_but_what_comes_before_rl(finished, overlay):
+    jobs = planned(finished, *overlay(replicates=3))
+    assert jobs["train_policy"] == 2 * 5  # those of two more replicates
+    assert "train_sft" not in jobs

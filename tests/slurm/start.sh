@@ -10,6 +10,7 @@
 #   SLURM_NODES      virtual nodes n1, n2, …            (2)
 #   SLURM_CPUS, SLURM_MEM_MB, SLURM_GPUS   that each node claims to have  (8, 8000, 2)
 #   SLURM_KILLWAIT   seconds from SIGTERM to SIGKILL    (10)
+#   SLURM_ACCOUNTING not empty: with slurmdbd and a MariaDB of its own, so that sacct knows all jobs
 #   SLURM_PROCTRACK  cgroup (as in production: memory limits, devices and signals are real),
 #                    linuxproc (needs nothing), or auto (auto)
 set -euo pipefail
@@ -23,13 +24,16 @@ KILLWAIT=${SLURM_KILLWAIT:-10}
 PROCTRACK=${SLURM_PROCTRACK:-auto}
 HOST=$(hostname -s)
 PORT=16817
+ACCOUNTING=${SLURM_ACCOUNTING:-}
 PACKAGES=(munge slurmctld slurmd slurm-client)
+[ -z "$ACCOUNTING" ] || PACKAGES+=(slurmdbd mariadb-server)
+CONFIGS=(slurm.conf gres.conf cgroup.conf slurmdbd.conf)
 unset SLURM_CONF # Snakemake's plugin drops it in jobs: the configuration must lie in /etc/slurm
 
 cannot() { echo "no SLURM here: $*" >&2; exit 77; }
 
 # The daemon of this pid file runs, and its pid has not been given to something else since.
-alive() { [ -s "$1" ] && grep -qE '^(slurm|munged)' "/proc/$(cat "$1")/comm" 2>/dev/null; }
+alive() { [ -s "$1" ] && grep -qE '^(slurm|munged|mariadbd)' "/proc/$(cat "$1")/comm" 2>/dev/null; }
 
 until_true() { # seconds, command …
   local end=$((SECONDS + $1)); shift
@@ -92,7 +96,13 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=2
 # where there are no cgroups, the sampler enforces memory limits
 $([ "$PROCTRACK" = cgroup ] || echo JobAcctGatherParams=OverMemoryKill,UsePss)
-AccountingStorageType=accounting_storage/none
+$(if [ -n "$ACCOUNTING" ]; then
+    echo AccountingStorageType=accounting_storage/slurmdbd
+    echo AccountingStorageHost=localhost
+    echo AccountingStoragePort=$((PORT + 100))
+    echo AccountingStorageTRES=gres/gpu
+    echo AccountingStoreFlags=job_comment # Snakemake's plugin writes the rule there
+  else echo AccountingStorageType=accounting_storage/none; fi)
 # virtual nodes may claim more than the host has
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
@@ -114,6 +124,7 @@ $(for i in $(seq "$NODES"); do
 PartitionName=main   Nodes=ALL MaxTime=INFINITE PriorityTier=5 Default=YES
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 CONF
+  [ -z "$ACCOUNTING" ] || write_accounting_config
   # Character devices of no driver (major 240 is for local use): opening one that the job owns says
   # ENXIO, another EPERM. Without cgroups, links to /dev/null will do.
   rm -f "$D"/dev/*
@@ -137,16 +148,46 @@ ConstrainDevices=yes
 CONF
 }
 
+write_accounting_config() {
+  cat > "$D/etc/slurmdbd.conf" <<CONF
+AuthType=auth/munge
+DbdHost=localhost
+DbdPort=$((PORT + 100))
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort=$((PORT + 101))
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=warpflow
+LogFile=$D/log/slurmdbd.log
+PidFile=$D/run/slurmdbd.pid
+CONF
+  chmod 600 "$D/etc/slurmdbd.conf"
+  cat > "$D/etc/mariadb.cnf" <<CONF
+[mysqld]
+user=mysql
+datadir=$D/database
+socket=$D/run/mariadb.sock
+pid-file=$D/run/mariadb.pid
+port=$((PORT + 101))
+bind-address=127.0.0.1
+log-error=$D/log/mariadb.log
+innodb_buffer_pool_size=64M
+skip-name-resolve
+CONF
+}
+
 ours() { [ -L "$1" ] && [[ $(readlink "$1") == "$D"/* ]]; }
 
 link_config() {
   local file
   mkdir -p /etc/slurm
-  for file in slurm.conf gres.conf cgroup.conf; do
+  for file in "${CONFIGS[@]}"; do
     [ ! -e "/etc/slurm/$file" ] || ours "/etc/slurm/$file" ||
       cannot "/etc/slurm/$file is of another cluster"
   done
-  for file in slurm.conf gres.conf cgroup.conf; do
+  for file in "${CONFIGS[@]}"; do
     rm -f "/etc/slurm/$file"
     [ ! -e "$D/etc/$file" ] || ln -s "$D/etc/$file" "/etc/slurm/$file"
   done
@@ -167,11 +208,33 @@ start_munge() {
   cp /run/munge/munged.pid "$D/run/munged.pid"
 }
 
+sql() { mariadb --no-defaults --socket="$D/run/mariadb.sock" "$@"; }
+listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+start_accounting() { # its own database, on its own port; the machine's, if any, is left alone
+  if ! alive "$D/run/mariadb.pid"; then
+    if [ ! -d "$D/database/mysql" ]; then
+      mkdir -p "$D/database"; chown mysql:mysql "$D/database"
+      mariadb-install-db --no-defaults --user=mysql --datadir="$D/database" \
+        --auth-root-authentication-method=normal >"$D/log/mariadb.log" 2>&1
+    fi
+    chmod 777 "$D/run"; touch "$D/log/mariadb.log"; chown mysql "$D/log/mariadb.log"
+    setsid mariadbd --defaults-file="$D/etc/mariadb.cnf" >/dev/null 2>&1 </dev/null &
+    until_true 30 sql -e 'select 1' || { tail "$D/log/mariadb.log" >&2; exit 1; }
+    sql -e "create database if not exists warpflow;
+      create user if not exists slurm@'127.0.0.1' identified by 'slurm';
+      grant all on warpflow.* to slurm@'127.0.0.1';"
+  fi
+  alive "$D/run/slurmdbd.pid" || slurmdbd
+  until_true 30 listens $((PORT + 100)) || { tail "$D/log/slurmdbd.log" >&2; exit 1; }
+}
+
 controller_up() { scontrol ping | grep -q UP; }
 nodes_up() { [ "$(sinfo -h -N -p main -o %T | grep -Ec '^(idle|mixed|allocated)$')" = "$NODES" ]; }
 
 start_daemons() {
   local i
+  [ -z "$ACCOUNTING" ] || start_accounting
   alive "$D/run/slurmctld.pid" || slurmctld
   until_true 20 controller_up || { tail "$D/log/slurmctld.log" >&2; exit 1; }
   for i in $(seq "$NODES"); do alive "$D/run/slurmd.n$i.pid" || slurmd -N "n$i"; done
@@ -200,16 +263,16 @@ case ${1:-start} in
     start_daemons ;;
   stop)
     ! alive "$D/run/slurmctld.pid" || timeout 20 scancel --user root || true
-    for file in "$D"/run/slurmd.*.pid "$D"/run/slurmctld.pid "$D"/run/munged.pid; do
+    for file in "$D"/run/slurmd.*.pid "$D"/run/{slurmctld,slurmdbd,mariadb,munged}.pid; do
       [ ! -e "$file" ] || end "$file"
     done
-    for file in slurm.conf gres.conf cgroup.conf; do
+    for file in "${CONFIGS[@]}"; do
       ! ours "/etc/slurm/$file" || rm -f "/etc/slurm/$file"
     done
     for i in $(seq "$NODES"); do
       find /sys/fs/cgroup/*/slurm_n"$i" -depth -type d -exec rmdir {} \; 2>/dev/null || true
     done
-    rm -rf "$D"/{state,spool,run} ;;
+    rm -rf "$D"/{state,spool,run,database} ;;
   status) scontrol ping; sinfo -N -l; squeue ;;
   *) echo "usage: $0 [start|stop|status]" >&2; exit 2 ;;
 esac

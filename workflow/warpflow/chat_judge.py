@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from warpflow.answers import Answer
-from warpflow.comparisons import JUDGE_TEMPLATE
+from warpflow.contestants import JUDGE_TEMPLATE
 from warpflow.prompts import is_messages
 
 FIELDS = ("instruction", "first", "second")  # what a template is filled with

@@ -1,126 +1,121 @@
-"""Section `compare_answers` of the config: who answers, who judges, which policy a name means."""
+"""Every experiment against the base one, and every policy against the best that there can be."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-from warpflow.answers import match_answers, read_answers
-from warpflow.plan import SFT, Plan, eta_text
+import numpy as np
+import pandas as pd
 
-OWN_REWARD_MODEL = "train_reward_model"
-JUDGE_TEMPLATE = "config/judge_prompt.txt"  # the question to a chat judge that names no other
+from warpflow.measurements import USE, Measurements
+from warpflow.optimum import optimum_at, reliable_front
+from warpflow.statistics import (
+    Array,
+    Curve,
+    difference_at,
+    hypervolume,
+    interval,
+    mean_difference,
+)
+
+KL_SHARES = (0.25, 0.5, 0.75)  # of the common range, where differences are listed one by one
+
+Row = dict[str, object]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One comparison; defaults stand in config/schema.yaml too, for whoever reads config/README.md.
+def comparisons_table(measured: Measurements, confidence: float) -> pd.DataFrame:
+    """comparisons.csv: the last front of each experiment minus the base experiment's, at the same
+    iteration and at the base's last.
 
-    Attributes:
-        contestants: by name, each a `policy` of the run, a `path` of a checkpoint or a file of
-            stored `answers`.
-        judges: by name, each a `function`, a `reward_model` or a `chat` endpoint.
+    Columns: `measure` is `mean reward` (and `mean gold`) over the KLs from `kl_low` to `kl_high`
+    that both reach, `reward` at one KL, or `hypervolume` up to `kl_high`, the larger KL of both;
+    `estimate`, `low`, `high` of the difference, and `result`: above, below, undecided, or why not.
     """
-
-    contestants: dict[str, dict[str, str]]
-    judges: dict[str, dict[str, Any]]
-    prompts: int | None = None
-    pairs: str = "all"
-    thresholds: tuple[float, ...] = (0.1, 0.5, 1.0)
-    confidence: float = 0.95
-    max_prompt_tokens: int | None = None
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-
-    @property
-    def stored(self) -> dict[str, str]:
-        """Files of stored answers, by contestant. The first one's instructions are the prompts."""
-        return {name: c["answers"] for name, c in self.contestants.items() if "answers" in c}
-
-    @property
-    def sampled(self) -> dict[str, str]:
-        """Policies that answer here, by contestant: of the run, or a checkpoint's path."""
-        return {
-            name: next(iter(c.values()))
-            for name, c in self.contestants.items()
-            if "answers" not in c
-        }
+    rows = []
+    last = measured.iterations(measured.base)[-1]
+    for name in measured.experiments[1:]:
+        own = measured.iterations(name)[-1]
+        for i in sorted({min(own, last), last}):
+            key: Row = {"experiment": name, "iteration": own}
+            key |= {"against": measured.base, "against_iteration": i}
+            for found in compare(measured, confidence, (name, own), (measured.base, i)):
+                rows.append(key | found)
+    columns = ["experiment", "iteration", "against", "against_iteration", "measure", "kl_low"]
+    columns += ["kl_high", "estimate", "low", "high", "result", "prompts", "replicates"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def read_comparisons(config: Mapping[str, Any]) -> dict[str, Comparison]:
-    """The comparisons of a config; one that is null is left out."""
-    given = config["compare_answers"]
-    return {name: Comparison(**section) for name, section in given.items() if section is not None}
+def compare(
+    measured: Measurements, confidence: float, first: tuple[str, int], second: tuple[str, int]
+) -> Iterator[Row]:
+    """Rows of one pair of fronts, none where a front is missing."""
+    for quantity in ("reward", "gold") if measured.has_gold else ("reward",):
+        a, b = (measured.front(*arm, quantity) for arm in (first, second))
+        if a is None or b is None:
+            return
+        found = mean_difference([a], [b])
+        if found is None:
+            yield {"measure": f"mean {quantity}", "result": "no KL in common"}
+            continue
+        draws, (low, high) = found
+        yield difference_row(measured, confidence, f"mean {quantity}", draws, low, high)
+        if quantity == "reward" and high > low:
+            yield from rows_at(measured, confidence, a, b, low, high)
 
 
-def policy_result(plan: Plan, name: str) -> str:
-    """The result that a policy's name means: itself, or ``experiment/iteration/η`` for a point of
-    a LITI front in replicate 1 (warp/2/0.5).
+def rows_at(
+    measured: Measurements, confidence: float, a: Curve, b: Curve, low: float, high: float
+) -> Iterator[Row]:
+    """Differences at some KLs of the common range, and of the hypervolumes."""
+    kls = low + (high - low) * np.array(KL_SHARES)
+    for kl, draws in zip(kls, difference_at([a], [b], kls).T, strict=True):
+        yield difference_row(measured, confidence, "reward", draws, kl, kl)
+    end, floor = max(a.ends()[1], b.ends()[1]), measured.sft_reward()
+    draws = hypervolume(a, floor, end) - hypervolume(b, floor, end)
+    yield difference_row(measured, confidence, "hypervolume", draws, 0.0, end)
 
-    Raises:
-        ValueError: the run has no such policy.
+
+def difference_row(
+    measured: Measurements, confidence: float, measure: str, draws: Array, low: float, high: float
+) -> Row:
+    estimate, least, most = interval(draws, confidence)
+    result = "above" if least > 0 else "below" if most < 0 else "undecided"
+    if not measured.has_enough_prompts:
+        result = "too few prompts"
+    row: Row = {"measure": measure, "kl_low": low, "kl_high": high, "estimate": estimate}
+    row |= {"low": least, "high": most, "result": result}
+    return row | {"prompts": measured.prompts, "replicates": measured.replicates}
+
+
+# ----------------------------------------------------------------------- share of the optimum
+
+
+def shares_table(
+    measured: Measurements, optimum: pd.DataFrame, confidence: float, seed: int
+) -> pd.DataFrame:
+    """shares.csv: of each use of a policy, its gain in reward over SFT as a share of the optimal
+    policy's gain at the same KL.
+
+    The optimum is of other samples than the policies, so its own error is drawn from a normal of
+    its standard error, one draw for the whole front, whose points rise and fall together. The
+    share is empty where KL is 0 or beyond the reliable end of the optimal front.
     """
-    known = {SFT, *plan.policies.values(), *plan.merged.values(), *plan.points.values()}
-    if name in known:
-        return name
-    experiment, *rest = name.split("/")
-    if len(rest) == 2 and experiment in plan.experiments:
-        front = plan.experiments[experiment].interpolate_policy["towards"]
-        points = {
-            f"{i}/{eta}": result
-            for (e, r, i, towards, eta), result in plan.points.items()
-            if (e, r, towards) == (experiment, 1, front)
-        }
-        short = f"{rest[0]}/{eta_text(float(rest[1]))}" if is_number(rest[1]) else ""
-        if short in points:
-            return points[short]
-        raise ValueError(
-            f"the run has no policy {name!r}; expected one of "
-            + ", ".join(f"{experiment}/{point}" for point in points)
-        )
-    raise ValueError(
-        f"the run has no policy {name!r}: expected experiment/iteration/η, say "
-        f"{next(iter(plan.experiments))}/1/1, or the name of a result, say "
-        f"{next(iter(plan.merged.values()))} (experiments: {', '.join(plan.experiments)})"
-    )
-
-
-def is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def check_comparison(where: str, comparison: Comparison, plan: Plan) -> Iterator[str]:
-    """Problems of one comparison, as far as files and the plan tell."""
-    for name, given in comparison.contestants.items():
-        if "policy" in given:
-            try:
-                policy_result(plan, given["policy"])
-            except ValueError as error:
-                yield f"- {where}.contestants.{name}: {error}"
-    thresholds = list(comparison.thresholds)
-    if thresholds != sorted(thresholds):
-        yield f"- {where}.thresholds: got {thresholds}, expected numbers that rise"
-    missing = [path for path in comparison.stored.values() if not Path(path).is_file()]
-    yield from (f"- {where}.contestants: {path} is not a file" for path in missing)
-    if not missing:
-        yield from check_stored(where, comparison)
-    for name, judge in comparison.judges.items():
-        template = judge.get("chat", {}).get("template")
-        if template and not Path(template).is_file():
-            yield f"- {where}.judges.{name}.chat.template: {template} is not a file"
-
-
-def check_stored(where: str, comparison: Comparison) -> Iterator[str]:
-    """Whether the files of stored answers can be read and answer the same prompts."""
-    try:
-        sets = {path: read_answers(path) for path in comparison.stored.values()}
-        if sets:
-            match_answers(sets, comparison.prompts)
-    except ValueError as error:
-        yield f"- {where}: {error}"
+    noise = np.random.default_rng(seed).standard_normal(len(measured.resamples.prompts))
+    noise[0] = 0.0
+    end = float(reliable_front(optimum)["kl"].max())
+    sft = measured.sft_reward()
+    rows = []
+    for use, part in measured.evaluations.groupby(USE, dropna=False, sort=False):
+        policies = measured.of_replicates(part)
+        kl, reward = (measured.mean(policies, name) for name in ("kl_exact", "reward"))
+        row: Row = dict(zip(USE, use, strict=True))
+        row |= {"kl": kl[0], "reward": reward[0], "gain": reward[0] - sft[0]}
+        row |= {"optimal_gain": float(optimum_at(optimum, kl[:1])[0])}
+        row |= {"share": None, "low": None, "high": None}
+        if 0 < kl[0] <= end:
+            inside = np.minimum(kl, end)
+            best = optimum_at(optimum, inside) + noise * optimum_at(optimum, inside, "gain_se")
+            share, low, high = interval((reward - sft) / best, confidence)
+            row |= {"share": share, "low": low, "high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)

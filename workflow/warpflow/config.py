@@ -15,7 +15,7 @@ import yaml
 
 from warpflow.benchmarks import check_benchmarks
 from warpflow.commands import module_file
-from warpflow.comparisons import check_comparison, read_comparisons
+from warpflow.contestants import check_comparison, read_comparisons
 from warpflow.plan import Experiment, experiment_groups, make_plan, resolve_experiments
 from warpflow.rows import iterate_rows, require_columns
 
@@ -26,8 +26,12 @@ class ConfigError(ValueError):
     """What is wrong with the config: key, what came, what was expected, what to do."""
 
 
-def check_config(config: Mapping[str, Any], schema: Path = SCHEMA) -> None:
-    """Raise one ConfigError with every problem of the config; touches and starts nothing."""
+def check_config(config: Mapping[str, Any], schema: Path = SCHEMA, files: bool = True) -> None:
+    """Raise one ConfigError with every problem of the config; touches and starts nothing.
+
+    Args:
+        files: look at those that the config names, too.
+    """
     validator = jsonschema.Draft202012Validator(yaml.safe_load(schema.read_text()))
     problems = [
         line
@@ -35,8 +39,8 @@ def check_config(config: Mapping[str, Any], schema: Path = SCHEMA) -> None:
         for line in describe(error)
     ]
     if not problems:  # the cross-checks rely on types being right
-        problems = list(cross_check(config))
-    if not problems:  # and these on the plan of the run
+        problems = list(cross_check(config, files))
+    if not problems and files:  # and these on the plan of the run
         problems = list(check_measurements(config))
     if problems:
         raise ConfigError(
@@ -106,13 +110,21 @@ def expectation(error: Any) -> str:
     return str(phrases.get(str(error.validator), lambda: error.message)())
 
 
-def cross_check(config: Mapping[str, Any]) -> Iterator[str]:
+def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
     """Problems that lie between keys, and files that are not there."""
-    yield from check_policy(config)
-    yield from check_rewards(config)
-    if config["data"] == "prepare_data":
-        yield from check_files(config)
+    if files:
+        yield from check_policy(config)
+        yield from check_rewards(config)
+        if config["data"] == "prepare_data":
+            yield from check_files(config)
     yield from check_groups(config)
+    optimum = config["estimate_optimum"]
+    if optimum["samples_per_prompt"] < 2 * optimum["min_ess"]:
+        yield (
+            f"- estimate_optimum.samples_per_prompt: {optimum['samples_per_prompt']} samples leave "
+            f"no part of the front with min_ess = {optimum['min_ess']} effective ones: expected at "
+            "least twice as many samples; raise it, or lower min_ess"
+        )
 
 
 def check_measurements(config: Mapping[str, Any]) -> Iterator[str]:

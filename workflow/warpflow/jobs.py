@@ -36,6 +36,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from warpflow.contents import (
@@ -57,8 +58,10 @@ from warpflow.dvc_cache import (
     require_unchanged,
     tracking_problem,
 )
+from warpflow.launch import Processes, choose_processes, cores, launched, process_environment
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pandas")
+ONE = Processes()
 
 
 # --- what went in ------------------------------------------------------------------------------
@@ -99,13 +102,15 @@ def command_parameters(command: Sequence[str]) -> dict[str, str]:
     }
 
 
-def environment() -> dict[str, Any]:
-    """Where a result is made: versions, device, threads and the Git commit."""
+def environment(processes: Processes) -> dict[str, Any]:
+    """Where a result is made: versions, device, threads, processes and the Git commit."""
     return {
         "python": platform.python_version(),
         "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
         "device": [gpu.name for gpu in visible_gpus()] or [platform.machine()],
         "threads": os.environ.get("OMP_NUM_THREADS"),
+        "processes": processes.count,
+        "nodes": processes.nodes,
         "git_commit": output("git", "rev-parse", "HEAD") or None,
         "git_modified": bool(output("git", "status", "--porcelain", "--untracked-files=no")),
     }
@@ -122,6 +127,7 @@ def run(
     unkeyed: str = "",
     states: Path | None = None,
     gpus: int = 0,
+    processes: Processes = ONE,
 ) -> None:
     """Make `made` (a folder, or one small text file) unless it is at hand already, and write
     provenance.json beside it.
@@ -133,6 +139,7 @@ def run(
             by the key, so that a state is never taken up by other settings. It is removed once
             the result is in place, and not before.
         gpus: of this machine, that the command alone is to use.
+        processes: that share the work; recorded, and no part of the key.
     """
     record = make_record(made, inputs, command)
     state = states / record["key"] if states else None
@@ -143,8 +150,9 @@ def run(
         else:
             started = time.time()
             extra = [*shlex.split(unkeyed), *(["--state", str(state)] if state else [])]
-            make(made, inputs, [*command, *extra], log, gpus)
-            details = {"environment": environment(), "seconds": round(time.time() - started, 1)}
+            make(made, inputs, [*command, *extra], log, gpus, processes)
+            seconds = round(time.time() - started, 1)
+            details = {"environment": environment(processes), "seconds": seconds}
             if is_small(made):
                 if tracking_problem() is None:
                     remember_run(record | details, text=made.read_bytes().decode())
@@ -199,7 +207,12 @@ def restore(made: Path, key: str) -> dict[str, Any] | None:
 
 
 def make(
-    made: Path, inputs: Sequence[str], command: Sequence[str], log: Path, gpus: int = 0
+    made: Path,
+    inputs: Sequence[str],
+    command: Sequence[str],
+    log: Path,
+    gpus: int = 0,
+    processes: Processes = ONE,
 ) -> None:
     """Run the command into a temporary path beside `made`, then rename: all of it or nothing.
     Where it fails, the end of its log is shown and its exit status is ours."""
@@ -212,7 +225,9 @@ def make(
     aside.parent.mkdir(parents=True, exist_ok=True)
     replaced = {str(made): str(aside)} | {p: p.removesuffix(".dvc") for p in pointers}
     words = [replaced.get(arg, arg) for arg in command]
+    words = launched(words, processes, cores(os.environ))
     with held_gpus(gpus) as (environment, files):
+        environment = environment | process_environment(processes, os.environ)
         status = run_logged(words, log, environment, files)
     if status:
         remove(aside)
@@ -229,7 +244,8 @@ def run_logged(
     words: Sequence[str], log: Path, environment: dict[str, str], files: Sequence[int]
 ) -> int:
     """Run a command with its output in a log; its exit status. A SIGTERM is passed on to the
-    command, which may want to save itself, and waited for.
+    command, which may want to save itself, and waited for. `srun` would kill its processes at
+    once; SLURM has sent them the signal itself.
 
     Args:
         environment: added to ours. files: descriptors that it inherits.
@@ -242,7 +258,12 @@ def run_logged(
             env={**os.environ, **environment},
             pass_fds=files,
         )
-        before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            if words[0] != "srun":
+                process.terminate()
+
+        before = signal.signal(signal.SIGTERM, pass_on)
         try:
             return process.wait()
         finally:
@@ -346,6 +367,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     runner.add_argument("--inputs", nargs="+", default=[], help="declared inputs of the rule")
     runner.add_argument("--unkeyed", default="", help="arguments that do not change the result")
     runner.add_argument("--gpus", type=int, default=0, help="to hold while the command runs")
+    runner.add_argument("--processes", type=int, default=1, help="0: one to each GPU")
+    runner.add_argument("--nodes", type=int, default=1, help="of this SLURM job, to run on")
+    runner.add_argument("--accelerate", default="ddp", help="a file of config/accelerate/")
     runner.add_argument("--states", type=Path, help="folder of resume states, for --state")
     tracker = actions.add_parser("track", help="give a result to DVC, in the main process")
     tracker.add_argument("provenance", type=Path)
@@ -365,6 +389,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             parsed.unkeyed,
             parsed.states,
             parsed.gpus,
+            choose_processes(parsed.processes, parsed.gpus, parsed.nodes, parsed.accelerate),
         )
     else:
         track(parsed.provenance, parsed.pointer)

@@ -10,18 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from warpflow.rewards import Reward
-from warpflow.sampling import draw_uniforms, pad_left, sample_completions
 
 Array = NDArray[np.float64]
 
@@ -45,49 +39,6 @@ class OptimumSettings:
     batch_size: int
     temperature: float
     max_new_tokens: int
-
-
-# ------------------------------------------------------------------------------ SFT samples
-
-
-def score_samples(
-    sft: PreTrainedModel,
-    scorers: Sequence[Reward],
-    prompts: Sequence[Sequence[int]],
-    settings: OptimumSettings,
-    *,
-    eos_id: int,
-    pad_id: int,
-    seed: int,
-) -> Array:
-    """[scorers, P, n] scores of n completions of each of the first P prompts.
-
-    No more than `batch_size` completions are there at once. Each prompt has random numbers of its
-    own, so the batch size changes nothing.
-    """
-    each = settings.samples_per_prompt
-    scores = []
-    for index, prompt in enumerate(prompts[: settings.prompts]):
-        ids, mask = pad_left([prompt], pad_id, sft.device)
-        uniforms = draw_uniforms(
-            each, settings.max_new_tokens, sft.device, seed, "estimate_optimum", index
-        )
-        parts: list[Tensor] = []
-        for part in uniforms.split(settings.batch_size):
-            batch = sample_completions(
-                sft,
-                ids,
-                mask,
-                max_new_tokens=settings.max_new_tokens,
-                temperature=settings.temperature,
-                eos_id=eos_id,
-                pad_id=pad_id,
-                uniforms=part,
-                samples_per_prompt=len(part),
-            )
-            parts.append(torch.stack([scorer(batch).cpu().double() for scorer in scorers]))
-        scores.append(torch.cat(parts, 1))
-    return torch.stack(scores, 1).numpy()
 
 
 # ------------------------------------------------------------------------------- the front

@@ -48,6 +48,11 @@ LINE_STYLES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SFT_LOOK = {"color": "black", "marker": "*", "markersize": 12, "linestyle": "none"}
 LABELLED_EXPERIMENTS = 4  # whose η are written beside the points
+OPTIMUM_LOOKS = {
+    "optimum": {"color": "0.65", "linewidth": 1.4, "zorder": 0.5},
+    "best_of_n": {"color": "0.65", "linewidth": 1.2, "linestyle": "--", "zorder": 0.5},
+}
+OPTIMUM_LABELS = {"optimum": "optimal front", "best_of_n": "best of n"}
 SMOOTHING_SHARE = 0.1  # window of the rolling mean, about, as a share of the run
 
 AXIS_LABELS = {
@@ -62,6 +67,10 @@ AXIS_LABELS = {
     "cosine_task_vectors": "Cosine of task vectors",
     "cosine_weights": "Cosine of full weights",
     "norm_ratio": "Ratio of task-vector norms",
+    "self_similarity": "Self-similarity of a prompt's completions",
+    "distinct_2": "Distinct bigrams (share)",
+    "entropy": "Entropy (nats per token)",
+    "length": "Length (tokens)",
 }
 
 MESSAGES = {
@@ -238,7 +247,10 @@ def drop_shared(table: pd.DataFrame, group: Sequence[str], parts: Sequence[str])
 
 
 def distinct_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a per-step table with each run once, under the first experiment that uses it."""
+    """Rows of a per-step table with each run once, under the first experiment that uses it; of a
+    trajectory the policy's own, not those of its averages."""
+    if "weights" in table:
+        table = table[table["weights"] == "policy"].drop(columns="weights")
     return drop_shared(table, ["replicate", "iteration", "member"], ["member"])
 
 
@@ -560,8 +572,9 @@ def draw_fronts_panel(
     y: str,
     looks: dict[str, Look],
     z: float,
+    optimum: pd.DataFrame | None = None,
 ) -> None:
-    """LITI fronts, trajectories, single policies and SFT in the plane of KL and `y`."""
+    """LITI fronts, trajectories, single policies, SFT and optimum in the plane of KL and `y`."""
     for label, rows, color, linestyle in run_groups(trajectories, looks):
         axes.plot(
             rows["kl_exact"],
@@ -594,7 +607,19 @@ def draw_fronts_panel(
     sft = sft_row(evaluations, trajectories)
     if sft is not None:
         axes.plot([0], [sft[y]], label="SFT", zorder=4, **SFT_LOOK)  # type: ignore[arg-type]
+        for kind, rows in optimal_curves(optimum):
+            # From SFT on: the optimum's level is that of other prompts and samples.
+            values = sft[y] + rows[y] - rows[y].iloc[0]
+            axes.plot(rows["kl"], values, label=kind, **OPTIMUM_LOOKS[kind])  # type: ignore[arg-type]
     label_axes(axes, "kl_exact", y)
+
+
+def optimal_curves(optimum: pd.DataFrame | None) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(kind, reliable rows by KL) of what optimum.csv has, from SFT (KL 0) on."""
+    if optimum is not None:
+        reliable = optimum[optimum["reliable"]]
+        for (kind,), rows in split_by(reliable, "kind"):
+            yield kind, rows.sort_values("kl")
 
 
 def front_texts(fronts: pd.DataFrame, y: str, looks: dict[str, Look]) -> Iterator[Placed]:
@@ -607,7 +632,10 @@ def front_texts(fronts: pd.DataFrame, y: str, looks: dict[str, Look]) -> Iterato
 
 
 def front_handles(
-    evaluations: pd.DataFrame, trajectories: pd.DataFrame, looks: dict[str, Look]
+    evaluations: pd.DataFrame,
+    trajectories: pd.DataFrame,
+    looks: dict[str, Look],
+    optimum: pd.DataFrame | None = None,
 ) -> list[Line2D]:
     """Legend of the fronts: experiments, iterations, and what a thick and a thin line mean."""
     fronts, singles = liti_fronts(evaluations), single_policies(evaluations)
@@ -628,15 +656,21 @@ def front_handles(
         kinds[-1].set_label("single policy")
     if sft_row(evaluations, trajectories) is not None:
         kinds.append(Line2D([], [], label="SFT", **SFT_LOOK))  # type: ignore[arg-type]
+        for kind, _ in optimal_curves(optimum):
+            kinds.append(Line2D([], [], label=OPTIMUM_LABELS[kind], **OPTIMUM_LOOKS[kind]))  # type: ignore[arg-type]
     names = pd.concat(drawn)
     return [*experiment_handles(names, looks), *iteration_handles(iterations), *kinds]
 
 
 @fixed_settings
 def plot_fronts(
-    evaluations: pd.DataFrame, trajectories: pd.DataFrame, style: FigureStyle
+    evaluations: pd.DataFrame,
+    trajectories: pd.DataFrame,
+    style: FigureStyle,
+    optimum: pd.DataFrame | None = None,
 ) -> Figure:
-    """KL–reward fronts of LITI against the RL trajectories (Figs. 1b and 4c of the paper).
+    """KL–reward fronts of LITI against the RL trajectories (Figs. 1b and 4c of the paper), and the
+    optimal front above them where it was estimated.
 
     A second panel shows the gold reward if there is one.
     """
@@ -649,9 +683,9 @@ def plot_fronts(
     fronts = liti_fronts(evaluations)
     farthest = max(evaluations["kl_exact"].max(), trajectories["kl_exact"].max(), 0)
     for axes, metric in zip(panels, metrics, strict=True):
-        draw_fronts_panel(axes, evaluations, trajectories, metric, looks, style.z)
+        draw_fronts_panel(axes, evaluations, trajectories, metric, looks, style.z, optimum)
         limit_kl_view(axes, fronts["kl_exact"].max(), farthest)
-    add_legend(figure, front_handles(evaluations, trajectories, looks), style)
+    add_legend(figure, front_handles(evaluations, trajectories, looks, optimum), style)
     for axes, metric in zip(panels, metrics, strict=True):
         place_texts(figure, axes, list(front_texts(fronts, metric, looks)))
     return figure

@@ -83,12 +83,12 @@ TABLE_COLUMNS = {
         "kl_exact",
         "kl_exact_se",
     ),
+    "optimum": ("kind", "kl", "reward", "gold", "reliable"),
 }
 
 
 def read_tables(folder: Path, names: Sequence[str]) -> list[pd.DataFrame]:
-    """Read folder/NAME.csv for each name; of evaluations the means of the replicates, of
-    trajectories the policies' own.
+    """Read folder/NAME.csv for each name; of evaluations the means of the replicates.
 
     Raises ValueError if a file or a column that the figures use is missing.
     """
@@ -101,9 +101,6 @@ def read_tables(folder: Path, names: Sequence[str]) -> list[pd.DataFrame]:
     tables = {name: read_table(folder / f"{name}.csv", TABLE_COLUMNS[name]) for name in names}
     if "evaluations" in tables:
         tables["evaluations"] = mean_of_replicates(tables["evaluations"])
-    if "trajectories" in tables:
-        rows = tables["trajectories"]
-        tables["trajectories"] = rows[rows["weights"] == "policy"].drop(columns="weights")
     return list(tables.values())
 
 
@@ -143,11 +140,15 @@ def draw_figure(
     plot: Callable[..., Figure],
     description: str | None,
     argv: Sequence[str] | None,
+    optional: Sequence[str] = (),
 ) -> None:
-    """Parse the flags, call `plot(*tables, style)` and save the figure under `name`."""
+    """Parse the flags, call `plot(*tables, style)` and save the figure under `name`. Tables that
+    are `optional` go by their names as keywords, where they are there."""
     arguments = parse_arguments(description, argv)
     style = FigureStyle(
         **{field.name: getattr(arguments, field.name) for field in fields(FigureStyle)}
     )
-    figure = plot(*read_tables(arguments.tables, tables), style)
+    found = [table for table in optional if (arguments.tables / f"{table}.csv").is_file()]
+    more = dict(zip(found, read_tables(arguments.tables, found), strict=True))
+    figure = plot(*read_tables(arguments.tables, tables), style, **more)
     save_figure(figure, arguments.out, name)

@@ -1,0 +1,12 @@
+"""Draw the averages of a run's own weights against the run (averages.png, averages.svg)."""
+
+from warpflow.plotting_averages import plot_averages
+from warpflow.plotting_cli import draw_figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    draw_figure("averages", ["evaluations", "trajectories"], plot_averages, __doc__, argv)
+
+
+if __name__ == "__main__":
+    main()

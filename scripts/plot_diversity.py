@@ -1,0 +1,12 @@
+"""Draw the diversity and length of completions against KL (diversity.png, diversity.svg)."""
+
+from warpflow.plotting_cli import draw_figure
+from warpflow.plotting_diversity import plot_diversity
+
+
+def main(argv: list[str] | None = None) -> None:
+    draw_figure("diversity", ["evaluations", "trajectories"], plot_diversity, __doc__, argv)
+
+
+if __name__ == "__main__":
+    main()

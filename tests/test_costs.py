@@ -1,0 +1,128 @@
+"""What a run takes, known before it runs: counts as the DAG's, work that scales, the run's own
+times once there are some."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from plan_run import describe, main
+from project import ROOT, SMOKE, copy_files, planned
+from snakemake.utils import update_config
+from transformers import AutoModelForCausalLM
+
+from warpflow.config import check_config
+from warpflow.costs import (
+    Job,
+    Measured,
+    count_parameters,
+    jobs_of,
+    measured,
+    policy_config,
+    seconds_of,
+)
+from warpflow.plan import MAIN, make_plan
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def load(*names: str) -> dict:
+    config: dict = {}
+    for name in ("config", *names):
+        update_config(config, yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()))
+    return config
+
+
+def smoke_jobs(**changes: object) -> list[Job]:
+    config = load("smoke")
+    update_config(config, changes)
+    return jobs_of(config, make_plan(config), MAIN)
+
+
+@pytest.mark.workflow
+def test_jobs_are_those_of_the_dag(tmp_path: Path) -> None:
+    counted = Counter(job.rule for job in smoke_jobs())
+    shown = planned(copy_files(tmp_path / "project"), *SMOKE)
+    assert counted == {rule: shown[rule] for rule in counted}
+    assert len(counted) == 7
+
+
+def test_gemma_7b_has_its_published_size_and_nothing_of_the_users_is_opened() -> None:
+    config = load("paper")
+    check_config(config, files=False)  # names of models and files that nobody has
+    assert count_parameters(AutoModelForCausalLM, policy_config(config)) == 8_537_680_896
+
+
+def test_the_papers_run_has_its_jobs_and_checkpoints() -> None:
+    config = load("paper")
+    jobs = jobs_of(config, make_plan(config), MAIN)
+    counted = Counter(job.rule for job in jobs)
+    assert counted["train_policy"] == 2 * 5
+    assert counted["merge_policies"] == 5
+    weights = [job for job in jobs if job.checkpoint]
+    # SFT, reward model, policies, merges, and the starts of iterations; other points are recipes.
+    assert len(weights) == 1 + 1 + 10 + 5 + 4
+
+
+def test_work_follows_the_settings() -> None:
+    def work(**changes: object) -> float:
+        settings = {"evaluate_every": 1000, "evaluate_prompts": 1} | changes
+        jobs = smoke_jobs(train_policy=settings)
+        return next(job.work for job in jobs if job.rule == "train_policy")
+
+    evaluation = work(steps=20) * 2 - work(steps=40)  # the one before the first step
+    assert 0 < evaluation < 0.02 * work(steps=20)
+    assert work(steps=20, batch_size=16) > 1.9 * work(steps=20, batch_size=8)
+    assert work(samples_per_prompt=4) < work(samples_per_prompt=2)  # prompts are read once
+    assert work(gradient_checkpointing=True) > work()
+
+
+def test_a_time_is_measured_or_scaled_or_follows_from_the_speed() -> None:
+    short, long = Job("train_policy/a", 10.0), Job("train_policy/b", 30.0)
+    known = {short: Measured(5.0, 100.0)}
+    assert seconds_of(short, known, None) == 5.0
+    assert seconds_of(long, known, 1.0) == pytest.approx(15.0)
+    assert seconds_of(long, {}, 2.0) == 15.0
+    assert seconds_of(long, {}, None) is None
+    assert seconds_of(Job("merge_policies/a"), {}, 2.0) is None
+    merged = {Job("merge_policies/b"): Measured(3.0, 0.0), Job("merge_policies/c"): Measured(5, 0)}
+    assert seconds_of(Job("merge_policies/a"), merged, None) == 4.0
+
+
+def test_a_result_from_the_cache_says_nothing_of_its_time(tmp_path: Path) -> None:
+    job = Job("train_policy/a")
+    (tmp_path / "logs/train_policy").mkdir(parents=True)
+    (tmp_path / "train_policy/a").mkdir(parents=True)
+    made = tmp_path / "train_policy/a/provenance.json"
+    assert measured(tmp_path, job) is None
+    (tmp_path / "logs/train_policy/a.tsv").write_text("s\tmax_rss\n2.5\t431.2\n")
+    made.write_text(json.dumps({"seconds": 2.0}))
+    assert measured(tmp_path, job) == Measured(2.5, 431.2)
+    made.write_text(json.dumps({"seconds": 2.0, "restored": True}))
+    assert measured(tmp_path, job) is None
+
+
+def test_unknown_groups_are_named(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["--group", "none"])
+    assert "expected one of main, anchor" in capsys.readouterr().err
+
+
+@pytest.mark.workflow
+def test_a_finished_run_is_planned_at_what_it_took(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished)
+    config = load("smoke") | {"results": "results"}
+    plan = make_plan(config)
+    jobs = jobs_of(config, plan, MAIN)
+    took = sum(found.seconds for job in jobs if (found := measured(Path("results"), job)))
+    lines = describe(config, plan, MAIN, None)
+    assert f"{len(jobs)} jobs, {len(jobs)} of them measured" in lines[0]
+    shown = [line.split() for line in lines[3:10]]
+    assert sum(float(words[3]) for words in shown) == pytest.approx(took / 3600, abs=0.004)
+    assert {words[4] for words in shown} == {"0.000"}  # to go

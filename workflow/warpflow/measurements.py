@@ -1,0 +1,229 @@
+"""What a group of experiments measured, as draws of a bootstrap (`statistics`).
+
+Every mean is taken with the weights of the same `Resamples`, so all policies are compared on the
+same prompts and replicates in each draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from warpflow.statistics import Array, Curve, Resamples, resample
+from warpflow.tables import read_evaluation
+
+Values = Mapping[str, Array]  # quantity → [P], a value of each prompt
+
+MIN_PROMPTS = 10  # with fewer, the percentiles of a bootstrap are too narrow to decide anything
+
+# What stays the same over the replicates of one use of a policy.
+USE = ["experiment", "stage", "iteration", "member", "towards", "eta"]
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Tables of a group, and the values of every prompt behind them.
+
+    Attributes:
+        evaluations: rows as in evaluations.csv.
+        policies: result → values of the prompts, `reward`, `kl_exact` and, where there is one,
+            `gold`.
+        runs: result of an RL run → step → values of the first prompts.
+        geometry: rows as in geometry.csv.
+        resamples: of the prompts and replicates.
+    """
+
+    evaluations: pd.DataFrame
+    policies: Mapping[str, Values]
+    runs: Mapping[str, Mapping[int, Values]]
+    geometry: pd.DataFrame
+    resamples: Resamples
+    cache: dict[tuple[object, ...], Array] = field(default_factory=dict)
+
+    @property
+    def prompts(self) -> int:
+        return self.resamples.prompts.shape[1]
+
+    @property
+    def replicates(self) -> int:
+        return self.resamples.replicates.shape[1]
+
+    @property
+    def base(self) -> str:
+        """The base experiment stands first in every group."""
+        return str(self.evaluations["experiment"].iloc[0])
+
+    @property
+    def experiments(self) -> list[str]:
+        return list(dict.fromkeys(self.evaluations["experiment"]))
+
+    @property
+    def has_enough_prompts(self) -> bool:
+        return self.prompts >= MIN_PROMPTS
+
+    @property
+    def has_gold(self) -> bool:
+        return all("gold" in values for values in self.policies.values())
+
+    # ----------------------------------------------------------------------------- rows
+
+    def rows(self, **columns: object) -> pd.DataFrame:
+        """Rows of `evaluations` with these values, one per use and replicate."""
+        found = self.evaluations
+        for name, value in columns.items():
+            found = found[found[name] == value]
+        return found
+
+    def settings(self, experiment: str) -> pd.Series:
+        """A row of the experiment: its anchor, β, μ, members, merge method and weight."""
+        return self.rows(experiment=experiment).iloc[0]
+
+    def iterations(self, experiment: str) -> list[int]:
+        return sorted(int(i) for i in self.rows(experiment=experiment)["iteration"].unique())
+
+    def of_replicates(self, rows: pd.DataFrame) -> tuple[str, ...]:
+        """The results of one use, a replicate after the other."""
+        return tuple(rows.sort_values("replicate")["policy"])
+
+    def members(self, experiment: str, iteration: int) -> list[tuple[str, ...]]:
+        """The RL runs of an iteration by member, each with its replicates."""
+        rows = self.rows(experiment=experiment, stage="train_policy", iteration=iteration)
+        return [self.of_replicates(part) for _, part in rows.groupby("member", sort=True)]
+
+    def point(self, experiment: str, iteration: int, eta: float) -> tuple[str, ...] | None:
+        """The policy at an η of the iteration's front."""
+        rows = self.front_rows(experiment, iteration)
+        rows = rows[rows["eta"] == eta]
+        return self.of_replicates(rows) if len(rows) else None
+
+    def front_rows(self, experiment: str, iteration: int) -> pd.DataFrame:
+        """Rows of the LITI front, η from 0 to 1; towards SFT or, where that has fewer η, towards
+        the iteration's init."""
+        rows = self.rows(experiment=experiment, stage="interpolate_policy", iteration=iteration)
+        rows = rows[rows["eta"].between(0, 1)]
+        counts = {end: rows.loc[rows["towards"] == end, "eta"].nunique() for end in ("sft", "init")}
+        return rows[rows["towards"] == max(counts, key=lambda end: counts[end])]
+
+    # ---------------------------------------------------------------------------- draws
+
+    def mean(self, policies: Sequence[str], quantity: str) -> Array:
+        """[B + 1] draws of the mean of a quantity of one policy with its replicates."""
+        key = ("policy", quantity, *policies)
+        if key not in self.cache:
+            values = np.stack([self.policies[policy][quantity] for policy in policies])
+            self.cache[key] = self.resamples.mean(values)
+        return self.cache[key]
+
+    def front(self, experiment: str, iteration: int, quantity: str = "reward") -> Curve | None:
+        """The LITI front in the order of η; None without a point."""
+        rows = self.front_rows(experiment, iteration)
+        points = [self.of_replicates(part) for _, part in rows.groupby("eta", sort=True)]
+        if not points:
+            return None
+        kl, value = (
+            np.stack([self.mean(point, name) for point in points], 1)
+            for name in ("kl_exact", quantity)
+        )
+        return Curve(kl, value)
+
+    def trajectory(self, run: Sequence[str]) -> Curve:
+        """Reward of an RL run with its replicates, at the steps that all of them measured."""
+        key = ("run", *run)
+        steps = sorted(set.intersection(*(set(self.runs[policy]) for policy in run)))
+        for name in ("kl_exact", "reward"):
+            if (*key, name) not in self.cache:
+                self.cache[*key, name] = np.stack(
+                    [
+                        self.resamples.mean(np.stack([self.runs[p][step][name] for p in run]))
+                        for step in steps
+                    ],
+                    1,
+                )
+        return Curve(self.cache[*key, "kl_exact"], self.cache[*key, "reward"])
+
+    def last_step(self, run: Sequence[str]) -> int:
+        return max(self.runs[run[0]])
+
+    def sft_reward(self) -> Array:
+        """[B + 1] draws of the reward of SFT: η = 0 of a front towards it, else step 0 of a run."""
+        rows = self.evaluations
+        zero = rows[(rows["towards"] == "sft") & (rows["eta"] == 0)]
+        if len(zero):
+            first = zero.iloc[0]
+            same = (zero["experiment"] == first["experiment"]) & (
+                zero["iteration"] == first["iteration"]
+            )
+            return self.mean(self.of_replicates(zero[same]), "reward")
+        return self.trajectory(self.members(self.base, 1)[0]).value[:, 0]
+
+
+def read_measurements(results: str, tables: str, resamples: int, seed: int) -> Measurements:
+    """The tables of a group in folder `tables`, and what the jobs below `results` measured.
+
+    Raises:
+        ValueError: policies that were not evaluated on the same prompts, or a use of a policy
+            that lacks replicates.
+    """
+    evaluations = pd.read_csv(Path(tables, "evaluations.csv"))
+    geometry = pd.read_csv(Path(tables, "geometry.csv"))
+    names = list(dict.fromkeys(evaluations["policy"]))
+    policies = {name: read_values(results, name) for name in names}
+    runs = {
+        name: read_run(results, name)
+        for name in dict.fromkeys(evaluations.loc[evaluations["stage"] == "train_policy", "policy"])
+    }
+    return make_measurements(evaluations, policies, runs, geometry, resamples, seed)
+
+
+def make_measurements(
+    evaluations: pd.DataFrame,
+    policies: Mapping[str, Values],
+    runs: Mapping[str, Mapping[int, Values]],
+    geometry: pd.DataFrame,
+    resamples: int,
+    seed: int,
+) -> Measurements:
+    """`Measurements` with fresh resamples; raises as `read_measurements`."""
+    counts = {len(values["reward"]) for values in policies.values()}
+    if len(counts) > 1:
+        raise ValueError(
+            f"policies were evaluated on {' and '.join(map(str, sorted(counts)))} prompts, "
+            "expected the same for all: evaluate them with one config"
+        )
+    replicates = evaluations["replicate"].nunique()
+    for use, rows in evaluations.groupby(USE, dropna=False, sort=False):
+        if len(rows) != replicates:
+            raise ValueError(
+                f"evaluations.csv: {use} has {len(rows)} replicates, expected {replicates}: make "
+                "the table anew with `snakemake`"
+            )
+    weights = resample(counts.pop(), replicates, resamples, seed)
+    return Measurements(evaluations, policies, runs, geometry, weights)
+
+
+def read_values(results: str, policy: str) -> Values:
+    """Values of every prompt, of a policy's evaluation.json."""
+    values = read_evaluation(results, policy)["prompts"]
+    return {
+        name: np.array(values[name], dtype=float)
+        for name in ("reward", "kl_exact", "gold")
+        if values[name] is not None
+    }
+
+
+def read_run(results: str, policy: str) -> Mapping[int, Values]:
+    """Values of the first prompts along an RL run, of its trajectory_prompts.csv."""
+    table = pd.read_csv(Path(results, policy, "checkpoint", "trajectory_prompts.csv"))
+    table = table[table["weights"] == "policy"]
+    return {
+        int(step): dict(rows_of(table[table["step"] == step])) for step in table["step"].unique()
+    }
+
+
+def rows_of(part: pd.DataFrame) -> Iterable[tuple[str, Array]]:
+    values = part.drop(columns=["step", "weights", "quantity"]).to_numpy(float)
+    return zip(part["quantity"], values, strict=True)

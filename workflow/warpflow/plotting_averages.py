@@ -1,0 +1,61 @@
+"""Averages of one run's own weights against the run (Figs. 13 and 14)."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from warpflow.plotting import (
+    LINE_STYLES,
+    FigureStyle,
+    add_legend,
+    draw_points,
+    experiment_handles,
+    experiment_looks,
+    fixed_settings,
+    has_values,
+    label_axes,
+    message_figure,
+    new_figure,
+    split_by,
+)
+
+NAMES = {"policy": "policy", "ema": "EMA, rate μ", "average": "mean of all steps"}
+MESSAGE = (
+    "No average was evaluated along a run. Give an experiment "
+    "`train_policy: {evaluate_weights: [policy, ema, average]}`."
+)
+
+
+@fixed_settings
+def plot_averages(
+    evaluations: pd.DataFrame, trajectories: pd.DataFrame, style: FigureStyle
+) -> Figure:
+    """Trajectories of the policy, of its EMA and of the plain mean of its weights in the plane of
+    KL and reward (and gold): does averaging one run's weights do what WARP's three averages do?
+
+    `evaluations` only fixes the colours of the experiments.
+    """
+    runs = ["experiment", "replicate", "iteration", "member"]
+    kinds = trajectories.groupby(runs)["weights"].transform("nunique")
+    rows = trajectories[kinds > 1]
+    if rows.empty:
+        return message_figure(style, MESSAGE)
+    looks = experiment_looks(evaluations, trajectories, style.palette)
+    metrics = [metric for metric in ("reward", "gold") if has_values(rows, metric)]
+    figure, [panels] = new_figure(style, [len(metrics)])
+    line_styles = dict(zip(NAMES, LINE_STYLES, strict=False))
+    for (name, _, iteration, _, kind), points in split_by(rows, *runs, "weights"):
+        for axes, metric in zip(panels, metrics, strict=True):
+            line = {"color": looks[name].shade(iteration), "linestyle": line_styles[kind]}
+            label = f"{name}, iteration {iteration}: {NAMES[kind]}"
+            points = points.sort_values("step")
+            draw_points(axes, points, "kl_exact", metric, style.z, label, **line, marker=".")
+    for axes, metric in zip(panels, metrics, strict=True):
+        label_axes(axes, "kl_exact", metric)
+    styles = [
+        Line2D([], [], color="0.3", linestyle=line_styles[kind], label=NAMES[kind])
+        for kind in NAMES
+        if (rows["weights"] == kind).any()
+    ]
+    add_legend(figure, [*experiment_handles(rows["experiment"], looks), *styles], style)
+    return figure
