@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from warpflow.answers import Answer
+from warpflow.statistics import interval, resample
 
 GRADES = (0.0, 0.5, 1.0, 1.5)
 FEWEST = 10  # prompts that an interval needs; the bootstrap's is far too narrow below
@@ -84,9 +85,9 @@ def is_contradicting(first: Sequence[float | None], swapped: Sequence[float | No
 
 def bootstrap_interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over prompts, of values that differ."""
-    picked = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[picked].mean(1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    draws = resample(len(values), 1, RESAMPLES, seed).mean(values[None])
+    _, low, high = interval(draws, confidence)
+    return low, high
 
 
 def wilson_interval(share: float, n: int, confidence: float) -> tuple[float, float]:
