@@ -18,6 +18,8 @@ include: "rules/data.smk"
 include: "rules/supervised.smk"
 include: "rules/warp.smk"
 include: "rules/evaluate.smk"
+include: "rules/compare.smk"
+include: "rules/benchmark.smk"
 include: "rules/figures.smk"
 
 

@@ -12,7 +12,14 @@ import yaml
 
 from snakemake.exceptions import WorkflowError
 
+from warpflow.benchmarks import benchmark_points
 from warpflow.commands import code_files, flags
+from warpflow.contestants import (
+    JUDGE_TEMPLATE,
+    OWN_REWARD_MODEL,
+    policy_result,
+    read_comparisons,
+)
 from warpflow.config import ConfigError, check_config
 from warpflow.devices import visible_gpus
 from warpflow.dvc_cache import remove_broken_lock, tracking_problem
@@ -35,6 +42,7 @@ except ConfigError as error:
 RESULTS = config["results"]
 LOGS = f"{RESULTS}/logs"
 PLAN = make_plan(config)
+COMPARISONS = read_comparisons(config)
 
 
 wildcard_constraints:
@@ -46,6 +54,9 @@ wildcard_constraints:
     towards="sft|init",
     eta=r"[\d.]+",
     made="checkpoint|data",
+    comparison="|".join(COMPARISONS) or "none",
+    contestant=r"[\w.-]+",
+    judge=r"[\w.-]+",
 
 
 def evaluation(result):
@@ -87,6 +98,57 @@ def plot_command(figure):
         if UNDER_DVC and w.group == MAIN
         else f"python scripts/plot_{figure}.py --tables {RESULTS}/collect_evaluations/{w.group} "
         f"--out {RESULTS}/figures/{w.group} {flags(config['figures'])}"
+    )
+
+
+def answers(w):
+    """The contestants' files of answers, in the config's order."""
+    comparison = COMPARISONS[w.comparison]
+    return [
+        comparison.stored.get(name, f"{RESULTS}/answer_prompts/{w.comparison}/{name}/answers.json")
+        for name in comparison.contestants
+    ]
+
+
+def own_policy(w):
+    """The run's result that a contestant is; None for another checkpoint."""
+    given = COMPARISONS[w.comparison].contestants[w.contestant]
+    return policy_result(PLAN, given["policy"]) if "policy" in given else None
+
+
+def answering(w, input):
+    """Who answers what, and how: flags of answer_prompts."""
+    comparison = COMPARISONS[w.comparison]
+    given = {
+        "policy": input.policy or comparison.contestants[w.contestant].get("path"),
+        "name": w.contestant,
+        "prompts": comparison.prompts,
+        "instructions": input.instructions or None,
+        "data": input.data or None,
+        "seed": config["seed"],
+    }
+    for key in ("max_prompt_tokens", "max_new_tokens", "temperature"):
+        given[key] = getattr(comparison, key) or config["policy"][key]
+    return flags(given) + (f" --parents {input.parents}" if input.parents else "")
+
+
+def judge(w):
+    """The config of a judge."""
+    return COMPARISONS[w.comparison].judges[w.judge]
+
+
+def judging(w, input):
+    """Who judges what: flags of judge_answers."""
+    comparison = COMPARISONS[w.comparison]
+    return flags(
+        {
+            "judge": json.dumps(judge(w), sort_keys=True),
+            "pairs": comparison.pairs,
+            "prompts": comparison.prompts,
+            "reward_model": input.reward_model or None,
+            "sft": input.sft or None,
+            "as_messages": True if comparison.stored else None,
+        }
     )
 
 

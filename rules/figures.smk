@@ -98,6 +98,8 @@ rule report:
             *FIGURES,
             *[f"{RESULTS}/figures/{{group}}/{table}.html" for table in HTML_TABLES],
         ],
+        # What is measured beside the run, where the config asks for it.
+        beside=lambda w: [*SIDE_BY_SIDE, *BENCHMARK_FIGURES] if w.group == MAIN else [],
         caption="docs/captions/workflow.rst",
     output:
         f"{RESULTS}/report/{{group}}.html",
@@ -111,7 +113,7 @@ rule report:
         track="true" if tracking_problem() else "dvc --wait-for-lock add --quiet",
     shell:
         "printf %s {params.config:q} > {params.configfile} && "
-        "(snakemake {input.shown} --report {output} --nolock --configfile {params.configfile} && "
+        "(snakemake {input.shown} {input.beside} --report {output} --nolock --configfile {params.configfile} && "
         "{params.track} {output}) 2>&1 | tee {log}"
 
 

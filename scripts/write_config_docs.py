@@ -60,7 +60,10 @@ def rows(properties: Mapping[str, Any], defaults: Any, prefix: str = "") -> Iter
             yield from rows(inner, default, f"{prefix}{name}.")
         for key in named:
             if key not in properties:
-                yield f"| `{prefix}{name}.NAME.{key}` |  | {named[key]['description']} |"
+                default = (
+                    f"`{yaml_inline(named[key]['default'])}`" if "default" in named[key] else ""
+                )
+                yield f"| `{prefix}{name}.NAME.{key}` | {default} | {named[key]['description']} |"
 
 
 def yaml_inline(value: Any) -> str:

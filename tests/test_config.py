@@ -249,3 +249,64 @@ def test_experiments_do_not_change_the_base(config):
     before = copy.deepcopy(config)
     resolve_experiments(config)
     assert config == before
+
+
+JUDGES = {"gold": {"function": "warpflow.language:gold_score"}}
+TWO = {"one": {"policy": "warp/2/1"}, "two": {"policy": "train_sft"}}
+
+
+@pytest.mark.parametrize(
+    ("section", "parts"),
+    [
+        ({"contestants": TWO}, ["compare_answers.mine.judges: missing"]),
+        ({"contestants": {"one": TWO["one"]}, "judges": JUDGES}, ["contestants", "at least 2"]),
+        (
+            {"contestants": TWO | {"x": {"policy": "a", "path": "b"}}, "judges": JUDGES},
+            ["contestants.x", "1 key only, of policy, path, answers"],
+        ),
+        (
+            {"contestants": TWO | {"x": {"policy": "warp/2/0.4"}}, "judges": JUDGES},
+            ["contestants.x: the run has no policy 'warp/2/0.4'; expected one of warp/1/0,"],
+        ),
+        (
+            {"contestants": TWO | {"x": {"answers": "no/such.json"}}, "judges": JUDGES},
+            ["no/such.json is not a file"],
+        ),
+        (
+            {"contestants": TWO, "judges": {"x": {"function": "warpflow.language:silver"}}},
+            ["judges.x: ", "language.py has no function silver"],
+        ),
+        (
+            {"contestants": TWO, "judges": JUDGES, "thresholds": [0.5, 0.1, 1]},
+            ["thresholds: got [0.5, 0.1, 1], expected numbers that rise"],
+        ),
+        (
+            {"contestants": TWO, "judges": {"x": {"chat": {"base_url": "here", "model": "m"}}}},
+            ["judges.x.chat.base_url", "got 'here'"],
+        ),
+    ],
+)
+def test_comparisons_are_checked_before_any_job(config, section, parts):
+    config["compare_answers"] = {"mine": section, "dropped": None}
+    text = message(config)
+    assert all(part in text for part in parts), text
+
+
+def test_stored_answers_to_other_prompts_are_an_error_before_any_job(config, tmp_path):
+    files = {}
+    for name, count in (("one", 3), ("two", 5)):
+        rows = [{"instruction": f"q{i}", "output": name} for i in range(count)]
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(rows))
+        files[name] = {"answers": str(path)}
+    config["compare_answers"] = {"mine": {"contestants": files, "judges": JUDGES, "prompts": 3}}
+    check_config(config)
+    del config["compare_answers"]["mine"]["prompts"]
+    text = message(config)
+    assert "two.json do not match those of" in text
+    assert "2 are only in" in text and "'q3'" in text
+
+
+def test_benchmarks_of_points_that_are_not_made_are_an_error(config):
+    config["benchmark_policy"] |= {"tasks": ["gsm8k"], "etas": [0, 0.4]}
+    assert "warp has no point η = 0.4 in iteration 2" in message(config)

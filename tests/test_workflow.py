@@ -115,6 +115,53 @@ def test_editing_code_reruns_what_imports_it(finished, tmp_path):
     assert jobs["merge_policies"] == 5
 
 
+def test_answers_are_compared_where_the_config_asks(finished, tmp_path, overlay):
+    """A policy of the run against stored answers, by a function and a chat judge that breaks down
+    once: the second call asks for the rest only, and an edited function judges again, alone."""
+    from test_chat_judge import Endpoint
+
+    folder = copy_finished(finished, tmp_path / "compared")
+    prompts = (folder / "results/generate_data/data/eval_prompts.jsonl").read_text().splitlines()
+    for output in ("good", "bad"):
+        rows = [{"instruction": json.loads(p)["prompt"], "output": output} for p in prompts[:12]]
+        (folder / f"{output}.json").write_text(json.dumps(rows))
+    function = folder / "my_judges.py"
+    function.write_text("def brief(completions, **_): return [-len(c) for c in completions]\n")
+    endpoint = Endpoint()
+    endpoint.reply = lambda _: (400, {}) if len(endpoint.asked) == 3 else "Verdict: first better"
+    contestants = {
+        "a_policy": {"policy": "warp/2/1"},
+        "bad": {"answers": "bad.json"},
+        "good": {"answers": "good.json"},
+    }
+    chat = {"base_url": endpoint.url, "model": "stub", "requests": 1, "retries": 0}
+    judges = {"brief": {"function": "my_judges:brief"}, "served": {"chat": chat}}
+    section = {"contestants": contestants, "judges": judges, "pairs": "first"}
+    configs = overlay(compare_answers={"mine": section})
+    assert {"answer_prompts", "judge_answers", "plot_side_by_side"} <= set(
+        planned(folder, *configs)
+    )
+
+    replying = endpoint.reply
+    endpoint.reply = lambda _: (503, {}) if len(endpoint.asked) > 20 else replying(_)
+    output = snakemake(folder, "compare_answers", *configs, succeeds=False)
+    assert "of 48 questions unanswered, first: HTTP 503" in output
+    endpoint.reply, asked = replying, len(endpoint.asked)
+    snakemake(folder, "compare_answers", *configs)
+    assert len(endpoint.asked) - asked == 48 - 20 + 1, "what was refused is asked again"
+    table = pd.read_csv(folder / "results/grade_answers/mine/side_by_side.csv")
+    assert table[["a", "b"]].to_numpy().tolist() == [["a_policy", "bad"], ["a_policy", "good"]] * 2
+    assert (table.n == 12).all()
+    assert table.score[2:].tolist() == [0, 0], "it always prefers the first"
+    assert (folder / "results/figures/mine/side_by_side.png").is_file()
+    function.write_text(function.read_text().replace("-len", "len"))
+    jobs = planned(folder, "--nocolor", "compare_answers", *configs)
+    assert jobs == {"judge_answers": 1, "grade_answers": 1, "plot_side_by_side": 1} | {
+        name: 1 for name in jobs if name == "compare_answers"
+    }
+    endpoint.server.shutdown()
+
+
 def test_large_plan_is_fast(finished, overlay):
     jobs = planned(finished, *overlay(iterations=5, members=5))
     assert jobs["train_policy"] == 25 - 2  # the first two members of iteration 1 are made

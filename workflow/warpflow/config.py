@@ -13,8 +13,10 @@ from typing import Any
 import jsonschema
 import yaml
 
+from warpflow.benchmarks import check_benchmarks
 from warpflow.commands import module_file
-from warpflow.plan import Experiment, experiment_groups, resolve_experiments
+from warpflow.contestants import check_comparison, read_comparisons
+from warpflow.plan import Experiment, experiment_groups, make_plan, resolve_experiments
 from warpflow.rows import iterate_rows, require_columns
 
 SCHEMA = Path(__file__).parents[2] / "config" / "schema.yaml"
@@ -38,6 +40,8 @@ def check_config(config: Mapping[str, Any], schema: Path = SCHEMA, files: bool =
     ]
     if not problems:  # the cross-checks rely on types being right
         problems = list(cross_check(config, files))
+    if not problems and files:  # and these on the plan of the run
+        problems = list(check_measurements(config))
     if problems:
         raise ConfigError(
             "\n".join(["The configuration is wrong; nothing was started.", *problems])
@@ -97,6 +101,8 @@ def expectation(error: Any) -> str:
         "exclusiveMinimum": lambda: f"more than {value}",
         "exclusiveMaximum": lambda: f"less than {value}",
         "minItems": lambda: f"at least {value} item",
+        "minProperties": lambda: f"at least {value} of them",
+        "maxProperties": lambda: f"{value} key only, of {', '.join(error.schema['properties'])}",
         "uniqueItems": lambda: "no value twice",
         "pattern": lambda: f"text like {value}",
         "oneOf": lambda: "a whole number of at least 1, or a list of them",
@@ -119,6 +125,18 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
             f"no part of the front with min_ess = {optimum['min_ess']} effective ones: expected at "
             "least twice as many samples; raise it, or lower min_ess"
         )
+
+
+def check_measurements(config: Mapping[str, Any]) -> Iterator[str]:
+    """What is measured beside the run: answers side by side, and benchmarks."""
+    plan = make_plan(config)
+    for name, comparison in read_comparisons(config).items():
+        yield from check_comparison(f"compare_answers.{name}", comparison, plan)
+        for judge, given in comparison.judges.items():
+            problem = function_problem(given["function"]) if "function" in given else None
+            if problem:
+                yield f"- compare_answers.{name}.judges.{judge}: {problem}"
+    yield from check_benchmarks(plan, config["benchmark_policy"])
 
 
 def check_policy(config: Mapping[str, Any]) -> Iterator[str]:

@@ -20,7 +20,6 @@ is to be made and a pointer X.dvc for the folder X.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import importlib.metadata
 import itertools
@@ -34,7 +33,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -59,6 +58,7 @@ from warpflow.dvc_cache import (
     tracking_problem,
 )
 from warpflow.launch import Processes, choose_processes, cores, launched, process_environment
+from warpflow.locks import only_one
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pandas")
 ONE = Processes()
@@ -172,15 +172,11 @@ def alone(state: Path | None) -> Iterator[None]:
     if state is None:
         yield
         return
-    state.mkdir(parents=True, exist_ok=True)
-    with open(state / "job.lock", "w") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.exit(
-                f"{state} is in use: another job makes this result (one left over by a killed "
-                "snakemake?); wait for it or end it"
-            )
+            stack.enter_context(only_one(state / "job.lock", "another job makes this result"))
+        except RuntimeError as error:
+            sys.exit(str(error))
         yield
 
 

@@ -7,18 +7,18 @@ order of prompts are functions of the step (`warpflow.reinforce`), so they need 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
 
 import torch
 
+from warpflow.locks import only_one
 from warpflow.processes import is_sharded, like, local, process_count, process_index, wait_for_all
 from warpflow.reinforce import Run
 
@@ -26,23 +26,13 @@ LAST = "last.json"
 STOPPED = 75  # exit status of a run that saved itself and wants to be started again (EX_TEMPFAIL)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> AbstractContextManager[None]:
     """Hold a state folder for one process.
 
     Raises:
         RuntimeError: another process trains this run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"{folder} is in use: another process trains this run (one left over by a killed "
-                "snakemake?); wait for it or end it"
-            ) from None
-        yield
+    return only_one(folder / "lock", "another process trains this run")
 
 
 def save_state(

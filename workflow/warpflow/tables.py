@@ -26,6 +26,9 @@ KEYS = [
     "policy",
 ]
 
+BENCHMARK_KEYS = ["task", "metric", "filter", "value", "value_se", "n"]
+BENCHMARK_METRICS = ["kl_exact", "kl_exact_se", "reward", "reward_se"]
+
 METRICS = ("eta", "reward", "gold", "kl_exact", "length", "unfinished", "self_similarity")
 
 
@@ -105,3 +108,17 @@ def metrics_documents(evaluations: pd.DataFrame) -> dict[str, dict[str, float]]:
             name: float(f"{value:.6g}") for name, value in values.items()
         }
     return documents
+
+
+def benchmarks_table(results: str, points: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """benchmarks.csv: what each point scored, with its KL and reward."""
+    rows = []
+    for point in points:
+        file = Path(results, "benchmark_policy", point["policy"], "benchmarks.json")
+        metrics = read_evaluation(results, point["policy"])["metrics"]
+        beside = {name: metrics[name] for name in BENCHMARK_METRICS}
+        rows += [{**row, **point, **beside} for row in json.loads(file.read_text())["rows"]]
+    return pd.DataFrame(
+        rows,
+        columns=[*BENCHMARK_KEYS, "experiment", "iteration", "eta", *BENCHMARK_METRICS, "policy"],
+    )

@@ -1,0 +1,105 @@
+# Capability benchmarks (section benchmark_policy): points of the fronts → lm-eval → table and figure.
+# `snakemake benchmarks` makes those of the config.
+import json
+
+BENCHMARKS = config["benchmark_policy"]
+BENCHMARKED = benchmark_points(PLAN, BENCHMARKS) if BENCHMARKS["tasks"] else []
+BENCHMARK_FIGURES = [f"{RESULTS}/figures/benchmarks.svg"] if BENCHMARKED else []
+
+
+rule benchmark_policy:
+    """Tasks of lm-eval on one policy."""
+    input:
+        code=code_files("benchmark_policy"),
+        policy=lambda w: pointer(w.result),
+        parents=lambda w: [pointer(result) for result in recipe_parents(PLAN, w.result)],
+        tasks=(
+            sorted(str(path) for path in Path(BENCHMARKS["task_folder"]).rglob("*.yaml"))
+            if BENCHMARKS["task_folder"]
+            else []
+        ),
+    output:
+        benchmarks=f"{RESULTS}/benchmark_policy/{{result}}/benchmarks.json",
+        provenance=f"{RESULTS}/benchmark_policy/{{result}}/provenance.json",
+    log:
+        f"{LOGS}/benchmark_policy/{{result}}.log",
+    benchmark:
+        f"{LOGS}/benchmark_policy/{{result}}.tsv"
+    threads: 1
+    resources:
+        runtime=1440,
+        mem_mb=lambda w, attempt: 8000 * attempt,
+        gpu=GPUS_OF_A_JOB,
+    params:
+        tasks=BENCHMARKS["tasks"],
+        parents=lambda w, input: f"--parents {input.parents}" if input.parents else "",
+        settings=flags(
+            {"seed": config["seed"]}
+            | {
+                key: BENCHMARKS[key]
+                for key in (
+                    "task_folder",
+                    "num_fewshot",
+                    "limit",
+                    "batch_size",
+                    "apply_chat_template",
+                )
+            }
+        ),
+    shell:
+        "python -m warpflow.jobs run --makes {output.benchmarks} --log {log} "
+        "--gpus {resources.gpu} --inputs {input} -- "
+        "python scripts/benchmark_policy.py --policy {input.policy} --tasks {params.tasks} "
+        "--out {output.benchmarks} {params.parents} {params.settings}"
+
+
+rule collect_benchmarks:
+    """What each point scored, with its KL and reward."""
+    input:
+        code=code_files("collect_benchmarks"),
+        benchmarks=[
+            f"{RESULTS}/benchmark_policy/{row['policy']}/benchmarks.json" for row in BENCHMARKED
+        ],
+        evaluations=[evaluation(row["policy"]) for row in BENCHMARKED],
+    output:
+        f"{RESULTS}/collect_benchmarks/benchmarks.csv",
+    log:
+        f"{LOGS}/collect_benchmarks.log",
+    localrule: True
+    params:
+        results=subpath(output[0], ancestor=2),
+        points=json.dumps(BENCHMARKED),
+    shell:
+        "python scripts/collect_benchmarks.py --results {params.results} --out {output} "
+        "--points {params.points:q} 2>&1 | tee {log}"
+
+
+rule plot_benchmarks:
+    """Capability against KL, a panel for each task and metric."""
+    input:
+        code=code_files("plot_benchmarks"),
+        table=f"{RESULTS}/collect_benchmarks/benchmarks.csv",
+    output:
+        report(
+            f"{RESULTS}/figures/benchmarks.svg",
+            caption="../docs/captions/benchmarks.rst",
+            category="Benchmarks",
+            labels={"figure": "benchmarks"},
+        ),
+        f"{RESULTS}/figures/benchmarks.png",
+    log:
+        f"{LOGS}/plot_benchmarks.log",
+    localrule: True
+    params:
+        tables=subpath(input.table, parent=True),
+        out=subpath(output[0], parent=True),
+        settings=flags(config["figures"]),
+    shell:
+        "python scripts/plot_benchmarks.py --tables {params.tables} --out {params.out} "
+        "{params.settings} 2>&1 | tee {log}"
+
+
+rule benchmarks:
+    """All benchmarks of the config."""
+    input:
+        BENCHMARK_FIGURES,

@@ -1,0 +1,138 @@
+# Answers side by side (section compare_answers): each contestant's answers → judgements of each judge
+# → win rates and graded scores → matrices. `snakemake compare_answers` makes those of the config.
+
+SIDE_BY_SIDE = expand(f"{RESULTS}/figures/{{comparison}}/side_by_side.svg", comparison=COMPARISONS)
+
+
+rule answer_prompts:
+    """One contestant's answers to the prompts of a comparison."""
+    input:
+        code=code_files("answer_prompts"),
+        policy=lambda w: pointer(own_policy(w)) if own_policy(w) else [],
+        parents=lambda w: [pointer(result) for result in recipe_parents(PLAN, own_policy(w))],
+        instructions=lambda w: list(COMPARISONS[w.comparison].stored.values())[:1],
+        data=lambda w: [] if COMPARISONS[w.comparison].stored else DATA,
+    output:
+        answers=f"{RESULTS}/answer_prompts/{{comparison}}/{{contestant}}/answers.json",
+        provenance=f"{RESULTS}/answer_prompts/{{comparison}}/{{contestant}}/provenance.json",
+    log:
+        f"{LOGS}/answer_prompts/{{comparison}}/{{contestant}}.log",
+    benchmark:
+        f"{LOGS}/answer_prompts/{{comparison}}/{{contestant}}.tsv"
+    threads: 1
+    resources:
+        runtime=240,
+        mem_mb=lambda w, attempt: 4000 * attempt,
+        gpu=GPUS_OF_A_JOB,
+    params:
+        settings=answering,
+        unkeyed=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
+    shell:
+        "python -m warpflow.jobs run --makes {output.answers} --log {log} "
+        "--gpus {resources.gpu} --inputs {input} --unkeyed {params.unkeyed:q} -- "
+        "python scripts/answer_prompts.py --out {output.answers} {params.settings}"
+
+
+rule judge_answers:
+    """One judge on all contestants of a comparison. Replies of a chat judge are kept as they come."""
+    input:
+        code=lambda w: code_files("judge_answers", judge(w).get("function")),
+        answers=answers,
+        reward_model=lambda w: (
+            pointer(OWN_REWARD_MODEL) if judge(w).get("reward_model") == OWN_REWARD_MODEL else []
+        ),
+        sft=lambda w: SFT if judge(w).get("reward_model") == OWN_REWARD_MODEL else [],
+        template=lambda w: (
+            judge(w)["chat"].get("template", JUDGE_TEMPLATE) if "chat" in judge(w) else []
+        ),
+    output:
+        judgements=f"{RESULTS}/judge_answers/{{comparison}}/{{judge}}/judgements.json",
+        provenance=f"{RESULTS}/judge_answers/{{comparison}}/{{judge}}/provenance.json",
+    log:
+        f"{LOGS}/judge_answers/{{comparison}}/{{judge}}.log",
+    benchmark:
+        f"{LOGS}/judge_answers/{{comparison}}/{{judge}}.tsv"
+    threads: 1
+    resources:
+        runtime=1440,
+        mem_mb=lambda w, attempt: 4000 * attempt,
+        gpu=lambda w: GPUS_OF_A_JOB if "reward_model" in judge(w) else 0,
+    params:
+        names=lambda w: list(COMPARISONS[w.comparison].contestants),
+        settings=judging,
+        unkeyed=lambda w: flags(
+            {
+                "batch_size": config["evaluate_policy"]["batch_size"],
+                "cache": f"{RESULTS}/judgements/{w.comparison}.{w.judge}.jsonl",
+            }
+        ),
+    shell:
+        "python -m warpflow.jobs run --makes {output.judgements} --log {log} "
+        "--gpus {resources.gpu} --inputs {input} --unkeyed {params.unkeyed:q} -- "
+        "python scripts/judge_answers.py --names {params.names} --answers {input.answers} "
+        "--out {output.judgements} {params.settings}"
+
+
+rule grade_answers:
+    """Win rates, ties and graded scores of every pair by every judge."""
+    input:
+        code=code_files("grade_answers"),
+        answers=answers,
+        judgements=lambda w: [
+            f"{RESULTS}/judge_answers/{w.comparison}/{name}/judgements.json"
+            for name in COMPARISONS[w.comparison].judges
+        ],
+    output:
+        f"{RESULTS}/grade_answers/{{comparison}}/side_by_side.csv",
+        f"{RESULTS}/grade_answers/{{comparison}}/judges.csv",
+    log:
+        f"{LOGS}/grade_answers/{{comparison}}.log",
+    localrule: True
+    params:
+        out=subpath(output[0], parent=True),
+        names=lambda w: list(COMPARISONS[w.comparison].contestants),
+        judges=lambda w: list(COMPARISONS[w.comparison].judges),
+        thresholds=lambda w: list(COMPARISONS[w.comparison].thresholds),
+        settings=lambda w: flags(
+            {
+                "pairs": COMPARISONS[w.comparison].pairs,
+                "prompts": COMPARISONS[w.comparison].prompts,
+                "confidence": COMPARISONS[w.comparison].confidence,
+                "seed": config["seed"],
+            }
+        ),
+    shell:
+        "python scripts/grade_answers.py --names {params.names} --answers {input.answers} "
+        "--judges {params.judges} --judgements {input.judgements} --out {params.out} "
+        "--thresholds {params.thresholds} {params.settings} 2>&1 | tee {log}"
+
+
+rule plot_side_by_side:
+    """A matrix for each judge of a comparison."""
+    input:
+        code=code_files("plot_side_by_side"),
+        table=f"{RESULTS}/grade_answers/{{comparison}}/side_by_side.csv",
+    output:
+        report(
+            f"{RESULTS}/figures/{{comparison}}/side_by_side.svg",
+            caption="../docs/captions/side_by_side.rst",
+            category="Side by side",
+            labels={"comparison": "{comparison}"},
+        ),
+        f"{RESULTS}/figures/{{comparison}}/side_by_side.png",
+    log:
+        f"{LOGS}/plot_side_by_side/{{comparison}}.log",
+    localrule: True
+    params:
+        tables=subpath(input.table, parent=True),
+        out=subpath(output[0], parent=True),
+        settings=flags(config["figures"]),
+    shell:
+        "python scripts/plot_side_by_side.py --tables {params.tables} --out {params.out} "
+        "{params.settings} 2>&1 | tee {log}"
+
+
+rule compare_answers:
+    """All comparisons of the config."""
+    input:
+        SIDE_BY_SIDE,

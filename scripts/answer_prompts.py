@@ -1,0 +1,125 @@
+"""Let one policy answer the prompts of a comparison: one sampled answer each, in AlpacaEval's form.
+
+The prompts are the run's held-out ones (`--data`), or the instructions of a file of stored answers
+(`--instructions`), which a policy with a chat template gets as a user's message.
+Next in reading order: warpflow.answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from warpflow.answer_scores import user_message
+from warpflow.answers import Answer, read_answers, write_answers
+from warpflow.cli import parse_arguments
+from warpflow.judging import encode_rows
+from warpflow.models import load_config, load_policy, load_tokenizer, require_context
+from warpflow.prompts import Prompt, end_of_turn
+from warpflow.rewards import response_texts
+from warpflow.rows import Row, read_rows
+from warpflow.sampling import draw_uniforms, pad_left, sample_completions
+
+
+@dataclass
+class Arguments:
+    policy: str = field(metadata={"help": "checkpoint that answers, folder or hub name"})
+    out: str = field(metadata={"help": "JSON file to write"})
+    name: str = field(metadata={"help": "the answers' generator"})
+    seed: int = field(metadata={"help": "base seed, the same for every policy"})
+    max_prompt_tokens: int = field(metadata={"help": "longer prompts are an error"})
+    max_new_tokens: int = field(metadata={"help": "limit of an answer"})
+    temperature: float = field(metadata={"help": "of sampling"})
+    batch_size: int = field(metadata={"help": "answers sampled together"})
+    prompts: int | None = field(default=None, metadata={"help": "only the first so many"})
+    data: str | None = field(
+        default=None, metadata={"help": "data folder with the held-out prompts"}
+    )
+    instructions: str | None = field(
+        default=None, metadata={"help": "file of stored answers, for its instructions"}
+    )
+    parents: list[str] = field(
+        default_factory=list, metadata={"help": "the two checkpoints of a policy that is a recipe"}
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    (arguments,) = parse_arguments(__doc__, argv, Arguments)
+    rows, source = read_prompts(arguments)
+    needed = arguments.max_prompt_tokens + arguments.max_new_tokens
+    require_context(load_config(arguments.policy), needed, arguments.policy)
+    tokenizer = load_tokenizer(arguments.policy)
+    has_template = bool(arguments.instructions) and tokenizer.chat_template is not None
+    encoded = encode_rows(
+        tokenizer,
+        [{"prompt": user_message(row["prompt"], has_template)} for row in rows],
+        source,
+        arguments.max_prompt_tokens,
+    )
+    eos_id = closing_id(tokenizer, user_message(rows[0]["prompt"], has_template))
+    policy = load_policy(arguments.policy, arguments.parents)
+    texts, finished = [], []
+    for text, is_finished in sample(policy, tokenizer, encoded, eos_id, arguments):
+        texts.append(text)
+        finished.append(is_finished)
+    answers = [
+        Answer(row["prompt"], text, ended, {k: v for k, v in row.items() if k != "prompt"})
+        for row, text, ended in zip(rows, texts, finished, strict=True)
+    ]
+    write_answers(arguments.out, answers, arguments.name)
+
+
+def read_prompts(arguments: Arguments) -> tuple[list[Row], str]:
+    """Rows with a `prompt` each and where they come from; ValueError where there are too few."""
+    if arguments.instructions:
+        source = arguments.instructions
+        rows = [{**answer.columns, "prompt": answer.prompt} for answer in read_answers(source)]
+    elif arguments.data:
+        source = f"{arguments.data}/eval_prompts.jsonl"
+        rows = read_rows(source)
+    else:
+        raise ValueError("give --data or --instructions: there is nothing to answer")
+    if arguments.prompts and len(rows) < arguments.prompts:
+        raise ValueError(
+            f"{source} has {len(rows)} prompts, expected {arguments.prompts}: lower "
+            "compare_answers.….prompts, or hold out more"
+        )
+    return rows[: arguments.prompts], source
+
+
+def closing_id(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:
+    """The token that ends an answer: of messages, the one with which the chat template closes."""
+    closing = None if isinstance(prompt, str) else end_of_turn(tokenizer, prompt)
+    return tokenizer.get_vocab()[closing] if closing else tokenizer.eos_token_id
+
+
+def sample(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[Sequence[int]],
+    eos_id: int,
+    arguments: Arguments,
+) -> Iterator[tuple[str, bool]]:
+    """Each prompt's answer, and whether it ended by itself."""
+    limit = arguments.max_new_tokens
+    uniforms = draw_uniforms(len(encoded), limit, policy.device, arguments.seed, "answer_prompts")
+    for start in range(0, len(encoded), arguments.batch_size):
+        part = slice(start, start + arguments.batch_size)
+        ids, mask = pad_left(encoded[part], tokenizer.pad_token_id, policy.device)
+        batch = sample_completions(
+            policy,
+            ids,
+            mask,
+            max_new_tokens=limit,
+            temperature=arguments.temperature,
+            eos_id=eos_id,
+            pad_id=tokenizer.pad_token_id,
+            uniforms=uniforms[part],
+        )
+        yield from zip(response_texts(batch, tokenizer), batch.finished.tolist(), strict=True)
+
+
+if __name__ == "__main__":
+    main()

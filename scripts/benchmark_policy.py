@@ -1,0 +1,97 @@
+"""Run tasks of lm-eval on one policy; a recipe is composed in memory, nothing is exported.
+
+Writes one JSON file: `rows` of task, metric, value and error, and lm-eval's version.
+Next in reading order: warpflow.benchmarks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerBase
+
+from warpflow.benchmarks import HINT, require_tasks, result_rows
+from warpflow.cli import parse_arguments
+from warpflow.models import load_policy, load_tokenizer
+
+
+@dataclass
+class Arguments:
+    policy: str = field(metadata={"help": "checkpoint to benchmark"})
+    out: str = field(metadata={"help": "JSON file to write"})
+    tasks: list[str] = field(metadata={"help": "names of tasks or groups of lm-eval"})
+    batch_size: int = field(metadata={"help": "requests in a batch"})
+    seed: int = field(default=0, metadata={"help": "of few-shot examples"})
+    task_folder: str | None = field(default=None, metadata={"help": "folder of more tasks in YAML"})
+    num_fewshot: int | None = field(
+        default=None, metadata={"help": "examples; default: the task's"}
+    )
+    limit: int | None = field(default=None, metadata={"help": "only so many documents per task"})
+    apply_chat_template: bool = field(
+        default=False, metadata={"help": "ask through the policy's chat template"}
+    )
+    parents: list[str] = field(
+        default_factory=list, metadata={"help": "the two checkpoints of a policy that is a recipe"}
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    (arguments,) = parse_arguments(__doc__, argv, Arguments)
+    results = run_tasks(arguments)
+    document = {"rows": result_rows(results), "lm_eval": results["lm_eval_version"]}
+    Path(arguments.out).write_text(json.dumps(document, indent=1) + "\n")
+
+
+def run_tasks(arguments: Arguments) -> dict[str, Any]:
+    """lm-eval's results.
+
+    Raises:
+        SystemExit: lm-eval is not installed. ValueError: it knows no such task.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it forks
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{HINT} ({error})") from None
+    manager = TaskManager(include_path=arguments.task_folder)
+    require_tasks(arguments.tasks, manager.all_tasks)
+    tokenizer = begin_with_bos(load_tokenizer(arguments.policy))
+    policy = load_policy(arguments.policy, arguments.parents)
+    results = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=policy, tokenizer=tokenizer, batch_size=arguments.batch_size),
+        tasks=arguments.tasks,
+        task_manager=manager,
+        num_fewshot=arguments.num_fewshot,
+        limit=arguments.limit,
+        apply_chat_template=arguments.apply_chat_template,
+        log_samples=False,
+        random_seed=arguments.seed,
+        numpy_random_seed=arguments.seed,
+        torch_random_seed=arguments.seed,
+        fewshot_random_seed=arguments.seed,
+    )
+    return {**results, "lm_eval_version": lm_eval.__version__}
+
+
+def begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, putting BOS before texts where it has one, as the policies here read them
+    (`prompts.prompt_tokens`); of the tokenizers that come with models most do so already."""
+    bos = tokenizer.bos_token
+    ids = tokenizer("a")["input_ids"]
+    if bos is not None and (ids[0] != tokenizer.bos_token_id or ids[-1] == tokenizer.eos_token_id):
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
+    return tokenizer
+
+
+if __name__ == "__main__":
+    main()

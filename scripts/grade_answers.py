@@ -1,0 +1,73 @@
+"""Win rates and graded scores of every pair of contestants, by every judge (side_by_side.csv), and
+what each judge did and cost (judges.csv).
+
+Next in reading order: warpflow.side_by_side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from warpflow.answers import match_answers, read_answers
+from warpflow.cli import parse_arguments
+from warpflow.side_by_side import list_pairs, side_by_side_table
+
+
+@dataclass
+class Arguments:
+    names: list[str] = field(metadata={"help": "contestants"})
+    answers: list[str] = field(metadata={"help": "their files of answers, in the same order"})
+    judges: list[str] = field(metadata={"help": "judges"})
+    judgements: list[str] = field(metadata={"help": "their files of judgements, in the same order"})
+    out: str = field(metadata={"help": "folder for side_by_side.csv and judges.csv"})
+    seed: int = field(metadata={"help": "of the bootstrap"})
+    thresholds: list[float] = field(metadata={"help": "of a tie, slightly better, better"})
+    confidence: float = field(metadata={"help": "level of the intervals"})
+    pairs: str = field(default="all", metadata={"help": "all, or the first against each other"})
+    prompts: int | None = field(default=None, metadata={"help": "only the first so many"})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    (arguments,) = parse_arguments(__doc__, argv, Arguments)
+    files = zip(arguments.names, arguments.answers, strict=True)
+    answers = match_answers({name: read_answers(path) for name, path in files}, arguments.prompts)
+    judgements = {
+        name: json.loads(Path(path).read_text())
+        for name, path in zip(arguments.judges, arguments.judgements, strict=True)
+    }
+    table = side_by_side_table(
+        judgements,
+        answers,
+        pairs=list_pairs(arguments.names, arguments.pairs),
+        thresholds=arguments.thresholds,
+        confidence=arguments.confidence,
+        seed=arguments.seed,
+    )
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out / "side_by_side.csv", index=False, float_format="%.6g")
+    judges = pd.DataFrame([judge_row(name, document) for name, document in judgements.items()])
+    judges.to_csv(out / "judges.csv", index=False)
+    print(table.to_string(index=False, float_format="{:.3g}".format))
+    print(judges.to_string(index=False))
+
+
+def judge_row(name: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of judges.csv; a failed judgement is shown with its reason."""
+    failed = document.get("failed", [])
+    row: dict[str, Any] = {
+        "judge": name,
+        "kind": "verdicts" if "verdicts" in document else "scores",
+    }
+    row |= {"failed": len(failed), "first_failure": failed[0]["why"] if failed else ""}
+    return row | document.get("usage", {})
+
+
+if __name__ == "__main__":
+    main()

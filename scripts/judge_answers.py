@@ -1,0 +1,83 @@
+"""Let one judge judge all contestants of a comparison: scores of answers, or verdicts on pairs.
+
+Writes one JSON file: `scores` by contestant, or `verdicts`, `failed` and `usage`.
+Next in reading order: warpflow.answer_scores, warpflow.chat_judge.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from warpflow.answer_scores import function_scores, model_scores
+from warpflow.answers import Answer, match_answers, read_answers
+from warpflow.chat_judge import ChatSettings, judge_pairs
+from warpflow.cli import parse_arguments
+from warpflow.models import load_reward_model, load_reward_tokenizer, load_tokenizer
+from warpflow.rewards import load_function
+from warpflow.side_by_side import list_pairs
+
+
+@dataclass
+class Arguments:
+    names: list[str] = field(metadata={"help": "contestants"})
+    answers: list[str] = field(metadata={"help": "their files of answers, in the same order"})
+    judge: str = field(metadata={"help": "JSON: function, reward_model or chat"})
+    out: str = field(metadata={"help": "JSON file to write"})
+    pairs: str = field(default="all", metadata={"help": "all, or the first against each other"})
+    prompts: int | None = field(default=None, metadata={"help": "only the first so many"})
+    reward_model: str | None = field(default=None, metadata={"help": "a reward model's checkpoint"})
+    sft: str | None = field(
+        default=None, metadata={"help": "θ_sft, where the reward model is the run's own"}
+    )
+    as_messages: bool = field(
+        default=False, metadata={"help": "prompts that are text are a user's messages"}
+    )
+    batch_size: int = field(default=64, metadata={"help": "answers scored together"})
+    cache: str = field(
+        default="judgements.jsonl",
+        metadata={"help": "a chat judge's replies; all files of the folder are read"},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    (arguments,) = parse_arguments(__doc__, argv, Arguments)
+    files = zip(arguments.names, arguments.answers, strict=True)
+    answers = match_answers({name: read_answers(path) for name, path in files}, arguments.prompts)
+    Path(arguments.out).write_text(json.dumps(judge(answers, arguments), indent=1) + "\n")
+
+
+def judge(answers: dict[str, list[Answer]], arguments: Arguments) -> dict[str, Any]:
+    """What the judge says of matched answers by contestant."""
+    given = json.loads(arguments.judge)
+    if "chat" in given:
+        pairs = list_pairs(arguments.names, arguments.pairs)
+        return judge_pairs(ChatSettings(**given["chat"]), answers, pairs, Path(arguments.cache))
+    if "function" in given:
+        name = given["function"]
+        function = load_function(name)
+        return {"scores": {who: function_scores(function, name, a) for who, a in answers.items()}}
+    path = arguments.reward_model or given["reward_model"]
+    model, tokenizer = load_reward_model(path), load_reward_tokenizer(path)
+    reads_policy_ids = bool(
+        arguments.sft and load_tokenizer(arguments.sft).get_vocab() == tokenizer.get_vocab()
+    )
+    scores = {
+        who: model_scores(
+            model,
+            tokenizer,
+            rows,
+            reads_policy_ids=reads_policy_ids,
+            as_messages=arguments.as_messages,
+            batch_size=arguments.batch_size,
+        )
+        for who, rows in answers.items()
+    }
+    return {"scores": scores}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""Draw benchmark scores against KL (benchmarks.png, benchmarks.svg)."""
+
+from warpflow.plotting_cli import draw_figure
+from warpflow.plotting_comparisons import plot_benchmarks
+
+
+def main(argv: list[str] | None = None) -> None:
+    draw_figure("benchmarks", ["benchmarks"], plot_benchmarks, __doc__, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""Draw the matrices of win rates and graded scores (side_by_side.png, side_by_side.svg)."""
+
+from warpflow.plotting_cli import draw_figure
+from warpflow.plotting_comparisons import plot_side_by_side
+
+
+def main(argv: list[str] | None = None) -> None:
+    draw_figure("side_by_side", ["side_by_side"], plot_side_by_side, __doc__, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Scores of stored answers, by a Python function or a reward model: judges that need no pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from warpflow.answers import Answer
+from warpflow.prompts import Messages, Prompt, dialogue_tokens, is_messages
+from warpflow.rewards import (
+    Scorer,
+    call_scorer,
+    require_finite,
+    require_readable,
+    sequence_scores,
+    showing,
+)
+from warpflow.supervised import encode_example
+
+
+def function_scores(function: Scorer, name: str, answers: Sequence[Answer]) -> list[float]:
+    """One score for each answer, of a function that is called as rewards are.
+
+    Raises: as `rewards.function_reward`, with the answer on which the function fails.
+    """
+    arguments = {
+        "prompts": [answer.prompt for answer in answers],
+        "completions": [answer.text for answer in answers],
+        "finished": [answer.finished for answer in answers],
+        "columns": [answer.columns for answer in answers],
+    }
+    values = call_scorer(function, name, arguments)
+    require_finite(torch.tensor(values), name, [(a.prompt, a.text) for a in answers])
+    return values
+
+
+def model_scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    answers: Sequence[Answer],
+    *,
+    reads_policy_ids: bool,
+    as_messages: bool,
+    batch_size: int,
+) -> list[float]:
+    """One score for each answer, of a sequence classifier with one label; in the units that a
+    reward model trained by this pipeline stores with itself (`rewards.model_reward`).
+
+    Args:
+        reads_policy_ids: it shares the vocabulary of the run's policies, and reads what they would
+            have sampled: prompt, answer, and EOS where the answer ended. Else what its chat
+            template says, where prompts are messages and it has one, or plain text.
+        as_messages: prompts that are text are what a user asks, rather than beginnings of texts.
+    """
+
+    is_own = reads_policy_ids and hasattr(model.config, "reward_std")
+    has_template = tokenizer.chat_template is not None and not is_own
+
+    def encode(answer: Answer) -> list[int]:
+        prompt = user_message(answer.prompt, as_messages and has_template)
+        if is_messages(prompt) and has_template:
+            return dialogue_tokens(tokenizer, prompt, answer.text)
+        if reads_policy_ids:
+            ids, _ = encode_example(tokenizer, prompt, answer.text)
+            return ids if answer.finished else ids[:-1]
+        if not isinstance(prompt, str):
+            raise ValueError(
+                "the prompts are messages, but the reward model's tokenizer has no chat template "
+                "to put them into words: expected a model that has one"
+            )
+        return tokenizer(prompt + answer.text)["input_ids"]
+
+    rows = [encode(answer) for answer in answers]
+    examples = [(answer.prompt, answer.text) for answer in answers]
+    with torch.no_grad(), showing("reward_model", examples):
+        require_readable(model, rows)
+        parts = [
+            sequence_scores(model, rows[i : i + batch_size])
+            for i in range(0, len(rows), batch_size)
+        ]
+    mean, std = (
+        getattr(model.config, f"reward_{name}", i) for i, name in enumerate(("mean", "std"))
+    )
+    values = (torch.cat(parts).cpu() - mean) / std
+    require_finite(values, "reward_model", examples)
+    return values.tolist()
+
+
+def user_message(prompt: Prompt, as_messages: bool) -> Prompt:
+    """A text as the message of a user, where it is one."""
+    if isinstance(prompt, str) and as_messages:
+        messages: Messages = [{"role": "user", "content": prompt}]
+        return messages
+    return prompt

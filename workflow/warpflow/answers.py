@@ -1,0 +1,131 @@
+"""Sets of answers to the same prompts, in AlpacaEval's format.
+
+A file is a list of objects with `instruction` (text, or messages), `output`, and more columns if
+need be; `generator` and `dataset` are AlpacaEval's. Answers that were sampled here have `finished`
+(EOS was sampled) and `columns` (the rest of the prompt's row) besides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from warpflow.rows import Row, read_rows, require_columns
+
+OWN = ("instruction", "output", "finished", "columns")
+KEY = "compare_answers"  # the config section whose files these are
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prompt as its file has it (text or messages), an answer, and what reward functions get
+    besides."""
+
+    prompt: Any
+    text: str
+    finished: bool
+    columns: Row
+
+
+def read_answers(path: str | Path) -> list[Answer]:
+    """The answers of a file.
+
+    Raises:
+        ValueError: a column is missing, an output is no text, or an instruction has two answers.
+    """
+    rows = read_rows(path)
+    require_columns(rows, ["instruction", "output"], path, KEY)
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row["output"], str):
+            raise ValueError(
+                f"{path}, row {number}: output must be text, got {row['output']!r:.80}"
+            )
+        first = seen.setdefault(prompt_key(row["instruction"]), number)
+        if first != number:
+            raise ValueError(
+                f"{path}: rows {first} and {number} answer the same instruction, "
+                f"{row['instruction']!r:.200}; expected one answer to each: leave one of them out"
+            )
+    return [
+        Answer(
+            row["instruction"],
+            row["output"],
+            row.get("finished", True),
+            row.get("columns", {k: v for k, v in row.items() if k not in OWN}),
+        )
+        for row in rows
+    ]
+
+
+def write_answers(path: str | Path, answers: Sequence[Answer], generator: str) -> None:
+    """Write a file that `read_answers`, and AlpacaEval itself, reads."""
+    rows = [
+        {
+            "dataset": "prompts",
+            "instruction": answer.prompt,
+            "output": answer.text,
+            "generator": generator,
+            "finished": answer.finished,
+            "columns": answer.columns,
+        }
+        for answer in answers
+    ]
+    Path(path).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+
+
+def prompt_key(prompt: Any) -> str:
+    """Two prompts are the same where this is."""
+    return json.dumps(prompt, sort_keys=True)
+
+
+def match_answers(
+    sets: Mapping[str, Sequence[Answer]], count: int | None = None
+) -> dict[str, list[Answer]]:
+    """The sets in the order of the first one's prompts, row by row the same prompt.
+
+    Args:
+        sets: by name; the name stands in messages.
+        count: only the first so many prompts of the first set are compared; None: all, and no set
+            may have others.
+
+    Raises:
+        ValueError: the prompts differ; says how many and which first.
+    """
+    names = list(sets)
+    wanted = [answer.prompt for answer in sets[names[0]][:count]]
+    if count is not None and len(wanted) < count:
+        raise ValueError(
+            f"{names[0]} has {len(wanted)} answers, but {count} prompts are to be compared: lower "
+            f"{KEY}.….prompts, or null: all"
+        )
+    matched = {}
+    for name, answers in sets.items():
+        by_prompt = {prompt_key(answer.prompt): answer for answer in answers}
+        keys = [prompt_key(prompt) for prompt in wanted]
+        lacking = [prompt for prompt, key in zip(wanted, keys, strict=True) if key not in by_prompt]
+        others = [] if count is not None else [by_prompt[k].prompt for k in by_prompt.keys() - keys]
+        if lacking or others:
+            raise ValueError(describe_mismatch(names[0], name, len(wanted), lacking, others))
+        matched[name] = [by_prompt[key] for key in keys]
+    return matched
+
+
+def describe_mismatch(
+    reference: str, name: str, wanted: int, lacking: Sequence[Any], others: Sequence[Any]
+) -> str:
+    """How many prompts of two sets differ, and the first of them."""
+    parts = [f"the prompts of {name} do not match those of {reference}:"]
+    if lacking:
+        parts.append(
+            f"{len(lacking)} of {wanted} have no answer in {name}, first {lacking[0]!r:.200};"
+        )
+    if others:
+        first = min(others, key=prompt_key)
+        parts.append(f"{len(others)} are only in {name}, first {first!r:.200};")
+    return " ".join(
+        [*parts, "expected answers to the same instructions, word for word: mend the files"]
+    )

@@ -1,0 +1,139 @@
+"""Figures of what is measured beside the run: answers side by side, and benchmarks.
+
+As in `plotting`, a function per figure: tables and a `FigureStyle` in, a matplotlib `Figure` out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from warpflow.plotting import (
+    AXIS_LABELS,
+    FigureStyle,
+    Look,
+    add_legend,
+    draw_points,
+    experiment_handles,
+    fixed_settings,
+    iteration_handles,
+    marker_of,
+    message_figure,
+    new_figure,
+    palette_colors,
+    split_by,
+)
+
+CELL = 0.65  # inches that a cell's lines of text need
+WIDE = 4  # contestants; more of them get a row of the figure for each judge
+MIRRORED = {"a": "b", "b": "a", "length_a": "length_b", "length_b": "length_a"}
+
+
+@fixed_settings
+def plot_side_by_side(table: pd.DataFrame, style: FigureStyle) -> Figure:
+    """A matrix for each judge: row against column, coloured by the win rate, in the manner of the
+    paper's Table 1. In each cell win rate, graded score and the two mean lengths."""
+    if table.empty:
+        return message_figure(style, "No answers were compared. Set `compare_answers`.")
+    names = list(dict.fromkeys([*table["a"], *table["b"]]))
+    judges = list(dict.fromkeys(table["judge"]))
+    beside = min(2 if len(names) <= WIDE else 1, len(judges))
+    panels = [beside] * (len(judges) // beside)
+    panels += [len(judges) % beside] if len(judges) % beside else []
+    height = max(style.height, CELL * (len(names) + 2))
+    figure, rows = new_figure(dataclasses.replace(style, height=height), panels)
+    for axes, judge in zip([axes for row in rows for axes in row], judges, strict=True):
+        draw_matrix(axes, table[table["judge"] == judge], names)
+        axes.set_title(f"judge: {judge}", fontsize=9)
+    return figure
+
+
+def draw_matrix(axes: Axes, table: pd.DataFrame, names: list[str]) -> None:
+    """One judge's pairs, each in two cells; a pair that was not judged stays grey."""
+    shares = np.full((len(names), len(names)), np.nan)
+    for row in table.to_dict("records"):
+        for cell in (row, mirror(row)):
+            i, j = names.index(cell["a"]), names.index(cell["b"])
+            shares[i, j] = cell["win_rate"] + cell["tie_rate"] / 2
+            axes.text(j, i, cell_text(cell), ha="center", va="center", fontsize=6.5)
+    # The middle of this map is white, its ends are light enough for black text on them.
+    colours = matplotlib.colormaps["RdBu"].with_extremes(bad="0.9")
+    axes.imshow(np.ma.masked_invalid(shares), cmap=colours, vmin=-0.25, vmax=1.25, aspect="auto")
+    axes.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def mirror(row: dict) -> dict:
+    """The same pair, from B's point of view."""
+    turned = row | {MIRRORED[key]: row[key] for key in MIRRORED}
+    turned["score"], turned["score_low"], turned["score_high"] = (
+        -row[key] for key in ("score", "score_high", "score_low")
+    )
+    turned["win_rate"] = 1 - row["win_rate"] - row["tie_rate"]
+    return turned
+
+
+def cell_text(row: dict) -> str:
+    """Win and tie rate; graded score, its interval where there is one; lengths; failures."""
+    if not row["n"]:
+        return f"no judgement\n({row['failed']:.0f} failed)"
+    lines = [f"{row['win_rate']:.0%} (ties {row['tie_rate']:.0%})", signed(row["score"])]
+    if not math.isnan(row["score_low"]):
+        lines.append(f"[{signed(row['score_low'])}, {signed(row['score_high'])}]")
+    lines.append(f"{row['length_a']:.0f} : {row['length_b']:.0f} chars")
+    if row["failed"]:
+        lines.append(f"{row['failed']:.0f} failed")
+    return "\n".join(lines)
+
+
+def signed(value: float) -> str:
+    """+0.12, and never -0.00."""
+    return f"{round(value, 2) or 0.0:+.2f}"
+
+
+@fixed_settings
+def plot_benchmarks(table: pd.DataFrame, style: FigureStyle) -> Figure:
+    """Capability against KL, a panel for each task and metric (the paper's Table 2 has one point
+    of each task; here are several η)."""
+    if table.empty:
+        return message_figure(style, "No benchmark was run. Set `benchmark_policy.tasks`.")
+    panels = list(split_by(table, "task", "metric", "filter"))
+    beside = min(3, len(panels))
+    counts = [min(beside, len(panels) - i) for i in range(0, len(panels), beside)]
+    figure, rows = new_figure(style, counts)
+    last = table.groupby("experiment")["iteration"].max()
+    names = list(dict.fromkeys(table["experiment"]))
+    colors = palette_colors(style.palette, len(names))
+    looks = {
+        name: Look(colors[i % len(colors)], "-", int(last[name])) for i, name in enumerate(names)
+    }
+    flat = [axes for row in rows for axes in row]
+    for axes, ((task, metric, kind), points) in zip(flat, panels, strict=True):
+        for (name, iteration), line in split_by(points, "experiment", "iteration"):
+            draw_points(
+                axes,
+                line.sort_values("kl_exact"),
+                "kl_exact",
+                "value",
+                style.z,
+                f"{name}, iteration {iteration}",
+                color=looks[name].shade(iteration),
+                marker=marker_of(iteration),
+                markersize=4,
+                linewidth=1.3,
+            )
+        axes.set_title(task, fontsize=9)
+        axes.set_xlabel(AXIS_LABELS["kl_exact"])
+        axes.set_ylabel(metric if pd.isna(kind) or kind == "none" else f"{metric} ({kind})")
+    handles = experiment_handles(names, looks)
+    add_legend(figure, [*handles, *iteration_handles(table["iteration"])], style)
+    return figure

@@ -1,0 +1,163 @@
+"""Two policies' answers side by side: graded scores, win rates, their intervals and one table.
+
+The paper's graded scores (Table 1): ±1.5 much better, ±1 better, ±0.5 slightly better, 0 a tie.
+A judge gives either a score to each answer, whose differences are graded here, or verdicts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from warpflow.answers import Answer
+from warpflow.statistics import interval, resample
+
+GRADES = (0.0, 0.5, 1.0, 1.5)
+FEWEST = 10  # prompts that an interval needs; the bootstrap's is far too narrow below
+RESAMPLES = 2000
+COLUMNS = [
+    "a",
+    "b",
+    "judge",
+    "n",
+    "win_rate",
+    "win_rate_low",
+    "win_rate_high",
+    "tie_rate",
+    "score",
+    "score_low",
+    "score_high",
+    "length_a",
+    "length_b",
+    "failed",
+    "contradicting",
+    "unit",
+    "note",
+]
+
+
+def list_pairs(contestants: Sequence[str], which: str) -> list[tuple[str, str]]:
+    """(A, B) of every comparison: `all` pairs, or the `first` contestant against each other one."""
+    pairs = list(itertools.combinations(contestants, 2))
+    return pairs if which == "all" else [pair for pair in pairs if pair[0] == contestants[0]]
+
+
+def score_unit(scores: Mapping[str, Sequence[float]]) -> float:
+    """The unit of a judge's scores: their standard deviation over all answers of all contestants,
+    so that every pair of a comparison is graded by the same yardstick."""
+    return float(np.concatenate([np.asarray(values, float) for values in scores.values()]).std())
+
+
+def grade_differences(
+    differences: np.ndarray, unit: float, thresholds: Sequence[float]
+) -> np.ndarray:
+    """Graded scores of score differences A − B, [N].
+
+    Args:
+        thresholds: in units of `unit`; a tie is up to the first, slightly better up to the second,
+            better up to the third, much better beyond.
+    """
+    if unit == 0:  # every answer has the same score
+        return np.zeros(len(differences))
+    steps = np.searchsorted(np.asarray(thresholds), np.abs(differences) / unit, side="left")
+    return np.sign(differences) * np.asarray(GRADES)[steps]
+
+
+def combine_orders(first: Sequence[float | None], swapped: Sequence[float | None]) -> np.ndarray:
+    """Graded scores of A, [N], from the verdicts with A shown first and with B shown first, both
+    of A's point of view: their mean, which cancels what a judge gives to a position. NaN where one
+    of the two failed."""
+    both = np.array([first, swapped], dtype=float)  # None becomes NaN
+    return both.mean(0)
+
+
+def is_contradicting(first: Sequence[float | None], swapped: Sequence[float | None]) -> np.ndarray:
+    """Where the judge prefers one answer in one order and the other in the other, [N]."""
+    product = np.array(first, dtype=float) * np.array(swapped, dtype=float)
+    return product < 0
+
+
+def bootstrap_interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over prompts, of values that differ."""
+    draws = resample(len(values), 1, RESAMPLES, seed).mean(values[None])
+    _, low, high = interval(draws, confidence)
+    return low, high
+
+
+def wilson_interval(share: float, n: int, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval of a rate over n prompts; unlike the bootstrap's it has a width where
+    the rate is 0 or 1."""
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    middle = share + z2 / (2 * n)
+    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2)))
+    return (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
+
+
+def compare_pair(
+    grades: np.ndarray, lengths_a: np.ndarray, lengths_b: np.ndarray, confidence: float, seed: int
+) -> dict[str, Any]:
+    """The numbers of one row of the table, from A's graded scores [N]; NaN is a judgement that
+    failed, and counts for neither rate nor length."""
+    is_judged = ~np.isnan(grades)
+    kept = grades[is_judged]
+    row: dict[str, Any] = {"n": len(kept), "failed": int((~is_judged).sum())}
+    if not len(kept):
+        return row | {"note": "no judgement"}
+    rate = float((kept > 0).mean())
+    row |= {"win_rate": rate, "tie_rate": (kept == 0).mean(), "score": kept.mean()}
+    row |= {"length_a": lengths_a[is_judged].mean(), "length_b": lengths_b[is_judged].mean()}
+    if len(kept) < FEWEST:
+        return row | {"note": f"no interval: {len(kept)} prompts, needs {FEWEST}"}
+    row["win_rate_low"], row["win_rate_high"] = wilson_interval(rate, len(kept), confidence)
+    if (kept == kept[0]).all():
+        return row | {"note": f"no interval of the score: all {len(kept)} are the same"}
+    row["score_low"], row["score_high"] = bootstrap_interval(kept, confidence, seed)
+    return row
+
+
+def side_by_side_table(
+    judgements: Mapping[str, Mapping[str, Any]],
+    answers: Mapping[str, Sequence[Answer]],
+    *,
+    pairs: Sequence[tuple[str, str]],
+    thresholds: Sequence[float],
+    confidence: float,
+    seed: int,
+) -> pd.DataFrame:
+    """side_by_side.csv: a row for each pair and judge.
+
+    Args:
+        judgements: by judge, what `judge_answers` wrote: `scores` of each contestant's answers, or
+            `verdicts` on pairs.
+        answers: by contestant, matched. Lengths are in characters, as AlpacaEval's: contestants
+            share no tokenizer.
+    """
+    lengths = {name: np.array([len(a.text) for a in rows]) for name, rows in answers.items()}
+    rows = []
+    for judge, document in judgements.items():
+        for a, b in pairs:
+            row: dict[str, Any] = {"a": a, "b": b, "judge": judge}
+            if "scores" in document:
+                scores = document["scores"]
+                unit = score_unit(scores)
+                difference = np.array(scores[a], float) - np.array(scores[b], float)
+                grades = grade_differences(difference, unit, thresholds)
+                row["unit"] = unit
+            else:
+                verdicts = find_verdicts(document, a, b)
+                grades = combine_orders(**verdicts)
+                row["contradicting"] = int(is_contradicting(**verdicts).sum())
+            rows.append(row | compare_pair(grades, lengths[a], lengths[b], confidence, seed))
+    return pd.DataFrame(rows).reindex(columns=COLUMNS)
+
+
+def find_verdicts(document: Mapping[str, Any], a: str, b: str) -> dict[str, list[float | None]]:
+    """The verdicts on one pair, in both orders."""
+    found = next(v for v in document["verdicts"] if (v["a"], v["b"]) == (a, b))
+    return {"first": found["first"], "swapped": found["swapped"]}
