@@ -9,7 +9,7 @@
 #   SLURM_TEST_DIR   where its state lies               (/tmp/warpflow-slurm)
 #   SLURM_NODES      virtual nodes n1, n2, …            (2)
 #   SLURM_CPUS, SLURM_MEM_MB, SLURM_GPUS   that each node claims to have  (8, 8000, 2)
-#   SLURM_KILLWAIT   seconds from SIGTERM to SIGKILL    (10)
+#   SLURM_KILLWAIT   seconds from SIGTERM to SIGKILL    (20)
 #   SLURM_ACCOUNTING not empty: with slurmdbd and a MariaDB of its own, so that sacct knows all jobs
 #   SLURM_PROCTRACK  cgroup (as in production: memory limits, devices and signals are real),
 #                    linuxproc (needs nothing), or auto (auto)
@@ -20,7 +20,7 @@ NODES=${SLURM_NODES:-2}
 CPUS=${SLURM_CPUS:-8}
 MEM=${SLURM_MEM_MB:-8000}
 GPUS=${SLURM_GPUS:-2}
-KILLWAIT=${SLURM_KILLWAIT:-10}
+KILLWAIT=${SLURM_KILLWAIT:-20}
 PROCTRACK=${SLURM_PROCTRACK:-auto}
 HOST=$(hostname -s)
 PORT=16817

@@ -29,7 +29,8 @@ from warpflow.models import load_config, load_tokenizer
 from warpflow.plan import SFT, Experiment, Plan, evaluations, policy_settings, recipe_parents
 from warpflow.reinforce import ReinforceSettings
 
-USES_GPU = ("train_sft", "train_reward_model", "train_policy", "evaluate_policy")
+TRAINS = ("train_sft", "train_reward_model", "train_policy")
+USES_GPU = (*TRAINS, "evaluate_policy", "estimate_optimum")
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
     for (name, *_), result in plan.points.items():
         if name in members:
             jobs.append(Job(result, None, 0 if recipe_parents(plan, result) else 4 * size))
+    drawn = config["estimate_optimum"]["prompts"] * config["estimate_optimum"]["samples_per_prompt"]
+    jobs.append(Job("estimate_optimum", 2.0 * drawn * tokens * (size + judge)))
     each = evaluation_work(config["evaluate_policy"], size, judge, tokens)
     results = {row["policy"] for row in evaluations(plan, group)}
     jobs += [Job(f"evaluate_policy/{result}", each) for result in sorted(results)]
