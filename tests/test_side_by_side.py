@@ -20,6 +20,7 @@ from test_scripts import flags
 from warpflow.answer_scores import function_scores, model_scores
 from warpflow.answers import Answer, match_answers, read_answers
 from warpflow.contestants import policy_result
+from warpflow.example_judges import overlap, structure
 from warpflow.models import save_checkpoint
 from warpflow.plan import make_plan
 from warpflow.side_by_side import (
@@ -328,3 +329,11 @@ def test_the_papers_competitors(tmp_path: Path) -> None:
 
 def distinct_words(completions: list[str], **_: Any) -> list[float]:
     return [len(set(text.split())) for text in completions]
+
+
+def test_the_example_judges_count_what_they_say() -> None:
+    prompts = ["Name two colours", "Name two colours"]
+    answers = ["\n- red\n- **blue**", "Two colours: red, blue"]
+    assert structure(completions=answers, prompts=prompts, finished=[True] * 2) == [3.0, 0.0]
+    assert overlap(prompts=prompts, completions=answers) == [0.0, pytest.approx(1 / 3)]
+    assert structure(completions=["\n- x" * 50]) == [10.0]
