@@ -47,7 +47,7 @@ def renew(found: re.Match[str], root: Path) -> str:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown, numbers to three digits or to the unit; empty where a value is missing."""
+    """A table in Markdown: numbers to three digits or to the unit, nothing where one is missing."""
     rows = [list(map(str, table.columns)), ["---"] * table.shape[1]]
     rows += [[cell(value) for value in row] for row in table.itertuples(index=False)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
