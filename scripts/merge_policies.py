@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from warpflow.averaging import GRANULARITIES, METHODS
+from warpflow.averaging import GRANULARITIES, METHODS, VECTORS
 from warpflow.checkpoints import (
     available_cores,
     check_vocabularies,
@@ -67,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--weight", type=float, help="λ of the second of two policies; default 1/m in sequence"
     )
+    parser.add_argument(
+        "--vectors", default="task_vectors", choices=VECTORS, help="what the method averages"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of the result; default: the policies'")
     parser.add_argument(
         "--workers", type=int, default=available_cores(), help="processes; default: all cores, to 8"
@@ -84,21 +87,22 @@ def merge_policies(arguments: argparse.Namespace) -> None:
     check_vocabularies([arguments.init, *arguments.policies])
     check_sources(parents)
     dtype = to_dtype(arguments.dtype)
-    settings = {
-        key: getattr(arguments, key) for key in ("method", "granularity", "weight", "dtype")
-    }
+    keys = ("method", "granularity", "weight", "vectors")
+    how = {key: getattr(arguments, key) for key in keys}
+    settings = how | {"dtype": arguments.dtype}
     roles = {"init": init} | {f"policy {m}": policy for m, policy in enumerate(policies)}
     document = provenance("merge_policies", settings, roles)
     dtypes = output_dtypes(parents, dtype)
-    how = (arguments.method, arguments.granularity, arguments.weight)
     with new_checkpoints([arguments.out], parents, dtypes, [document]) as (emit, (folder,)):
-        rows = merge_into(emit, init, policies, *how, workers=arguments.workers)
+        rows = merge_into(emit, init, policies, **how, workers=arguments.workers)
         with open(folder / "geometry.csv", "w", newline="") as file:
             table = csv.DictWriter(file, GEOMETRY_COLUMNS, lineterminator="\n")
             table.writeheader()
             table.writerows(rows)
     for half in set(dtypes.values()) & {torch.bfloat16, torch.float16}:
-        loss = rounding_loss(half, init, lambda start, others: merge(start, others, *how), policies)
+        loss = rounding_loss(
+            half, init, lambda start, others: merge(start, others, **how), policies
+        )
         print(
             f"{arguments.out} is written in {half}: rounding moves its weights by {loss:.1%} of "
             "the merged task vector; --dtype float32 loses nothing"

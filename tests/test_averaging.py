@@ -192,6 +192,25 @@ def test_the_angle_is_between_task_vectors_not_full_weights() -> None:
     assert torch.nn.functional.cosine_similarity(a["w"], b["w"], 0) > 0.99999
     delta = merge(init, [a, b], "slerp")["w"] - init["w"]
     torch.testing.assert_close(delta, torch.full((2,), 1e-3 / math.sqrt(2)), atol=1e-6, rtol=0)
+    of_weights = merge(init, [a, b], "slerp", vectors="full_weights")["w"] - init["w"]
+    torch.testing.assert_close(of_weights, torch.full((2,), 5e-4), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_slerp_of_full_weights_is_the_formula_on_them(weight: float) -> None:
+    init, policies = tensors(0), [tensors(1), tensors(2)]
+    merged = merge(init, policies, "slerp", "tensor", weight, "full_weights")
+    for name in NAMES:
+        a, b = (policy[name].double() for policy in policies)
+        omega = torch.acos((a * b).sum() / (a.norm() * b.norm()))
+        parts = torch.sin((1 - weight) * omega) * a + torch.sin(weight * omega) * b
+        torch.testing.assert_close(merged[name], (parts / torch.sin(omega)).float())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_merging_equal_full_weights_returns_them(method: str) -> None:
+    init, policy = tensors(0), tensors(1)
+    assert_close(merge(init, [policy] * 3, method, vectors="full_weights"), policy)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -385,6 +404,8 @@ def test_merge_errors_name_what_is_wrong() -> None:
         merge(init, [policy], "mean")
     with pytest.raises(ValueError, match="'block': expected one of layer, tensor, model"):
         merge(init, [policy], granularity="block")
+    with pytest.raises(ValueError, match="vectors 'deltas': expected one of task_vectors"):
+        merge(init, [policy], vectors="deltas")
     with pytest.raises(ValueError, match="at least one"):
         merge(init, [])
     with pytest.raises(ValueError, match="expected 0 <= weight <= 1"):

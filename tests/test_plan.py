@@ -26,6 +26,7 @@ def config(**experiments: Any) -> dict[str, Any]:
         "merge_policies": {
             "method": "slerp",
             "granularity": "layer",
+            "vectors": "task_vectors",
             "weight": None,
             "dtype": None,
         },
@@ -119,7 +120,7 @@ def test_other_training_settings_share_nothing(difference: dict[str, Any]) -> No
 
 @pytest.mark.parametrize(
     "difference",
-    [{"weight": 0.3}, {"granularity": "tensor"}, {"method": "lerp"}],
+    [{"weight": 0.3}, {"granularity": "tensor"}, {"vectors": "full_weights"}, {"method": "lerp"}],
     ids=lambda difference: next(iter(difference)),
 )
 def test_other_merge_settings_share_the_policies_only(difference: dict[str, Any]) -> None:
@@ -252,6 +253,13 @@ def test_evaluations_name_every_policy_and_point_once_per_experiment() -> None:
         assert {row["anchor"] for row in mine} == {experiment.train_policy["anchor"]}
     half = next(row for row in rows if row["experiment"] == "half")
     assert (half["merge_method"], half["merge_weight"], half["beta"]) == ("lerp", 0.5, 0.1)
+
+
+def test_a_merge_of_full_weights_has_a_name_of_its_own() -> None:
+    full = {"iterations": 1, "merge_policies": {"vectors": "full_weights"}}
+    rows = evaluations(make_plan(config(full=full)), "main")
+    names = {row["experiment"]: row["merge_method"] for row in rows}
+    assert names == {"warp": "slerp", "full": "slerp_of_full_weights"}
 
 
 def test_a_next_start_that_is_on_the_front_is_evaluated_once() -> None:

@@ -226,7 +226,7 @@ def test_merge_interpolate_evaluate_collect(results, tmp_path):
         "iterations": 1,
         "members": 2,
         "train_policy": REINFORCE,
-        "merge_policies": {"method": "slerp", "weight": None},
+        "merge_policies": {"method": "slerp", "vectors": "task_vectors", "weight": None},
         "interpolate_policy": {
             "etas": [0.5],
             "towards": "sft",

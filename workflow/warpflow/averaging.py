@@ -25,6 +25,7 @@ MIN_WEIGHTS = 1e-4
 KARCHER_STEPS, KARCHER_TOLERANCE = 100, 1e-10  # converges in about 5 at 90° between members
 
 GRANULARITIES = ("layer", "tensor", "model")
+VECTORS = ("task_vectors", "full_weights")
 
 
 # --- stage 1 -----------------------------------------------------------------------------------
@@ -124,6 +125,30 @@ METHODS: dict[str, Callable[[Tensor, float | None], Tensor]] = {
 }
 
 
+def merge_coefficients(
+    method: str, gram: Tensor, weight: float | None = None, vectors: str = "task_vectors"
+) -> Tensor:
+    """What θ_init and each task vector of one group of tensors count in the merge.
+
+    Args:
+        gram: [M + 1, M + 1] float64 inner products of θ_init, δ_1 … δ_M.
+        vectors: what `method` averages: ``task_vectors`` (the paper's) or ``full_weights`` θ_m,
+            whose angle is so near 0 that SLERP of them is about LERP (the paper's Fig. 9).
+
+    Returns:
+        [M + 1] float64 c with ``merged = c_0 θ_init + Σ c_m δ_m``; of task vectors c_0 = 1.
+    """
+    if vectors == "full_weights":
+        coefficients = METHODS[method](_weights_gram(gram), weight)
+        return torch.cat([coefficients.sum().view(1), coefficients])
+    return torch.cat([gram.new_ones(1), METHODS[method](gram[1:, 1:], weight)])
+
+
+def _weights_gram(gram: Tensor) -> Tensor:
+    """[M, M] inner products of the full weights θ_m, of those of θ_init, δ_1 … δ_M."""
+    return gram[1:, 1:] + gram[0, 0] + gram[0, 1:] + gram[0, 1:, None]
+
+
 def _merge_in_sequence(
     gram: Tensor,
     weight: float | None,
@@ -199,7 +224,7 @@ def geometry_rows(group: str, gram: Tensor) -> list[dict[str, object]]:
     Returns:
         Rows with NaN where a task vector is zero, or the full weights nearly cancelled.
     """
-    weights = gram[1:, 1:] + gram[0, 0] + gram[0, 1:] + gram[0, 1:, None]  # of the θ_m
+    weights = _weights_gram(gram)
     deltas = gram[1:, 1:]
     norms = deltas.diagonal().clamp(min=0).sqrt().tolist()
     rows: list[dict[str, object]] = []

@@ -212,6 +212,11 @@ def evaluations(plan: Plan, group: str) -> list[dict[str, Any]]:
     return [row for e in experiments for r in replicates for row in experiment_rows(plan, e, r)]
 
 
+def method_name(method: str, vectors: str, **_: object) -> str:
+    """What tables and figures call a merge: SLERP of full weights is no SLERP of the paper's."""
+    return method if vectors == "task_vectors" else f"{method}_of_{vectors}"
+
+
 def experiment_rows(plan: Plan, e: Experiment, r: int) -> Iterator[dict[str, Any]]:
     """`evaluations` of one replicate of an experiment: its policies and LITI points."""
     common = {
@@ -221,7 +226,7 @@ def experiment_rows(plan: Plan, e: Experiment, r: int) -> Iterator[dict[str, Any
         "beta": e.train_policy["beta"],
         "mu": e.train_policy["mu"],
         "members": e.members,
-        "merge_method": e.merge_policies["method"],
+        "merge_method": method_name(**e.merge_policies),
         "merge_weight": e.merge_policies["weight"],
     }
     for i in range(1, e.iterations + 1):

@@ -1,11 +1,12 @@
 """Merging (stage 2) and LITI (stage 3) of checkpoints of any size, a chunk of weights at a time.
 
-Both are θ_init + Σ c_m (θ_m − θ_init). A merge reads each group of tensors twice: once for the Gram
-matrix of its task vectors, which gives the coefficients c, once to apply them; LITI has c = η and
-reads once for all its η. Sources are name → tensor, usually views of mapped files
-(`checkpoints.read_tensors`); results leave in chunks through `emit`, so that nothing of a tensor's
-size is ever allocated. Groups are shared out to processes, not threads (docs/log.md): each runs in
-its core's cache at the speed of memory, and reading, arithmetic and writing of several overlap.
+Both are θ_init + Σ c_m (θ_m − θ_init), or c_0 θ_init + … where full weights are merged. A merge
+reads each group of tensors twice: once for the Gram matrix of its task vectors, which gives the
+coefficients c, once to apply them; LITI has c_1 = η and reads once for all its η. Sources are
+name → tensor, usually views of mapped files (`checkpoints.read_tensors`); results leave in chunks
+through `emit`, so that nothing of a tensor's size is ever allocated. Groups are shared out to
+processes, not threads (docs/log.md): each runs in its core's cache at the speed of memory, and
+reading, arithmetic and writing of several overlap.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from warpflow.averaging import METHODS, geometry_rows, layer_groups
+from warpflow.averaging import (
+    METHODS,
+    VECTORS,
+    geometry_rows,
+    layer_groups,
+    merge_coefficients,
+)
 from warpflow.workers import share_out
 
 CHUNK = 1 << 16  # elements; M + 1 fp32 rows of it fit a core's second-level cache
@@ -39,12 +46,14 @@ def merge_into(
     method: str = "slerp",
     granularity: str = "layer",
     weight: float | None = None,
+    vectors: str = "task_vectors",
     workers: int = 1,
 ) -> list[dict[str, object]]:
     """Merge M ≥ 1 policies that were fine-tuned from `init` (Section 3.2) into result 0.
 
-    The *task vectors* are merged, not the full weights (whose angle is about 0), and the policies,
-    not their EMAs. Integer tensors (buffers) must be equal and are copied.
+    The *task vectors* are merged, not the full weights (whose angle is about 0) unless `vectors`
+    says so, and the policies, not their EMAs. Integer tensors (buffers) must be equal and are
+    copied.
 
     Args:
         workers: processes that share the groups; with more than one, `emit` is called in these.
@@ -54,10 +63,13 @@ def merge_into(
         Rows of `averaging.geometry_rows`, for each group.
 
     Raises:
-        ValueError: unknown method or granularity, M = 0, names or shapes that differ, NaN or Inf.
+        ValueError: unknown method, granularity or vectors, M = 0, names or shapes that differ, NaN
+            or Inf.
     """
     if method not in METHODS:
         raise ValueError(f"merge method {method!r}: expected one of {', '.join(METHODS)}")
+    if vectors not in VECTORS:
+        raise ValueError(f"vectors {vectors!r}: expected one of {', '.join(VECTORS)}")
     if not policies:
         raise ValueError("nothing to merge: expected at least one policy")
     if weight is not None and not 0 <= weight <= 1:
@@ -71,7 +83,7 @@ def merge_into(
         group, names = groups[number]
         floating = [name for name in names if init[name].is_floating_point()]
         gram = gram_matrix(sources, floating, scratch)
-        coefficients = METHODS[method](gram[1:, 1:], weight).tolist()
+        coefficients = merge_coefficients(method, gram, weight, vectors).tolist()
         for name in names:
             combine_into(emit, sources, name, [coefficients], scratch)
         return geometry_rows(group, gram)
@@ -93,11 +105,12 @@ def interpolate_into(
     sources = [init, policy]
     check_sources(sources)
     groups = list(layer_groups(init).values())
+    coefficients = [[1.0, eta] for eta in etas]
     scratch = torch.empty(2, CHUNK)
 
     def interpolate_group(number: int) -> None:
         for name in groups[number]:
-            combine_into(emit, sources, name, [[eta] for eta in etas], scratch, is_checked=False)
+            combine_into(emit, sources, name, coefficients, scratch, is_checked=False)
 
     with one_thread():
         share_out(interpolate_group, len(groups), workers)
@@ -140,7 +153,7 @@ def combine_into(
     scratch: Tensor,
     is_checked: bool = True,
 ) -> None:
-    """θ_init + Σ c_m δ_m of one tensor in fp32, result k with `coefficients[k]`, [K][M].
+    """c_0 θ_init + Σ c_m δ_m of one tensor in fp32, result k with `coefficients[k]`, [K][M + 1].
 
     A source that has all the weight (M = 1, λ or η = 0 or 1) is passed on bit for bit.
     """
@@ -161,18 +174,21 @@ def combine_into(
             if index is not None:
                 piece = flat[index][start : start + CHUNK]
             else:
-                torch.add(rows[0], rows[1], alpha=row[0], out=piece)
-                for delta, coefficient in zip(rows[2:], row[1:], strict=True):
+                torch.mul(rows[0], row[0], out=piece)
+                for delta, coefficient in zip(rows[1:], row[1:], strict=True):
                     piece.add_(delta, alpha=coefficient)
             emit(k, name, start, piece)
 
 
 def only_source(coefficients: Sequence[float]) -> int | None:
     """Which source the combination is: 0 θ_init, m the m-th policy; None: a mixture."""
-    if not any(coefficients):
+    init, *others = coefficients
+    if init != 1:
+        return None
+    if not any(others):
         return 0
-    is_one = sorted(coefficients) == [0.0] * (len(coefficients) - 1) + [1.0]
-    return 1 + list(coefficients).index(1.0) if is_one else None
+    is_one = sorted(others) == [0.0] * (len(others) - 1) + [1.0]
+    return 1 + others.index(1.0) if is_one else None
 
 
 @contextmanager
@@ -208,10 +224,11 @@ def merge(
     method: str = "slerp",
     granularity: str = "layer",
     weight: float | None = None,
+    vectors: str = "task_vectors",
 ) -> dict[str, Tensor]:
     """`merge_into` memory."""
     emit, results = collector([init, *policies], 1)
-    merge_into(emit, init, policies, method, granularity, weight)
+    merge_into(emit, init, policies, method, granularity, weight, vectors)
     return results[0]
 
 
