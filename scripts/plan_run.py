@@ -23,6 +23,7 @@ from warpflow.costs import (
     USES_GPU,
     Job,
     Measured,
+    chat_requests,
     estimate_memory,
     is_made,
     jobs_of,
@@ -84,7 +85,7 @@ def describe(config: Mapping[str, Any], plan: Plan, group: str, speed: float | N
         f"disk: {in_units(sum(job.checkpoint for job in jobs))} of checkpoints (DVC's cache shares "
         f"their bytes); while an RL run trains, up to {in_units(8 * size)} of states"
     )
-    return lines
+    return lines + (describe_requests(config) if group == MAIN else [])
 
 
 def describe_rule(
@@ -104,10 +105,12 @@ def describe_rule(
 
 
 def hours(jobs: Sequence[Job], times: Mapping[Job, float | None]) -> str:
-    """Of all of them one after the other; ? where the time of one is not known."""
-    seconds = [times[job] for job in jobs]
-    total = sum(s for s in seconds if s is not None)
-    return "?" if None in seconds else f"{total / 3600:.{3 if total < 36000 else 0}f}"
+    """Of all of them one after the other; with a ? where the times of some are not known."""
+    known = [seconds for job in jobs if (seconds := times[job]) is not None]
+    total = f"{sum(known) / 3600:.{3 if sum(known) < 36000 else 0}f}"
+    if len(known) == len(jobs):
+        return total
+    return f"{total}+?" if known else "?"
 
 
 def describe_hours(
@@ -133,6 +136,15 @@ def describe_memory(config: Mapping[str, Any], plan: Plan, group: str) -> list[s
             peaks[key] = estimate_memory(config, training).peak
     least, most = in_units(min(peaks.values())), in_units(max(peaks.values()))
     return [f"memory of an RL run's device: {least if least == most else f'{least} to {most}'}"]
+
+
+def describe_requests(config: Mapping[str, Any]) -> list[str]:
+    """What chat judges would be asked, and paid for."""
+    return [
+        f"chat judge {judge}: {each} requests for each "
+        + (f"of {prompts} prompts, {each * prompts} in all" if prompts else "stored instruction")
+        for judge, (each, prompts) in chat_requests(config).items()
+    ]
 
 
 if __name__ == "__main__":

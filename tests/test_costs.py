@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from plan_run import describe, main
+from plan_run import describe, hours, main
 from project import ROOT, SMOKE, copy_files, planned
 from snakemake.utils import update_config
 from transformers import AutoModelForCausalLM
@@ -68,6 +68,54 @@ def test_the_papers_run_has_its_jobs_and_checkpoints() -> None:
     assert len(weights) == 1 + 1 + 10 + 5 + 4
 
 
+def compared(**settings: object) -> dict:
+    chat = {"chat": {"base_url": "http://127.0.0.1:1/v1", "model": "m"}}
+    policies = {"one": {"policy": "warp/1/1"}, "two": {"path": "elsewhere"}}
+    comparison = {"contestants": policies, "judges": {"chat": chat}} | settings
+    return load("ablations", "smoke") | {"compare_answers": {"mine": comparison}}
+
+
+def test_comparisons_and_benchmarks_of_the_config_are_planned() -> None:
+    config = compared(prompts=5)
+    points = {"tasks": ["any"], "experiments": ["warp"], "iterations": None, "etas": [0.5, 1]}
+    config["benchmark_policy"] = points
+    plan = make_plan(config)
+    jobs = jobs_of(config, plan, MAIN)
+    more = {job.result for job in jobs} - {job.result for job in smoke_jobs()}
+    assert {name.split("/")[0] for name in more} == {
+        *("answer_prompts", "judge_answers", "benchmark_policy")
+    }
+    assert {f"answer_prompts/mine/{name}" for name in ("one", "two")} < more
+    assert "judge_answers/mine/chat" in more
+    assert len(more) == 2 + 1 + 2
+    assert not more & {job.result for job in jobs_of(config, plan, "anchor")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "2 requests for each of {held_out} prompts, {both} in all"),
+        ({"prompts": 5}, "2 requests for each of 5 prompts, 10 in all"),
+        ({"prompts": 10**6}, "2 requests for each of {held_out} prompts, {both} in all"),
+        (
+            {"contestants": {name: {"answers": f"{name}.json"} for name in "abc"}},
+            "6 requests for each stored instruction",
+        ),
+        (
+            {"contestants": {n: {"answers": f"{n}.json"} for n in "abc"}, "pairs": "first"},
+            "4 requests for each stored instruction",
+        ),
+    ],
+)
+def test_what_a_chat_judge_would_be_asked_is_said(settings: dict, expected: str) -> None:
+    config = compared(**settings)
+    held_out = config["generate_data"]["eval_prompts"]
+    lines = describe(config, make_plan(config), MAIN, None)
+    assert lines[-1] == "chat judge mine/chat: " + expected.format(
+        held_out=held_out, both=2 * held_out
+    )
+
+
 def test_work_follows_the_settings() -> None:
     def work(**changes: object) -> float:
         settings = {"evaluate_every": 1000, "evaluate_prompts": 1} | changes
@@ -91,6 +139,14 @@ def test_a_time_is_measured_or_scaled_or_follows_from_the_speed() -> None:
     assert seconds_of(Job("merge_policies/a"), {}, 2.0) is None
     merged = {Job("merge_policies/b"): Measured(3.0, 0.0), Job("merge_policies/c"): Measured(5, 0)}
     assert seconds_of(Job("merge_policies/a"), merged, None) == 4.0
+
+
+def test_hours_say_that_some_are_not_known() -> None:
+    one, two = Job("a/1"), Job("b/1")
+    assert hours([one, two], {one: 3600.0, two: 7200.0}) == "3.000"
+    assert hours([one, two], {one: 3600.0, two: None}) == "1.000+?"
+    assert hours([one, two], {one: None, two: None}) == "?"
+    assert hours([], {}) == "0.000"
 
 
 def test_a_result_from_the_cache_says_nothing_of_its_time(tmp_path: Path) -> None:

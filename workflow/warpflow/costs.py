@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,17 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from warpflow.benchmarks import benchmark_points
+from warpflow.contestants import Comparison, read_comparisons
 from warpflow.language import write_tokenizer
 from warpflow.memory import Estimate, estimate_training
 from warpflow.models import load_config, load_tokenizer
-from warpflow.plan import SFT, Experiment, Plan, evaluations, policy_settings, recipe_parents
+from warpflow.plan import MAIN, SFT, Experiment, Plan, evaluations, policy_settings, recipe_parents
 from warpflow.reinforce import ReinforceSettings
+from warpflow.side_by_side import list_pairs
 
 TRAINS = ("train_sft", "train_reward_model", "train_policy")
-USES_GPU = (*TRAINS, "evaluate_policy", "estimate_optimum")
+USES_GPU = (*TRAINS, "evaluate_policy", "estimate_optimum", "answer_prompts", "benchmark_policy")
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def estimate_memory(config: Mapping[str, Any], training: Mapping[str, Any]) -> E
 
 
 def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
-    """Every job that trains, merges, interpolates or evaluates for a group of experiments."""
+    """Every job that trains, merges, interpolates or evaluates for a group of experiments; with the
+    main group, comparisons and benchmarks of the config."""
     policy = policy_config(config)
     size = count_parameters(AutoModelForCausalLM, policy)
     judge = count_parameters(AutoModelForSequenceClassification, reward_config(config, policy))
@@ -144,7 +148,50 @@ def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
     each = evaluation_work(config["evaluate_policy"], size, judge, tokens)
     results = {row["policy"] for row in evaluations(plan, group)}
     jobs += [Job(f"evaluate_policy/{result}", each) for result in sorted(results)]
+    if group == MAIN:
+        jobs += [*comparison_jobs(config, size), *benchmark_jobs(config, plan)]
     return list({job.result: job for job in jobs}.values())
+
+
+def comparison_jobs(config: Mapping[str, Any], size: int) -> Iterator[Job]:
+    """Answers of policies, and judgements; what a judge takes is not known beforehand."""
+    for name, comparison in read_comparisons(config).items():
+        prompts = count_prompts(config, comparison)
+        tokens = (comparison.max_prompt_tokens or config["policy"]["max_prompt_tokens"]) + (
+            comparison.max_new_tokens or config["policy"]["max_new_tokens"]
+        )
+        work = 2.0 * size * tokens * prompts if prompts else None
+        for contestant in comparison.sampled:
+            yield Job(f"answer_prompts/{name}/{contestant}", work)
+        for judge in comparison.judges:
+            yield Job(f"judge_answers/{name}/{judge}")
+
+
+def count_prompts(config: Mapping[str, Any], comparison: Comparison) -> int | None:
+    """At most; None where a file of stored answers says, which is not opened."""
+    held_out = None if comparison.stored else int(config[config["data"]]["eval_prompts"])
+    return min((n for n in (comparison.prompts, held_out) if n), default=None)
+
+
+def chat_requests(config: Mapping[str, Any]) -> dict[str, tuple[int, int | None]]:
+    """Of each chat judge, by comparison/judge: requests for each prompt, without retries (every
+    pair in both orders), and the prompts, as `count_prompts`."""
+    return {
+        f"{name}/{judge}": (
+            2 * len(list_pairs(list(comparison.contestants), comparison.pairs)),
+            count_prompts(config, comparison),
+        )
+        for name, comparison in read_comparisons(config).items()
+        for judge, settings in comparison.judges.items()
+        if "chat" in settings
+    }
+
+
+def benchmark_jobs(config: Mapping[str, Any], plan: Plan) -> Iterator[Job]:
+    """Of lm-eval, a job for each point; how long its tasks take is not known beforehand."""
+    section = config["benchmark_policy"]
+    for row in benchmark_points(plan, section) if section["tasks"] else []:
+        yield Job(f"benchmark_policy/{row['policy']}")
 
 
 def training_work(
