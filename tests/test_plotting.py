@@ -336,6 +336,17 @@ def test_error_bars_span_z_standard_errors(tables: Tables) -> None:
     assert half_width(0.6826895) == pytest.approx(0.02)
 
 
+def test_a_root_scale_makes_room_for_small_kls(tables: Tables) -> None:
+    def share_of_axis(scale: str) -> float:
+        """Where KL 1 lies between SFT and the right end."""
+        axes = draw("fronts", tables, FigureStyle(kl_scale=scale)).axes[0]
+        places = axes.transData.transform([(kl, 0) for kl in (0, 1, axes.get_xlim()[1])])[:, 0]
+        assert axes.get_xlim()[0] < 0 < places[0]  # the star of SFT is whole
+        return (places[1] - places[0]) / (places[2] - places[0])
+
+    assert share_of_axis("sqrt") == pytest.approx(share_of_axis("linear") ** 0.5)
+
+
 def test_a_far_run_does_not_squash_the_fronts(tables: Tables) -> None:
     far = tables["trajectories"].iloc[[-1]].assign(experiment="long_run", kl_exact=90.0)
     tables["trajectories"] = pd.concat([tables["trajectories"], far])
@@ -656,6 +667,7 @@ def test_tables_that_hold_only_a_header_are_drawn_as_messages(tmp_path: Path) ->
         ("width", 0, "above 0"),
         ("dpi", -1, "above 0"),
         ("confidence", 95.0, "0.95"),
+        ("kl_scale", "log", "linear or sqrt, got 'log'"),
     ],
 )
 def test_a_bad_style_names_its_key(key: str, value: object, hint: str) -> None:

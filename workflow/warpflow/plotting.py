@@ -48,6 +48,8 @@ LINE_STYLES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SFT_LOOK = {"color": "black", "marker": "*", "markersize": 12, "linestyle": "none"}
 LABELLED_EXPERIMENTS = 4  # whose η are written beside the points
+# Of KL on a root scale, as far as there is room.
+SQRT_TICKS = (0, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300)
 OPTIMUM_LOOKS = {
     "optimum": {"color": "0.65", "linewidth": 1.4, "zorder": 0.5},
     "best_of_n": {"color": "0.65", "linewidth": 1.2, "linestyle": "--", "zorder": 0.5},
@@ -96,6 +98,8 @@ class FigureStyle:
     width, height: inches; height is that of one row of panels, the legend below adds to it.
     dpi: resolution of the PNG.
     confidence: level of the error bars and bands, which span z·se to either side.
+    kl_scale: of the KL axis of fronts; sqrt makes room for the small KLs, where rewards rise with
+        the root of the KL.
     """
 
     palette: str = "okabe_ito"
@@ -103,6 +107,7 @@ class FigureStyle:
     height: float = 3.8
     dpi: int = 150
     confidence: float = 0.95
+    kl_scale: str = "linear"
 
     def __post_init__(self) -> None:
         if self.palette not in matplotlib.colormaps:
@@ -122,6 +127,8 @@ class FigureStyle:
                 f"figures.confidence: expected a number between 0 and 1 (as 0.95), "
                 f"got {self.confidence}"
             )
+        if self.kl_scale not in ("linear", "sqrt"):
+            raise ValueError(f"figures.kl_scale: expected linear or sqrt, got {self.kl_scale!r}")
 
     @property
     def z(self) -> float:
@@ -492,6 +499,21 @@ def limit_kl_view(axes: Axes, front: float, farthest: float) -> None:
         axes.set_xlabel(f"{axes.get_xlabel()}\n(cut here; runs go on to {farthest:.3g})")
 
 
+def scale_kl(axes: Axes, scale: str) -> None:
+    """Give the axis of KL its scale, once everything is drawn; the root goes on below 0."""
+    if scale == "linear":
+        return
+    right = axes.get_xlim()[1]
+    functions = (lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda s: np.sign(s) * np.square(s))
+    axes.set_xscale("function", functions=functions)
+    axes.set_xlim(-0.0016 * right, right)  # 4 % of the width
+    ticks: list[float] = [0]
+    for tick in SQRT_TICKS:
+        if tick <= right and math.sqrt(tick) >= math.sqrt(ticks[-1]) + 0.07 * math.sqrt(right):
+            ticks.append(tick)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
 # ----------------------------------------------------------------------------------- legends
 
 
@@ -685,6 +707,7 @@ def plot_fronts(
     for axes, metric in zip(panels, metrics, strict=True):
         draw_fronts_panel(axes, evaluations, trajectories, metric, looks, style.z, optimum)
         limit_kl_view(axes, fronts["kl_exact"].max(), farthest)
+        scale_kl(axes, style.kl_scale)
     add_legend(figure, front_handles(evaluations, trajectories, looks, optimum), style)
     for axes, metric in zip(panels, metrics, strict=True):
         place_texts(figure, axes, list(front_texts(fronts, metric, looks)))
