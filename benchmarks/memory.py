@@ -153,6 +153,7 @@ def measure(
         "data": folder / "data",
         "out": folder / "out",
         "seed": 0,
+        "replicate": 1,
         "iteration": 1,
         "member": 0,
         "log_every": 1,

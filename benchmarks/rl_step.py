@@ -158,7 +158,7 @@ class Ours:
     """Our step with the clock on each of its phases."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path, prompts: list[str]) -> None:
-        from warpflow import reinforce
+        from warpflow import reinforce, scoring
         from warpflow.models import load_policy, load_tokenizer
         from warpflow.prompts import encode_prompts
 
@@ -185,12 +185,12 @@ class Ours:
         policy = load_policy(folder)
         run = reinforce.start_run(policy, policy, self.settings)
         self.phases: dict[str, float] = defaultdict(float)
-        for function, phase in (
-            ("sample_batch", "sample"),
-            ("token_log_probs", "score"),
-            ("update_anchor_", "EMA"),
+        for module, function, phase in (
+            (reinforce, "sample_batch", "sample"),
+            (scoring, "packed_log_probs", "score"),
+            (reinforce, "update_anchor_", "EMA"),
         ):
-            setattr(reinforce, function, self.timed(phase, getattr(reinforce, function)))
+            setattr(module, function, self.timed(phase, getattr(module, function)))
         run.optimizer.step = self.timed("optimiser", run.optimizer.step)  # type: ignore[method-assign]
         self.tokens = 0
         self.steps = reinforce.train_policy(

@@ -65,6 +65,25 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     "mistral": {**LLAMA_LIKE, "model_type": "mistral", "sliding_window": 4},
 }
 
+# What warpflow.layers computes: grouped heads, biases, tied and untied, and what configs change.
+COVERED: dict[str, dict[str, object]] = {
+    "llama": {},
+    "llama with biases": {"attention_bias": True, "tie_word_embeddings": True},
+    "llama, angles of Llama 3": {
+        "rope_parameters": {
+            **{"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0},
+            **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            "original_max_position_embeddings": 16,
+        }
+    },
+    "llama, one key head for each head": {"num_key_value_heads": 2},
+    "mistral": {"sliding_window": None},
+    "mistral, a window longer than the text": {"sliding_window": 64},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma": {},
+}
+
 MakeTokenizer = Callable[..., PreTrainedTokenizerBase]
 MakeModel = Callable[..., PreTrainedModel]
 Perturb = Callable[..., PreTrainedModel]
@@ -113,6 +132,12 @@ def make_model(make_tokenizer: MakeTokenizer) -> MakeModel:
         return model
 
     return make
+
+
+@pytest.fixture(params=COVERED)
+def covered(request: pytest.FixtureRequest, make_model: MakeModel) -> PreTrainedModel:
+    """A model of each kind that `warpflow.layers` computes."""
+    return make_model(request.param.replace(",", "").split()[0], **COVERED[request.param])
 
 
 @pytest.fixture(scope="session")

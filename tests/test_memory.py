@@ -2,11 +2,14 @@
 setting promises it."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
 import train_policy as script
 from conftest import ARCHITECTURES, MakeModel
+from project import ROOT
 from test_reinforce import settings
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -123,3 +126,13 @@ def test_out_of_memory_names_the_settings_to_lower_and_the_estimate(
     for part in ("micro_batch_size (now 4)", "gradient_checkpointing", "anchor_memory", "at most"):
         assert part in message
     assert caught.value.__cause__ is error
+
+
+def test_the_estimate_is_within_15_percent_of_a_real_run() -> None:
+    """By the benchmark's own command and its smallest size; docs/memory.md has the others."""
+    command = [sys.executable, str(ROOT / "benchmarks/memory.py"), "--rows", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cells = done.stdout.splitlines()[-1].split(" | ")
+    expected, measured = float(cells[2]), float(cells[3])
+    assert abs(expected / measured - 1) < 0.15

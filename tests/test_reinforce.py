@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from warpflow import reinforce
 from warpflow.anchors import Anchor
 from warpflow.evaluation import kls_and_entropy
-from warpflow.log_probs import Completions, token_log_probs
+from warpflow.log_probs import Completions, split_by_length, token_log_probs
 from warpflow.models import load_policy, load_tokenizer, save_checkpoint
 from warpflow.reinforce import (
     ReinforceSettings,
@@ -30,7 +30,6 @@ from warpflow.reinforce import (
     prompts_at,
     reinforce_loss,
     sample_batch,
-    split_by_length,
     start_run,
     train_policy,
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from transformers import (
 
 from warpflow.evaluation import kls_and_entropy_of_logits
 from warpflow.log_probs import Completions, log_probs_of, predicting_logits, rows_per_pass
+from warpflow.packing import Pack, pack, packed_log_probs
 from warpflow.reinforce import (
     ReinforceSettings,
     compute_in,
@@ -36,6 +37,7 @@ from warpflow.reinforce import (
     recomputing,
 )
 from warpflow.sampling import draw_tokens, make_cache
+from warpflow.scoring import can_pack
 
 CPU = torch.device("cpu")
 
@@ -153,15 +155,15 @@ def estimate_training(
         "LoRA": bytes_of(theta) - held["policy"],
         "Adam": 2 * trained,
     }
+    rows = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
+    packed = full_pack([theta, anchor], rows, settings, prompt_tokens)
     with FakeTensorMode():
         for model in (theta, anchor, sft, judge):
             if model is not None:
                 make_fake_(model)
         length = settings.max_new_tokens
         batch = fake_completions(settings.batch_size, prompt_tokens, length)
-        part = fake_completions(
-            settings.micro_batch_size or settings.batch_size, prompt_tokens, length
-        )
+        part = make_fake(packed) if packed else fake_completions(rows, prompt_tokens, length)
         shown = fake_completions(min(evaluate_prompts, evaluate_batch_size), prompt_tokens, length)
         compared = fake_completions(
             min(len(shown.finished), rows_per_pass(shown, policy.vocab_size)), prompt_tokens, length
@@ -231,6 +233,31 @@ def fake_completions(rows: int, prompt: int, length: int) -> Completions:
     return Completions(ids(prompt), whole[0], ids(length), whole[1], torch.zeros(rows).bool())
 
 
+def full_pack(
+    models: list[PreTrainedModel], rows: int, settings: ReinforceSettings, prompt: int
+) -> Pack | None:
+    """Of prompts and completions at their limits, where these models' scores are packed."""
+    length, each = settings.max_new_tokens, settings.samples_per_prompt
+    ids = torch.zeros(rows, prompt + length, dtype=torch.int64)
+    real = torch.ones_like(ids, dtype=torch.bool)
+    batch = Completions(
+        ids[:, :prompt], real[:, :prompt], ids[:, prompt:], real[:, prompt:], real[:, 0]
+    )
+    if not all(can_pack(model, batch) for model in models):
+        return None
+    return pack(batch, each if rows % each == 0 else 1)
+
+
+def make_fake(packed: Pack) -> Pack:
+    """Tensors of the same shapes, in the mode that is on."""
+    fakes: dict[str, Any] = {
+        name: torch.empty(value.shape, dtype=value.dtype)
+        for name, value in vars(packed).items()
+        if isinstance(value, Tensor)
+    }
+    return replace(packed, **fakes)
+
+
 # --- the phases, on fake tensors ---------------------------------------------------------------
 
 
@@ -261,17 +288,19 @@ def judge_rows(model: PreTrainedModel, batch: Completions, rows: int = 256) -> N
     model(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
-def log_probs(model: PreTrainedModel, part: Completions, temperature: float) -> Tensor:
+def log_probs(model: PreTrainedModel, part: Completions | Pack, temperature: float) -> Tensor:
+    if isinstance(part, Pack):
+        return packed_log_probs(model, part, temperature)
     return log_probs_of(predicting_logits(model, part, {}), part, temperature).sum(1)
 
 
 @torch.no_grad()
-def score(model: PreTrainedModel, part: Completions, settings: ReinforceSettings) -> None:
+def score(model: PreTrainedModel, part: Completions | Pack, settings: ReinforceSettings) -> None:
     with computing(model, settings):
         log_probs(model, part, settings.temperature)
 
 
-def backward(model: PreTrainedModel, part: Completions, settings: ReinforceSettings) -> None:
+def backward(model: PreTrainedModel, part: Completions | Pack, settings: ReinforceSettings) -> None:
     with computing(model, settings):
         graph = log_probs(model, part, settings.temperature)
     # Not backward(): fake gradients are copied into .grad, where real ones are moved.

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from warpflow.adapters import add_adapters, merge_adapters
 from warpflow.anchors import Anchor, Memory, make_anchor, move_anchor_
-from warpflow.log_probs import Completions, reads_prompts_once, token_log_probs
+from warpflow.log_probs import Completions
 from warpflow.processes import (
     average_gradients_,
     gather,
@@ -28,6 +28,7 @@ from warpflow.processes import (
 )
 from warpflow.rewards import Reward
 from warpflow.sampling import draw_uniforms, pad_left, sample_completions
+from warpflow.scoring import Score, scores_by_part
 from warpflow.seeds import make_generator
 
 
@@ -375,25 +376,29 @@ def compute_gradient(
     """
     rows, device = len(batch.lengths), run.policy.device
     size = settings.micro_batch_size
-    # Sharded, every process must take part in every forward pass: they need as many parts.
-    each = settings.samples_per_prompt
-    fits = size is None or size % each == 0  # whole prompts in a part
-    together = each if fits and reads_prompts_once(run.policy, batch, each) else 1
-    parts = split_by_length(batch, size or (rows if is_sharded(run.policy) else None), together)
+    parts = scores_by_part(
+        [run.policy, run.anchor.model],
+        batch,
+        settings.temperature,
+        each=settings.samples_per_prompt,
+        size=size,
+        # Sharded, every process must take part in every forward pass: they need as many parts.
+        undivided=is_sharded(run.policy),
+    )
 
-    def log_probs(model: PreTrainedModel, part: Tensor) -> Tensor:
+    def log_probs(model: PreTrainedModel, score: Score) -> Tensor:
         with compute_in(settings.compute_dtype, device), recomputing(model):
-            return token_log_probs(model, batch.rows(part), settings.temperature, together).sum(1)
+            return score(model)
 
     anchor_log_probs, policy_log_probs = torch.empty(2, rows, device=device)
     with torch.no_grad(), run.anchor.scoring(device) as anchor:
-        for part in parts:
-            anchor_log_probs[part] = log_probs(anchor, part)
+        for part, score in parts:
+            anchor_log_probs[part] = log_probs(anchor, score)
     graphs: list[Tensor] = []
     # Without micro-batches one forward pass serves both the reward and the gradient.
     with torch.set_grad_enabled(size is None):
-        for part in parts:
-            graphs.append(log_probs(run.policy, part))
+        for part, score in parts:
+            graphs.append(log_probs(run.policy, score))
             policy_log_probs[part] = graphs[-1].detach()
     lengths, finished = gather(batch.lengths), gather(batch.finished)
     every_reward, every_policy_log_prob = gather(rewards), gather(policy_log_probs)
@@ -407,9 +412,9 @@ def compute_gradient(
     )
     mine = advantage[own_part(len(advantage), "train_policy.batch_size")]
     run.optimizer.zero_grad(set_to_none=True)
-    for part, graph in zip(parts, graphs, strict=True):
+    for (part, score), graph in zip(parts, graphs, strict=True):
         if not graph.requires_grad:
-            graph = log_probs(run.policy, part)
+            graph = log_probs(run.policy, score)
         term = reinforce_loss(graph, mine[part]) * (len(part) / rows)
         term.backward()  # type: ignore[no-untyped-call]
     average_gradients_(run.policy)
@@ -440,29 +445,3 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
-
-
-def split_by_length(batch: Completions, size: int | None, together: int = 1) -> list[Tensor]:
-    """Row indices in parts of rows of like length, so that little time is spent on pads.
-
-    Args:
-        size: rows of a part at most; None: halves, as long as a tenth of a part were pads and
-            its halves have 8 rows or more (below, starting a pass costs more than pads do).
-        together: this many adjacent rows, the completions of a prompt, share a part, in their
-            order.
-    """
-    lengths = batch.lengths.view(-1, together).sum(1) + batch.is_prompt[::together].sum(1)
-    order = lengths.argsort(stable=True)
-    parts = [order] if size is None else list(order.split(size // together))
-    while size is None:
-        halves = [half for part in parts for half in _halve(part, lengths[part], together)]
-        if len(halves) == len(parts):
-            break
-        parts = halves
-    members = torch.arange(together, device=order.device)
-    return [(part[:, None] * together + members).flatten() for part in parts]
-
-
-def _halve(part: Tensor, lengths: Tensor, together: int) -> list[Tensor]:
-    pads = 1 - lengths.float().mean() / lengths.max()
-    return list(part.chunk(2)) if pads > 0.1 and len(part) * together >= 16 else [part]

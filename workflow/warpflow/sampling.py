@@ -7,14 +7,17 @@ log-ratios of the KL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from warpflow.decoding import Decoder, is_covered
+from warpflow.decoding import Decoder
+from warpflow.layers import agrees, is_covered
 from warpflow.log_probs import Completions, mask_arguments
 from warpflow.seeds import make_generator
 
@@ -165,40 +168,49 @@ def sample_completions(
             rows.repeat_interleave(samples_per_prompt, 0)
             for rows in (logits, prompt_ids, is_prompt)
         )
-    batch = prompt_ids.shape[0]
-    response = torch.full((batch, max_new_tokens), pad_id, dtype=torch.int64, device=device)
-    lengths = torch.full((batch,), max_new_tokens, dtype=torch.int64, device=device)
-    finished = torch.zeros(batch, dtype=torch.bool, device=device)
-    rows = torch.arange(batch, device=device)  # row of `response` that each row of the batch fills
-    is_token, is_done = is_prompt, finished.clone()
+    batch, width = prompt_ids.shape
+    drawn = torch.full((max_new_tokens, batch), pad_id, dtype=torch.int64, device=device)
+    rows = torch.arange(batch, device=device)  # column of `drawn` that each row of the batch fills
+    is_done = torch.zeros(batch, dtype=torch.bool, device=device)
+    is_token = pad(is_prompt, (0, max_new_tokens), value=True)
     for step in range(max_new_tokens):
-        next_ids = draw_tokens(logits / temperature, uniforms[rows, step])
+        next_ids = draw_tokens(logits / temperature, uniforms[:, step])
         next_ids.masked_fill_(is_done[:, None], pad_id)
-        response[rows, step] = next_ids[:, 0]
-        is_ended = (next_ids[:, 0] == eos_id) & ~is_done
-        lengths[rows[is_ended]] = step + 1
-        finished[rows[is_ended]] = True
-        is_done = is_done | is_ended
-        is_token = torch.cat([is_token, is_token.new_ones(len(rows), 1)], 1)
-        if is_done.all() or step + 1 == max_new_tokens:
+        drawn[step].index_copy_(0, rows, next_ids[:, 0])
+        is_done = is_done | (next_ids[:, 0] == eos_id)
+        done = int(is_done.sum())
+        if done == len(rows) or step + 1 == max_new_tokens:
             break
-        if is_done.float().mean() >= LEAVING_SHARE:
+        if done >= LEAVING_SHARE * len(rows):
             keep = (~is_done).nonzero()[:, 0]
             cache.batch_select_indices(keep)
-            rows, next_ids, is_token, is_done = (
-                tensor[keep] for tensor in (rows, next_ids, is_token, is_done)
+            rows, next_ids, is_token, is_done, uniforms = (
+                tensor[keep] for tensor in (rows, next_ids, is_token, is_done, uniforms)
             )
-        if decoder is None:
-            logits = next_logits(model, next_ids, is_token, is_prompt, cache)
-            continue
-        logits = decoder(next_ids, is_token, padded)
-        if step == 0:  # the model's own forward pass does this step too, and its result counts
-            cache.crop(-1)
-            ours, logits = logits, next_logits(model, next_ids, is_token, is_prompt, cache)
-            decoder = decoder if decoder.agrees(ours, logits) else None
-    width = int(lengths.max())
-    is_response = torch.arange(width, device=device)[None] < lengths[:, None]
-    return Completions(prompt_ids, is_prompt, response[:, :width], is_response, finished)
+        read = is_token[:, : width + step + 1]
+        library = partial(next_logits, model, next_ids, read, is_prompt, cache)
+        if decoder and step == 0:
+            ours = partial(decoder, next_ids, read, padded)
+            if not agrees(model, "sampling", partial(try_both, ours, library, cache)):
+                decoder = None
+        logits = decoder(next_ids, read, padded) if decoder else library()
+    response = drawn[: step + 1].t()
+    is_end = response == eos_id
+    finished = is_end.any(1)
+    lengths = torch.where(finished, is_end.int().argmax(1) + 1, step + 1)
+    is_response = torch.arange(step + 1, device=device)[None] < lengths[:, None]
+    return Completions(prompt_ids, is_prompt, response.contiguous(), is_response, finished)
+
+
+def try_both(
+    ours: Callable[[], Tensor], library: Callable[[], Tensor], cache: DynamicCache
+) -> tuple[Tensor, Tensor]:
+    """The next logits by either way, the cache left as it was."""
+    logits = []
+    for way in (ours, library):
+        logits.append(way())
+        cache.crop(-1)
+    return logits[0], logits[1]
 
 
 def next_logits(

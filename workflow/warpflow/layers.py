@@ -1,0 +1,231 @@
+"""The layers of Llama-like models as functions of tokens side by side, without pads, in fewer calls
+than the library makes: for sampling (`warpflow.decoding`) and scores (`warpflow.packing`).
+
+Weights, rotary embedding and activation are the model's own modules, and gradients are autograd's.
+`is_covered` lists what must hold; anything else is left to the library's forward pass, with which
+ours is compared once for each model (`agrees`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, rms_norm
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    GemmaForCausalLM,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+
+FAMILIES = (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+    GemmaForCausalLM,
+)
+# Rotary embeddings whose angles depend on the position alone, not on the length so far.
+ROTARY_TYPES = ("default", "linear", "llama3")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# The largest difference of logits, relative to the largest logit, that is rounding.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+Project = Callable[[Tensor], Tensor]
+
+
+class Layout(Protocol):
+    """Where attention finds the tokens of a layer: N tokens outside of it, S inside."""
+
+    @property
+    def cos(self) -> Tensor:
+        """[S, 1, W] or [W], of `Network.angles`; so is `sin`."""
+
+    @property
+    def sin(self) -> Tensor: ...
+
+    def spread(self, x: Tensor) -> Tensor:
+        """[N, …] → [S, …]"""
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """queries [S, heads, W], keys and values [S, kv_heads, W] → [N, heads · W]"""
+
+
+def is_covered(model: PreTrainedModel) -> bool:
+    """Whether `Network` computes what this model's forward pass does: a family of `FAMILIES`
+    exactly (no subclass, so nothing that FSDP shards), fp32 weights in plain linear layers (no
+    quantisation, no adapters), without hooks and without patches. Sliding windows are the caller's
+    to know."""
+    if type(model) not in FAMILIES or model.training:
+        return False
+    modules = dict(model.named_modules())
+    return (
+        all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        and all(
+            type(module) is nn.Linear
+            for name, module in modules.items()
+            if name.rpartition(".")[2] in (*PROJECTIONS, "lm_head")
+        )
+        and not any(
+            module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+            for module in modules.values()
+        )
+        and model.model.rotary_emb.rope_type in ROTARY_TYPES
+        and not getattr(model.config, "use_bidirectional_attention", False)
+    )
+
+
+_agreeing: WeakKeyDictionary[PreTrainedModel, dict[str, bool]] = WeakKeyDictionary()
+
+
+def agrees(model: PreTrainedModel, what: str, compute: Callable[[], tuple[Tensor, Tensor]]) -> bool:
+    """Whether our numbers are those of the library's forward pass but for rounding; compared the
+    first time for each model, later calls repeat the answer.
+
+    Args:
+        what: is computed, for the warning where the two differ.
+        compute: both, ours first.
+    """
+    known = _agreeing.setdefault(model, {})
+    if what not in known:
+        with torch.no_grad():
+            ours, theirs = compute()
+        difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+        limit = TOLERANCE[compute_dtype(model)]
+        known[what] = difference <= limit
+        if not known[what]:
+            logging.warning(
+                "%s by the library's forward pass, which is slower: warpflow.layers differs from "
+                "it by %.1e of the largest value (expected %.0e at most); this version of "
+                "transformers may compute the model in another way",
+                *(what, difference, limit),
+            )
+    return known[what]
+
+
+def compute_dtype(model: PreTrainedModel) -> torch.dtype:
+    """Of matrix products here and now: autocast's, or fp32."""
+    kind = model.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+
+
+def projection(*layers: nn.Linear, copy: torch.dtype | None) -> Project:
+    """x → the layers' outputs side by side.
+
+    Args:
+        copy: dtype of a copy of the weights, side by side and transposed, by which a CPU multiplies
+            a few rows faster; without gradient. None: in place.
+    """
+    if copy is None:
+        return partial(project_in_place, layers)
+    matrix = torch.cat([layer.weight.to(copy) for layer in layers]).t().contiguous()
+    if layers[0].bias is None:
+        return lambda x: x @ matrix
+    bias = torch.cat([layer.bias.to(copy) for layer in layers])
+    return lambda x: torch.addmm(bias, x, matrix)
+
+
+def project_in_place(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
+    """The outputs side by side; of many tokens by weights put side by side, which are smaller."""
+    if len(layers) == 1:
+        return linear(x, layers[0].weight, layers[0].bias)
+    if len(x) < layers[0].in_features or layers[0].bias is not None:
+        return torch.cat([linear(x, layer.weight, layer.bias) for layer in layers], -1)
+    return linear(x, torch.cat([layer.weight for layer in layers]))
+
+
+def norm_scale(norm: nn.Module) -> Tensor:
+    """What an RMS norm multiplies by; Gemma stores it less 1."""
+    weight: Tensor = norm.weight  # type: ignore[assignment]
+    return 1 + weight if type(norm).__name__ == "GemmaRMSNorm" else weight
+
+
+class Layer:
+    """A decoder layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, layer: Any, config: Any, copy: torch.dtype | None) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.eps = config.rms_norm_eps
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.width, self.scaling = attention.head_dim, attention.scaling
+        self.norms = norm_scale(layer.input_layernorm), norm_scale(layer.post_attention_layernorm)
+        self.qk_scale: Tensor | None = None
+        if hasattr(attention, "q_norm"):  # [heads + kv_heads, width]
+            self.qk_scale = torch.cat([
+                norm_scale(attention.q_norm).expand(self.heads, -1),
+                norm_scale(attention.k_norm).expand(self.kv_heads, -1),
+            ])  # fmt: skip
+        self.qkv = projection(attention.q_proj, attention.k_proj, attention.v_proj, copy=copy)
+        self.output = projection(attention.o_proj, copy=copy)
+        self.gate, self.up = (projection(p, copy=copy) for p in (mlp.gate_proj, mlp.up_proj))
+        self.down, self.activation = projection(mlp.down_proj, copy=copy), mlp.act_fn
+
+    def __call__(self, x: Tensor, layout: Layout) -> Tensor:
+        """[N, D] → [N, D]."""
+        qkv = layout.spread(self.qkv(self.norm(x, 0)))
+        qkv = qkv.view(len(qkv), -1, self.width)
+        qk, values = qkv.split([self.heads + self.kv_heads, self.kv_heads], 1)
+        if self.qk_scale is not None:
+            normed = rms_norm(qk.float(), (self.width,), eps=self.eps)
+            qk = self.qk_scale * normed.to(qk.dtype)
+        qk = torch.addcmul(qk * layout.cos, qk.roll(self.width // 2, -1), layout.sin)
+        queries, keys = qk.split([self.heads, self.kv_heads], 1)
+        x = x + self.output(layout.attend(queries, keys, values, self.scaling))
+        normed = self.norm(x, 1)
+        return x + self.down(self.activation(self.gate(normed)) * self.up(normed))
+
+    def norm(self, x: Tensor, which: int) -> Tensor:
+        return rms_norm(x, x.shape[-1:], self.norms[which], self.eps)
+
+
+class Network:
+    """A covered model's forward pass, attention left to the caller.
+
+    Args:
+        copy: dtype of a copy of the weights (`projection`).
+    """
+
+    def __init__(self, model: PreTrainedModel, copy: torch.dtype | None = None) -> None:
+        inner: Any = model.model
+        self.embed, self.rotary, self.eps = (
+            *(inner.embed_tokens, inner.rotary_emb),
+            model.config.rms_norm_eps,
+        )
+        self.layers = [Layer(layer, model.config, copy) for layer in inner.layers]
+        self.scale = norm_scale(inner.norm)
+        self.head = projection(model.lm_head, copy=copy)
+        self.recomputes = getattr(model, "is_activation_checkpointing", False)
+
+    def angles(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [N, W] at positions [N], so that x · cos + roll(x) · sin rotates x: the sign
+        of `rotate_half` stands in the sine, and the halves only change places."""
+        cos, sin = self.rotary(self.embed.weight[:1], position_ids=places[None])
+        half = cos.shape[-1] // 2
+        return cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+
+    def __call__(self, ids: Tensor, layouts: Sequence[Layout]) -> Tensor:
+        """[N, D] hidden states of the tokens `ids` [N], behind the last norm.
+
+        Args:
+            layouts: of each layer.
+        """
+        x = self.embed(ids)
+        for layer, layout in zip(self.layers, layouts, strict=True):
+            if self.recomputes and torch.is_grad_enabled():
+                x = checkpoint(layer, x, layout, use_reentrant=False)
+            else:
+                x = layer(x, layout)
+        return rms_norm(x, x.shape[-1:], self.scale, self.eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[…, D] → [..., V] float32."""
+        return self.head(hidden).float()

@@ -1,0 +1,127 @@
+"""Log-probabilities of completions with all tokens of a batch side by side: none is a pad, and a
+prompt's are there once for its K completions. Attention alone sees rows, those of like length
+together. For models that `warpflow.layers` covers; others are scored by `warpflow.log_probs`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from warpflow.layers import Network
+from warpflow.log_probs import LOGITS_AT_ONCE, Completions, split_by_length
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The N tokens that a model has to read to score a batch, and the rows they are in: R rows of T
+    tokens with pads on the right, in parts of like length; S tokens in all.
+
+    Attributes:
+        ids: [N] int64: the prompts, each once, then the completions but for their last tokens.
+        places: [S] int64: position in its row of each token of the rows.
+        rows: [S] int64: which of the N it is (of pads any: causal attention does not see them).
+        shapes: (R, T) of each part.
+        returns: [N] int64: which of the S has a token's attention.
+        predicting: [M] int64: which of the N predicts each response token.
+        targets: [M] int64: the response tokens, row by row.
+    """
+
+    ids: Tensor
+    places: Tensor
+    rows: Tensor
+    shapes: list[tuple[int, int]]
+    returns: Tensor
+    predicting: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Causal attention within the rows of a pack; a `layers.Layout`."""
+
+    packed: Pack
+    cos: Tensor
+    sin: Tensor
+
+    def spread(self, x: Tensor) -> Tensor:
+        return x.index_select(0, self.packed.rows)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        sizes = [rows * length for rows, length in self.packed.shapes]
+        attended = []
+        for *parts, shape in zip(
+            queries.split(sizes), keys.split(sizes), values.split(sizes), self.packed.shapes,
+            strict=True,
+        ):  # fmt: skip
+            q, k, v = (part.unflatten(0, shape).transpose(1, 2) for part in parts)
+            grouped = q.shape[1] != k.shape[1]
+            out = scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
+            )
+            attended.append(out.transpose(1, 2).reshape(len(parts[0]), -1))
+        return torch.cat(attended).index_select(0, self.packed.returns)
+
+
+def pack(batch: Completions, each: int = 1) -> Pack:
+    """A batch's tokens side by side.
+
+    Args:
+        each: this many adjacent rows have one prompt.
+    """
+    device, is_response = batch.prompt_ids.device, batch.is_response
+    prompts, is_prompt = batch.prompt_ids[::each], batch.is_prompt[::each]
+    is_read = is_response & pad(is_response[:, 1:], (0, 1))  # all but a row's last token
+    ids = torch.cat([prompts[is_prompt], batch.response_ids[is_read]])
+    prompt, answer = batch.is_prompt.sum(1, keepdim=True), is_read.sum(1, keepdim=True)  # [B, 1]
+    ends = is_prompt.sum(1).cumsum(0).repeat_interleave(each)[:, None]
+    first_prompt, total = ends - prompt, is_prompt.sum()
+    first_answer = total + answer.cumsum(0) - answer
+    step = torch.arange(batch.prompt_ids.shape[1] + is_response.shape[1], device=device)
+    places, tokens, shapes = [], [], []
+    returns, done = torch.empty_like(ids), 0
+    for rows in split_by_length(batch, None):
+        length = prompt[rows] + answer[rows]
+        at = step[: int(length.max())]
+        before = first_prompt[rows] + at
+        numbers = torch.where(at < prompt[rows], before, first_answer[rows] + at - prompt[rows])
+        is_token = at < length
+        numbers = numbers.where(is_token, 0)
+        stands = done + torch.arange(numbers.numel(), device=device).view_as(numbers)
+        # Of a prompt's K copies any will do: they attend to the same tokens.
+        returns[numbers[is_token]] = stands[is_token]
+        tokens.append(numbers.flatten())
+        places.append(at.expand_as(numbers).flatten())
+        shapes.append((len(rows), len(at)))
+        done += numbers.numel()
+    before = step[: is_response.shape[1]] - 1
+    predicting = torch.where(before < 0, first_prompt + prompt - 1, first_answer + before)
+    targets = batch.response_ids[is_response]
+    return Pack(
+        ids, torch.cat(places), torch.cat(tokens), shapes, returns, predicting[is_response], targets
+    )
+
+
+def packed_log_probs(model: PreTrainedModel, packed: Pack, temperature: float) -> Tensor:
+    """[M] log π of the response tokens. Where logits are many, the output layer and the softmax are
+    computed for some tokens at a time, and once more in the backward pass."""
+    network = Network(model)
+    cos, sin = network.angles(packed.places)
+    layout = Rows(packed, cos[:, None], sin[:, None])
+    hidden = network(packed.ids, [layout] * len(network.layers))
+
+    def of_tokens(hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = network.logits(hidden)
+        scaled = logits if temperature == 1 else logits / temperature
+        return -cross_entropy(scaled, targets, reduction="none")
+
+    hidden = hidden.index_select(0, packed.predicting)
+    size = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    if len(hidden) <= size:
+        return of_tokens(hidden, packed.targets)
+    parts = zip(hidden.split(size), packed.targets.split(size), strict=True)
+    return torch.cat([checkpoint(of_tokens, *part, use_reentrant=False) for part in parts])

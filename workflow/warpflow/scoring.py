@@ -1,0 +1,83 @@
+"""How the completions of a step are scored under policy and anchor: all tokens side by side where
+both models are covered (`warpflow.packing`), else by the library's forward pass on parts of rows of
+like length (`warpflow.log_probs`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from warpflow.layers import agrees, is_covered
+from warpflow.log_probs import Completions, reads_prompts_once, split_by_length, token_log_probs
+from warpflow.packing import Pack, pack, packed_log_probs
+
+Score = Callable[[PreTrainedModel], Tensor]  # [B] log π(y|x) of a part's completions
+COMPARED = 8  # rows of which our scores are compared with the library's
+
+
+def scores_by_part(
+    models: Sequence[PreTrainedModel],
+    batch: Completions,
+    temperature: float,
+    *,
+    each: int,
+    size: int | None,
+    undivided: bool = False,
+) -> list[tuple[Tensor, Score]]:
+    """Parts of a batch as row indices, and what scores each under any of `models` (all in the same
+    way, so that equal weights give equal scores).
+
+    Args:
+        each: this many adjacent rows have one prompt.
+        size: rows of a part at most; None: as many as is fast.
+        undivided: without `size`, all rows are one part.
+    """
+    together = 1 if size and size % each else each  # a part has all of a prompt's rows, or any
+    if all(can_pack(model, batch) for model in models):
+        parts = split_by_length(batch, size or len(batch.finished), together)
+        return [(p, packed_score(batch.rows(p), temperature, together)) for p in parts]
+    if not reads_prompts_once(models[0], batch, together):
+        together = 1
+    size = size or (len(batch.finished) if undivided else None)
+    parts = split_by_length(batch, size, together)
+    return [(p, library_score(batch.rows(p), temperature, together)) for p in parts]
+
+
+def can_pack(model: PreTrainedModel, batch: Completions) -> bool:
+    """Whether `warpflow.packing` can score these: no window that hides a token of a row."""
+    longest = batch.prompt_ids.shape[1] + batch.response_ids.shape[1]
+    window = getattr(model.config, "sliding_window", None)
+    return is_covered(model) and (window is None or window >= longest)
+
+
+def library_score(batch: Completions, temperature: float, together: int) -> Score:
+    return lambda model: token_log_probs(model, batch, temperature, together).sum(1)
+
+
+def packed_score(batch: Completions, temperature: float, each: int) -> Score:
+    """By `packed_log_probs`, if that gives a few of the rows the library's scores."""
+    packed = pack(batch, each)
+
+    def of_few(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+        few = batch.rows(slice(max(COMPARED // each, 1) * each))
+        ours = sums_of_packed(model, few, pack(few, each), temperature)
+        return ours, library_score(few, temperature, 1)(model)
+
+    def score(model: PreTrainedModel) -> Tensor:
+        if agrees(model, "scoring", partial(of_few, model)):
+            return sums_of_packed(model, batch, packed, temperature)
+        return library_score(batch, temperature, 1)(model)
+
+    return score
+
+
+def sums_of_packed(
+    model: PreTrainedModel, batch: Completions, packed: Pack, temperature: float
+) -> Tensor:
+    """[B] log π(y|x)."""
+    values = packed_log_probs(model, packed, temperature)
+    table = values.new_zeros(batch.is_response.shape)
+    return table.masked_scatter(batch.is_response, values).sum(1)
