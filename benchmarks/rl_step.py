@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import statistics
@@ -33,7 +32,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 TRL = "trl==1.16.0"
 PROMPTS, GENERATIONS, PROMPT_TOKENS = 16, 4, 8
-BETA, MU, LEARNING_RATE = 0.05, 0.01, 1e-6  # a larger rate moves the lengths within a few steps
+BETA, MU, LEARNING_RATE = 0.05, 0.01, 1e-8  # a larger rate moves the lengths within a few steps
 WARM_UP = 3  # steps
 MODELS = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "words": 512},
@@ -120,9 +119,10 @@ def start_in_trl_environment() -> None:
     os.execv(python, [str(python), *sys.argv])
 
 
-def make_model(folder: Path, size: dict[str, int], eos_rate: float) -> None:
-    """A random Llama and its word tokenizer; EOS has about `eos_rate` at every position: a channel
-    of the residual stream is constant, and only the output layer's row of EOS reads it."""
+def make_model(folder: Path, size: dict[str, int], half: int, ended: float) -> None:
+    """A random Llama and its word tokenizer, of whose completions the share `ended` is shorter than
+    `half` tokens: a channel of the residual stream is constant, and only the output layer's row of
+    EOS reads it."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -137,15 +137,19 @@ def make_model(folder: Path, size: dict[str, int], eos_rate: float) -> None:
     architecture = {key: value for key, value in size.items() if key != "words"}
     architecture |= {"intermediate_size": 4 * size["hidden_size"], "tie_word_embeddings": False}
     model = build_policy({"model_type": "llama", **architecture}, tokenizer, seed=0)
-    ids = torch.randint(4, len(words), (8, 16))
+    ids = torch.randint(4, len(words), (256, PROMPT_TOKENS + half))
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] = 1
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0
         model.lm_head.weight[:, 0] = model.lm_head.weight[2] = 0
-        log_others = model(input_ids=ids).logits.logsumexp(-1).mean()
-        constant = model.model(input_ids=ids).last_hidden_state[..., 0].mean()
-        model.lm_head.weight[2, 0] = (log_others + math.log(eos_rate / (1 - eos_rate))) / constant
+        hidden = model.model(input_ids=ids).last_hidden_state[:, PROMPT_TOKENS - 1 : -1]
+        others = model.lm_head(hidden)[..., torch.arange(len(words)) != 2].logsumexp(-1)
+        low, high = -1000.0, 1000.0
+        for _ in range(60):
+            model.lm_head.weight[2, 0] = middle = (low + high) / 2
+            goes_on = (others - middle * hidden[..., 0]).sigmoid()
+            high, low = (high, middle) if 1 - goes_on.prod(1).mean() < ended else (middle, low)
     save_checkpoint(model, tokenizer, folder)
 
 
@@ -231,9 +235,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
 
     logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
-    rate = 1 - 0.5 ** (2 / arguments.new_tokens) if arguments.lengths == "varying" else 1e-7
+    ended = 0.5 if arguments.lengths == "varying" else 1e-6
     size = MODELS[arguments.model]
-    make_model(folder / "model", size, rate)
+    make_model(folder / "model", size, arguments.new_tokens // 2, ended)
     random.seed(0)
     words = [f"w{i}" for i in range(size["words"])]
     prompts = [" ".join(random.choices(words, k=PROMPT_TOKENS)) for _ in range(1024)]

@@ -43,17 +43,17 @@ def calls_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[in
     return lengths
 
 
-@pytest.mark.parametrize("prompts", [PADDED, LEVEL], ids=["padded", "not padded"])
+@pytest.mark.parametrize("prompts", [PADDED, LEVEL, [[BOS]]], ids=["padded", "not padded", "BOS"])
 def test_the_tokens_are_those_of_the_librarys_forward_pass(
     covered: PreTrainedModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four completions of each prompt, of which some leave the batch early; the library reads the
-    prompts alone, and takes the first step of the first batch beside ours."""
+    """Four completions of each prompt, of which some leave the batch early; the library reads
+    the prompts of the first batch and takes its first step beside ours, and no more."""
     lengths, longest = calls_of(covered, monkeypatch), max(map(len, prompts))
     first = sample(covered, prompts * 4)
     assert lengths == [longest, 1]
     ours = sample(covered, prompts * 4)
-    assert lengths == [longest, 1, longest]
+    assert lengths == [longest, 1]
     assert torch.equal(first.response_ids, ours.response_ids)
     monkeypatch.setattr(sampling, "make_decoder", lambda *_: None)
     theirs = sample(covered, prompts * 4)
@@ -69,20 +69,18 @@ def test_the_tokens_are_those_of_the_librarys_forward_pass(
 def test_the_logits_are_those_of_the_librarys_forward_pass(
     covered: PreTrainedModel, dtype: torch.dtype, in_place: bool
 ) -> None:
-    """Step by step, in fp32 to rounding and under bf16 autocast to bf16's."""
+    """The prompts, then token by token, in fp32 to rounding and under bf16 autocast to bf16's."""
     ids, is_prompt = pad_left(PADDED, PAD)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         caches = [make_cache(covered, 16) for _ in range(2)]
-        for cache in caches:
-            next_logits(covered, ids, is_prompt, is_prompt, cache)
         decoder, is_token = Decoder(covered, caches[0].layers, 16, in_place), is_prompt
-        for step in range(8):
-            token = torch.tensor([[4 + step], [9 + step], [15 - step]])
-            is_token = torch.cat([is_token, torch.ones(3, 1, dtype=torch.bool)], 1)
+        tokens = [ids, *(torch.tensor([[4 + step], [9 + step], [15 - step]]) for step in range(8))]
+        for token in tokens:
             theirs = next_logits(covered, token, is_token, is_prompt, caches[1])
             ours = decoder(token, is_token, padded=True)
             limit = {torch.float32: 2e-5, torch.bfloat16: 0.05}[dtype]
             assert (ours - theirs).abs().max() <= limit * theirs.abs().max()
+            is_token = torch.cat([is_token, torch.ones(3, 1, dtype=torch.bool)], 1)
 
 
 def test_a_model_that_computes_another_thing_is_noticed_and_sampled_by_the_library(
@@ -110,4 +108,5 @@ def test_other_architectures_and_windows_in_effect_are_left_to_the_library(
     make_model: MakeModel, name: str
 ) -> None:
     model = make_model(name)
-    assert make_decoder(model, make_cache(model, 16), 16) is None
+    ids, is_prompt = pad_left(PADDED, PAD)
+    assert make_decoder(model, make_cache(model, 16), 16, ids, is_prompt) is None

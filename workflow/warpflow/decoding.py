@@ -1,5 +1,5 @@
-"""One token at a time through a Llama-like model (`warpflow.layers`): the inner loop of sampling
-without the cost of the library's calls. Prompts are read by the model's own forward pass."""
+"""Prompts, then one token at a time through a Llama-like model (`warpflow.layers`): the inner loop
+of sampling without the cost of the library's calls."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from warpflow.layers import Network, compute_dtype
+from warpflow.log_probs import positions
 
 # Weights up to which a copy in another layout pays on a CPU (docs/log.md).
 COPIED = 2**22
@@ -41,23 +42,38 @@ class Decoder:
         self.cos, self.sin = self.network.angles(torch.arange(capacity, device=model.device))
 
     def __call__(self, ids: Tensor, is_token: Tensor, padded: bool) -> Tensor:
-        """[B, V] float32 logits after the tokens `ids` [B, 1], the last of `is_token` [B, T].
+        """[B, V] float32 logits after the tokens `ids` [B, T], the last of `is_token` [B, S]: the
+        prompts, then a token at a time.
 
         Args:
             padded: whether `is_token` is False anywhere.
         """
-        places = is_token.sum(1) - 1 if padded else is_token.shape[1:].numel() - 1
-        cos, sin = self.cos[places], self.sin[places]
-        if padded:
-            cos, sin = cos[:, None], sin[:, None]
+        if ids.shape[1] > 1:
+            return self.network.logits(self.read(ids, is_token, padded))
+        places = is_token.sum(1, keepdim=True) - 1 if padded else is_token.shape[1:].numel() - 1
         mask = is_token[:, None, None] if padded else None
+        cos, sin = self.cos[places], self.sin[places]
         layouts = [OneToken(cos, sin, cache, mask) for cache in self.cache]
         return self.network.logits(self.network(ids[:, 0], layouts))
+
+    def read(self, ids: Tensor, is_token: Tensor, padded: bool) -> Tensor:
+        """[B, D] hidden states of the last of the prompts' tokens `ids` [B, T]."""
+        places = positions(is_token).flatten()
+        mask: Tensor | None = None
+        if padded:  # pads see pads, so that no row of the mask is empty
+            mask = (is_token[:, None] | ~is_token[:, :, None]).tril()[:, None]
+        cos, sin = self.cos[places][:, None], self.sin[places][:, None]
+        layouts = [Prompts(cos, sin, cache, mask, len(ids)) for cache in self.cache]
+        return self.network(ids.flatten(), layouts)[ids.shape[1] - 1 :: ids.shape[1]]
 
 
 @dataclass(frozen=True)
 class OneToken:
-    """One token a row; its key and value are added to a layer's cache. A `layers.Layout`."""
+    """One token a row; its key and value are added to a layer's cache. A `layers.Layout`.
+
+    Attributes:
+        mask: which of the tokens in the cache it sees; None: all.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -75,3 +91,29 @@ class OneToken:
             grouped, keys, values, attn_mask=self.mask, scale=scale
         )
         return attended.reshape(len(queries), -1)
+
+
+@dataclass(frozen=True)
+class Prompts(OneToken):
+    """The tokens of left-padded prompts [B, T], with which a layer's cache begins.
+
+    Attributes:
+        mask: [B, 1, T, T]; None: causal.
+        rows: B.
+    """
+
+    rows: int
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        queries, keys, values = (
+            t.unflatten(0, (self.rows, -1)).transpose(1, 2) for t in (queries, keys, values)
+        )
+        self.cache.update(keys, values)
+        attended = scaled_dot_product_attention(
+            *(queries, keys, values),
+            attn_mask=self.mask,
+            is_causal=self.mask is None,
+            scale=scale,
+            enable_gqa=queries.shape[1] != keys.shape[1],
+        )
+        return attended.transpose(1, 2).flatten(0, 1).flatten(1)

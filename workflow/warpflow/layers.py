@@ -196,12 +196,9 @@ class Network:
 
     def __init__(self, model: PreTrainedModel, copy: torch.dtype | None = None) -> None:
         inner: Any = model.model
-        self.embed, self.rotary, self.eps = (
-            *(inner.embed_tokens, inner.rotary_emb),
-            model.config.rms_norm_eps,
-        )
+        self.embed, self.rotary = inner.embed_tokens, inner.rotary_emb
         self.layers = [Layer(layer, model.config, copy) for layer in inner.layers]
-        self.scale = norm_scale(inner.norm)
+        self.scale, self.eps = norm_scale(inner.norm), model.config.rms_norm_eps
         self.head = projection(model.lm_head, copy=copy)
         self.recomputes = getattr(model, "is_activation_checkpointing", False)
 
@@ -227,5 +224,5 @@ class Network:
         return rms_norm(x, x.shape[-1:], self.scale, self.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[…, D] → [..., V] float32."""
+        """[N, D] → [N, V] float32."""
         return self.head(hidden).float()

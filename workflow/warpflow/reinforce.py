@@ -436,10 +436,11 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
     """Let gradient checkpointing work where it was enabled and a gradient is wanted. Its layers
     heed it in training mode only, which here must not switch dropout on nor last: sampling's
     cache and checkpointing exclude each other."""
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    wanted = torch.is_grad_enabled() and getattr(model, "is_activation_checkpointing", False)
+    layers = []
+    if torch.is_grad_enabled() and getattr(model, "is_activation_checkpointing", False):
+        layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     for layer in layers:
-        layer.training = wanted  # this flag alone, not the flags of the modules inside
+        layer.training = True  # this flag alone, not the flags of the modules inside
     try:
         yield
     finally:

@@ -7,8 +7,7 @@ log-ratios of the KL.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -72,10 +71,11 @@ class PreallocatedLayer(DynamicLayer):
             self.buffers = (self._buffer(key_states), self._buffer(value_states))
         else:
             start = self._filled()[0].shape[2]
-        end = start + key_states.shape[2]
+        count = key_states.shape[2]
         keys, values = self.buffers
-        keys[:, :, start:end], values[:, :, start:end] = key_states, value_states
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+        keys.narrow(2, start, count).copy_(key_states)
+        values.narrow(2, start, count).copy_(value_states)
+        self.keys, self.values = (t.narrow(2, 0, start + count) for t in self.buffers)
         return self.keys, self.values
 
     def _filled(self) -> tuple[Tensor, Tensor]:
@@ -123,12 +123,33 @@ def slides(layer: object, capacity: int) -> bool:
     return type(layer) is not DynamicLayer
 
 
-def make_decoder(model: PreTrainedModel, cache: DynamicCache, capacity: int) -> Decoder | None:
-    """A faster way to the next token's logits, where `warpflow.decoding` covers the model and none
-    of its layers slides."""
-    if all(type(layer) is PreallocatedLayer for layer in cache.layers) and is_covered(model):
-        return Decoder(model, cache.layers, capacity)
-    return None
+def make_decoder(
+    model: PreTrainedModel,
+    cache: DynamicCache,
+    capacity: int,
+    prompt_ids: Tensor,
+    is_prompt: Tensor,
+) -> Decoder | None:
+    """A faster way to the next token's logits, where `warpflow.layers` covers the model, none of
+    its layers slides, and the library finds the same logits after these prompts and a token."""
+    if not all(type(layer) is PreallocatedLayer for layer in cache.layers) or not is_covered(model):
+        return None
+
+    def compute() -> tuple[Tensor, Tensor]:
+        caches = [make_cache(model, capacity) for _ in range(2)]
+        trial = Decoder(model, caches[0].layers, capacity)
+        ours, theirs = [], []
+        ids, is_token = prompt_ids, is_prompt
+        for _ in range(2):
+            ours.append(trial(ids, is_token, padded=not bool(is_token.all())))
+            theirs.append(next_logits(model, ids, is_token, is_prompt, caches[1]))
+            ids = theirs[-1].argmax(-1, keepdim=True)
+            is_token = pad(is_token, (0, 1), value=True)
+        return torch.cat(ours), torch.cat(theirs)
+
+    if not agrees(model, "sampling", compute):
+        return None
+    return Decoder(model, cache.layers, capacity)
 
 
 @torch.no_grad()
@@ -159,9 +180,12 @@ def sample_completions(
     device = prompt_ids.device
     capacity = prompt_ids.shape[1] + max_new_tokens
     cache = make_cache(model, capacity)
-    logits = next_logits(model, prompt_ids, is_prompt, is_prompt, cache)
-    decoder = make_decoder(model, cache, capacity) if max_new_tokens > 2 else None
+    decoder = make_decoder(model, cache, capacity, prompt_ids, is_prompt)
     padded = not bool(is_prompt.all())
+    if decoder:
+        logits = decoder(prompt_ids, is_prompt, padded)
+    else:
+        logits = next_logits(model, prompt_ids, is_prompt, is_prompt, cache)
     if samples_per_prompt > 1:
         cache.batch_repeat_interleave(samples_per_prompt)
         logits, prompt_ids, is_prompt = (
@@ -174,7 +198,8 @@ def sample_completions(
     is_done = torch.zeros(batch, dtype=torch.bool, device=device)
     is_token = pad(is_prompt, (0, max_new_tokens), value=True)
     for step in range(max_new_tokens):
-        next_ids = draw_tokens(logits / temperature, uniforms[:, step])
+        scaled = logits if temperature == 1 else logits / temperature
+        next_ids = draw_tokens(scaled, uniforms[:, step])
         next_ids.masked_fill_(is_done[:, None], pad_id)
         drawn[step].index_copy_(0, rows, next_ids[:, 0])
         is_done = is_done | (next_ids[:, 0] == eos_id)
@@ -188,29 +213,16 @@ def sample_completions(
                 tensor[keep] for tensor in (rows, next_ids, is_token, is_done, uniforms)
             )
         read = is_token[:, : width + step + 1]
-        library = partial(next_logits, model, next_ids, read, is_prompt, cache)
-        if decoder and step == 0:
-            ours = partial(decoder, next_ids, read, padded)
-            if not agrees(model, "sampling", partial(try_both, ours, library, cache)):
-                decoder = None
-        logits = decoder(next_ids, read, padded) if decoder else library()
+        if decoder:
+            logits = decoder(next_ids, read, padded)
+        else:
+            logits = next_logits(model, next_ids, read, is_prompt, cache)
     response = drawn[: step + 1].t()
     is_end = response == eos_id
     finished = is_end.any(1)
     lengths = torch.where(finished, is_end.int().argmax(1) + 1, step + 1)
     is_response = torch.arange(step + 1, device=device)[None] < lengths[:, None]
     return Completions(prompt_ids, is_prompt, response.contiguous(), is_response, finished)
-
-
-def try_both(
-    ours: Callable[[], Tensor], library: Callable[[], Tensor], cache: DynamicCache
-) -> tuple[Tensor, Tensor]:
-    """The next logits by either way, the cache left as it was."""
-    logits = []
-    for way in (ours, library):
-        logits.append(way())
-        cache.crop(-1)
-    return logits[0], logits[1]
 
 
 def next_logits(
