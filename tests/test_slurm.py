@@ -201,8 +201,13 @@ def reach_time_limit(job: str) -> None:
 
 
 def near_time_limit(job: str) -> None:
-    """So near that SLURM sends the signal that `--signal` asks for; it looks every 30 s."""
+    """So near that SLURM sends the signal that `--signal` asks for; it looks every 30 s, for which
+    the steps left would not last."""
+    folder = Path(control("squeue", "--noheader", f"--jobs={job}", "--format=%Z"))
+    (folder / "delay").write_text("8")
     control("scontrol", "update", f"jobid={job}", "endtime=now+80")
+    wait_until(lambda: job not in running(folder), "no signal")
+    (folder / "delay").write_text("1")
 
 
 def preempt(job: str) -> None:
