@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -124,10 +125,18 @@ def log_probs_of(logits: Tensor, batch: Completions, temperature: float) -> Tens
 
     tensors = logits, batch.response_ids, batch.is_response
     size = rows_per_pass(batch, logits.shape[-1])
-    if size >= len(logits):
-        return of_rows(*tensors)
-    parts = zip(*(tensor.split(size) for tensor in tensors), strict=True)
-    return torch.cat([checkpoint(of_rows, *part, use_reentrant=False) for part in parts])
+    return recomputed_in_parts(of_rows, tensors, [size] * len(tensors))
+
+
+def recomputed_in_parts(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor], sizes: Sequence[int]
+) -> Tensor:
+    """`function` of the tensors; of so many rows of each at a time, and once more in the backward
+    pass, where the first has more."""
+    if sizes[0] >= len(tensors[0]):
+        return function(*tensors)
+    parts = zip(*(t.split(size) for t, size in zip(tensors, sizes, strict=True)), strict=True)
+    return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])
 
 
 def gather_log_probs(logits: Tensor, batch: Completions) -> Tensor:
@@ -255,8 +264,5 @@ def log_probs_at(logits: Tensor, places: Tensor, batch: Completions, temperature
         return chosen.masked_fill(~is_response, 0.0)
 
     size = max(1, LOGITS_AT_ONCE // logits[0].numel())
-    rows = places, batch.response_ids, batch.is_response
-    if size >= len(logits):
-        return of_groups(logits, *rows)
-    parts = zip(logits.split(size), *(t.split(size * each) for t in rows), strict=True)
-    return torch.cat([checkpoint(of_groups, *part, use_reentrant=False) for part in parts])
+    tensors = logits, places, batch.response_ids, batch.is_response
+    return recomputed_in_parts(of_groups, tensors, [size, *[size * each] * 3])

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from warpflow.layers import Network
-from warpflow.log_probs import LOGITS_AT_ONCE, Completions, split_by_length
+from warpflow.log_probs import (
+    LOGITS_AT_ONCE,
+    Completions,
+    recomputed_in_parts,
+    split_by_length,
+)
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,4 @@ def packed_log_probs(model: PreTrainedModel, packed: Pack, temperature: float) -
 
     hidden = hidden.index_select(0, packed.predicting)
     size = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    if len(hidden) <= size:
-        return of_tokens(hidden, packed.targets)
-    parts = zip(hidden.split(size), packed.targets.split(size), strict=True)
-    return torch.cat([checkpoint(of_tokens, *part, use_reentrant=False) for part in parts])
+    return recomputed_in_parts(of_tokens, (hidden, packed.targets), [size, size])

@@ -7,7 +7,8 @@ log-ratios of the KL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -135,17 +136,19 @@ def make_decoder(
     if not all(type(layer) is PreallocatedLayer for layer in cache.layers) or not is_covered(model):
         return None
 
-    def compute() -> tuple[Tensor, Tensor]:
-        caches = [make_cache(model, capacity) for _ in range(2)]
-        trial = Decoder(model, caches[0].layers, capacity)
-        ours, theirs = [], []
-        ids, is_token = prompt_ids, is_prompt
-        for _ in range(2):
-            ours.append(trial(ids, is_token, padded=not bool(is_token.all())))
-            theirs.append(next_logits(model, ids, is_token, is_prompt, caches[1]))
-            ids = theirs[-1].argmax(-1, keepdim=True)
-            is_token = pad(is_token, (0, 1), value=True)
-        return torch.cat(ours), torch.cat(theirs)
+    def two_steps(step: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        after = pad(is_prompt, (0, 1), value=True)
+        return torch.cat([step(prompt_ids, is_prompt), step(prompt_ids[:, -1:], after)])
+
+    def compute() -> tuple[Tensor, Tensor]:  # one after the other: each has a cache of its own
+        padded = not bool(is_prompt.all())
+        trial = Decoder(model, make_cache(model, capacity).layers, capacity)
+        ours = two_steps(partial(trial, padded=padded))
+        del trial
+        cache = make_cache(model, capacity)
+        return ours, two_steps(
+            lambda ids, is_token: next_logits(model, ids, is_token, is_prompt, cache)
+        )
 
     if not agrees(model, "sampling", compute):
         return None
