@@ -29,9 +29,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from warpflow.memory import estimate_training
-from warpflow.models import build_policy, save_checkpoint
-from warpflow.reinforce import ReinforceSettings
+from warpflow.estimates.memory import estimate_training
+from warpflow.lm.models import build_policy, save_checkpoint
+from warpflow.training.reinforce import ReinforceSettings
 
 ROOT = Path(__file__).parents[1]
 PROMPT_TOKENS, PROMPTS = 16, 32

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 MERGEKIT = "mergekit==0.1.5"
 CORES = os.cpu_count() or 1
 ETAS = (0.1, 0.3, 0.5, 0.7, 0.9)
-RECORD = ROOT / "tests/data/mergekit_nuslerp.json"
+RECORD = ROOT / "tests/merging/mergekit_nuslerp.json"
 WIDE = {"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 32000}
 TINY = {"hidden_size": 8, "intermediate_size": 12, "vocab_size": 16}
 

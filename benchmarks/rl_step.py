@@ -127,7 +127,7 @@ def make_model(folder: Path, size: dict[str, int], half: int, ended: float) -> N
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from warpflow.models import build_policy, save_checkpoint
+    from warpflow.lm.models import build_policy, save_checkpoint
 
     words = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(size["words"]))]
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
@@ -162,9 +162,10 @@ class Ours:
     """Our step with the clock on each of its phases."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path, prompts: list[str]) -> None:
-        from warpflow import reinforce, scoring
-        from warpflow.models import load_policy, load_tokenizer
-        from warpflow.prompts import encode_prompts
+        from warpflow.lm import scoring
+        from warpflow.lm.models import load_policy, load_tokenizer
+        from warpflow.lm.prompts import encode_prompts
+        from warpflow.training import reinforce
 
         tokenizer = load_tokenizer(folder)
         self.settings = reinforce.ReinforceSettings(

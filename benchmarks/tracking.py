@@ -5,7 +5,7 @@
 Prints a Markdown table. Works in copies of the project below --work, which must not exist. For
 the run with many checkpoints the scripts that make and evaluate an interpolation are replaced by
 stubs, so that only the work of Snakemake, the wrapper and DVC is left; all else is as in a run.
-Next in reading order: warpflow.jobs, warpflow.freshness.
+Next in reading order: warpflow.pipeline.jobs, warpflow.pipeline.freshness.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import yaml
 
-from warpflow.contents import file_md5
+from warpflow.pipeline.contents import file_md5
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ("--config", "results=results", "--configfile", "config/smoke.yaml")
@@ -55,7 +55,7 @@ Path(flags["--out"]).write_text(json.dumps({"metrics": metrics, "completions": [
 """
 CHECK = """\
 import pathlib, sys
-from warpflow.dvc_cache import require_unchanged
+from warpflow.pipeline.dvc_cache import require_unchanged
 require_unchanged(pathlib.Path(sys.argv[1]))
 """
 Row = tuple[str, str, str]
@@ -99,7 +99,7 @@ def track_one(folder: Path, megabytes: int, number: int) -> tuple[float, list[in
     (folder / "write.py").write_text(WRITE)
     result = f"results/train_sft/{megabytes}_{number}"
     made, pointer = f"{result}/checkpoint", f"{result}/checkpoint.dvc"
-    jobs = ("python", "-m", "warpflow.jobs")
+    jobs = ("python", "-m", "warpflow.pipeline.jobs")
     making = f"--makes {made} --log write.log --inputs write.py -- python write.py {made}".split()
     # The number makes a key of its own: else the second would come from the cache.
     _, by_run, _ = execute(folder, *jobs, "run", *making, str(megabytes), str(number))

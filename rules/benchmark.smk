@@ -47,7 +47,7 @@ rule benchmark_policy:
             }
         ),
     shell:
-        "python -m warpflow.jobs run --makes {output.benchmarks} --log {log} "
+        "python -m warpflow.pipeline.jobs run --makes {output.benchmarks} --log {log} "
         "--gpus {resources.gpu} --inputs {input} -- "
         "python scripts/benchmark_policy.py --policy {input.policy} --tasks {params.tasks} "
         "--out {output.benchmarks} {params.parents} {params.settings}"

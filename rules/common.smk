@@ -3,7 +3,7 @@
 # A heavy result is a folder RESULTS/<rule>/…/ with the bytes in checkpoint/ (or data/), what went in
 # in provenance.json (made by the rule) and what came out in checkpoint.dvc (made by rule track). Rules
 # take the .dvc pointer as their input: it is small text, so content decides what runs again.
-# How a job runs and how DVC comes in: workflow/warpflow/jobs.py.
+# How a job runs and how DVC comes in: workflow/warpflow/pipeline/jobs.py.
 
 import json
 from pathlib import Path
@@ -12,19 +12,19 @@ import yaml
 
 from snakemake.exceptions import WorkflowError
 
-from warpflow.benchmarks import benchmark_points
-from warpflow.commands import code_files, flags
-from warpflow.contestants import (
+from warpflow.evaluation.lm_eval import benchmark_points
+from warpflow.pipeline.code_files import code_files, flags
+from warpflow.side_by_side.settings import (
     JUDGE_TEMPLATE,
     OWN_REWARD_MODEL,
     policy_result,
     read_comparisons,
 )
-from warpflow.config import ConfigError, check_config
-from warpflow.devices import visible_gpus
-from warpflow.dvc_cache import remove_broken_lock, tracking_problem
-from warpflow.freshness import touch_changed_inputs
-from warpflow.plan import (
+from warpflow.pipeline.config import ConfigError, check_config
+from warpflow.pipeline.gpus import visible_gpus
+from warpflow.pipeline.dvc_cache import remove_broken_lock, tracking_problem
+from warpflow.pipeline.freshness import touch_changed_inputs
+from warpflow.experiments import (
     MAIN,
     PLANNED,
     evaluations,
@@ -32,7 +32,7 @@ from warpflow.plan import (
     policy_settings,
     recipe_parents,
 )
-from warpflow.slurm import Needs, login_node_warning, submission_problem
+from warpflow.pipeline.slurm import Needs, login_node_warning, submission_problem
 
 try:
     check_config(config)
@@ -175,7 +175,7 @@ UNDER_DVC = (
     RESULTS == "results" and config["figures"] == DEFAULTS["figures"] and not tracking_problem()
 )
 
-# Jobs that use a GPU where there is one; each holds its own (warpflow.devices), so that as many run
+# Jobs that use a GPU where there is one; each holds its own (warpflow.pipeline.gpus), so that as many run
 # at once as there are. On a cluster slurm/config.yaml says what a job asks for, and the login node's
 # GPUs limit nothing.
 GPUS = len(visible_gpus())

@@ -28,7 +28,7 @@ rule answer_prompts:
         settings=answering,
         unkeyed=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
-        "python -m warpflow.jobs run --makes {output.answers} --log {log} "
+        "python -m warpflow.pipeline.jobs run --makes {output.answers} --log {log} "
         "--gpus {resources.gpu} --inputs {input} --unkeyed {params.unkeyed:q} -- "
         "python scripts/answer_prompts.py --out {output.answers} {params.settings}"
 
@@ -67,7 +67,7 @@ rule judge_answers:
             }
         ),
     shell:
-        "python -m warpflow.jobs run --makes {output.judgements} --log {log} "
+        "python -m warpflow.pipeline.jobs run --makes {output.judgements} --log {log} "
         "--gpus {resources.gpu} --inputs {input} --unkeyed {params.unkeyed:q} -- "
         "python scripts/judge_answers.py --names {params.names} --answers {input.answers} "
         "--out {output.judgements} {params.settings}"

@@ -24,7 +24,7 @@ rule generate_data:
         made=f"{RESULTS}/generate_data/data",
         settings=flags({"seed": config["seed"]} | config["generate_data"]),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
+        "python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} --inputs {input} -- "
         "python scripts/generate_data.py --out {params.made} {params.settings}"
 
 
@@ -54,5 +54,5 @@ rule prepare_data:
             | config["prepare_data"]
         ),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} -- "
+        "python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} --inputs {input} -- "
         "python scripts/prepare_data.py --out {params.made} {params.settings}"

@@ -39,7 +39,7 @@ rule evaluate_policy:
         parents=lambda w, input: f"--parents {input.parents}" if input.parents else "",
         settings=flags({"seed": config["seed"]} | JUDGING | config["evaluate_policy"]),
     shell:
-        "python -m warpflow.jobs run --makes {output.evaluation} --log {log} "
+        "python -m warpflow.pipeline.jobs run --makes {output.evaluation} --log {log} "
         "--gpus {resources.gpu} --inputs {input} -- "
         "python scripts/evaluate_policy.py --policy {input.policy} "
         "--sft {input.sft} --data {input.data} --out {output.evaluation} "
@@ -68,7 +68,7 @@ rule estimate_optimum:
     params:
         settings=flags({"seed": config["seed"]} | JUDGING | config["estimate_optimum"]),
     shell:
-        "python -m warpflow.jobs run --makes {output.optimum} --log {log} "
+        "python -m warpflow.pipeline.jobs run --makes {output.optimum} --log {log} "
         "--gpus {resources.gpu} --inputs {input} -- "
         "python scripts/estimate_optimum.py --sft {input.sft} --data {input.data} "
         "--out {output.optimum} {params.settings}"

@@ -27,7 +27,7 @@ rule train_sft:
         ),
         settings=flags({"seed": config["seed"]} | config["train_sft"]),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --log {log} "
+        "python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} "
         "--gpus {resources.gpu} --inputs {input} -- "
         "python scripts/train_sft.py --data {input.data} "
         "--out {params.made} {params.policy} {params.settings}"
@@ -54,7 +54,7 @@ rule train_reward_model:
         made=f"{RESULTS}/train_reward_model/checkpoint",
         settings=flags({"seed": config["seed"]} | config["train_reward_model"]),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --log {log} "
+        "python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} "
         "--gpus {resources.gpu} --inputs {input} -- "
         "python scripts/train_reward_model.py --data {input.data} --sft {input.sft} "
         "--out {params.made} {params.settings}"

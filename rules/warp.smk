@@ -40,11 +40,11 @@ rule train_policy:
             }
         ),
     # Under SLURM in a step of its own: there SIGTERM comes to it, and not to Snakemake alone. Over
-    # several nodes warpflow.launch makes the step.
+    # several nodes warpflow.pipeline.launch makes the step.
     shell:
         "step=${{SLURM_JOB_ID:+srun --overlap --ntasks=1 --cpus-per-task={threads}}}; "
         "[ {resources.nodes} = 1 ] || step=; "
-        "$step python -m warpflow.jobs run --makes {params.made} --log {log} "
+        "$step python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} "
         "--gpus {resources.gpu} --processes {resources.processes} --nodes {resources.nodes} "
         "--accelerate {resources.accelerate} --inputs {input} "
         "--states {params.states} --unkeyed {params.unkeyed:q} -- "
@@ -76,7 +76,7 @@ rule merge_policies:
         made=f"{RESULTS}/merge_policies/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/checkpoint",
         settings=lambda w: flags(PLAN.experiments[w.experiment].merge_policies),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} "
+        "python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} --inputs {input} "
         "--unkeyed '--workers {threads}' -- "
         "python scripts/merge_policies.py --init {input.init} "
         "--policies {input.policies} --out {params.made} {params.settings}"
@@ -110,7 +110,7 @@ rule interpolate_policy:
             else ""
         ),
     shell:
-        "python -m warpflow.jobs run --makes {params.made} --log {log} --inputs {input} "
+        "python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} --inputs {input} "
         "--unkeyed '--workers {threads}' -- "
         "python scripts/interpolate_policy.py --init {input.init} "
         "--policy {input.policy} --eta {wildcards.eta} --out {params.made} {params.recipe}"

@@ -2,7 +2,7 @@
 
 The prompts are the run's held-out ones (`--data`), or the instructions of a file of stored answers
 (`--instructions`), which a policy with a chat template gets as a user's message.
-Next in reading order: warpflow.answers.
+Next in reading order: warpflow.side_by_side.answers.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warpflow.answer_scores import user_message
-from warpflow.answers import Answer, read_answers, write_answers
 from warpflow.cli import parse_arguments
-from warpflow.judging import encode_rows
-from warpflow.models import load_config, load_policy, load_tokenizer, require_context
-from warpflow.prompts import Prompt, end_of_turn
-from warpflow.rewards import response_texts
-from warpflow.rows import Row, read_rows
-from warpflow.sampling import draw_uniforms, pad_left, sample_completions
+from warpflow.data.files import Row, read_rows
+from warpflow.evaluation.rewards import response_texts
+from warpflow.evaluation.task import encode_rows
+from warpflow.lm.models import load_config, load_policy, load_tokenizer, require_context
+from warpflow.lm.prompts import Prompt, end_of_turn
+from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
+from warpflow.side_by_side.answers import Answer, read_answers, write_answers
+from warpflow.side_by_side.scores import user_message
 
 
 @dataclass

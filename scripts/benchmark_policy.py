@@ -1,7 +1,7 @@
 """Run tasks of lm-eval on one policy; a recipe is composed in memory, nothing is exported.
 
 Writes one JSON file: `rows` of task, metric, value and error, and lm-eval's version.
-Next in reading order: warpflow.benchmarks.
+Next in reading order: warpflow.evaluation.lm_eval.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
-from warpflow.benchmarks import HINT, require_tasks, result_rows
 from warpflow.cli import parse_arguments
-from warpflow.models import load_policy, load_tokenizer
+from warpflow.evaluation.lm_eval import HINT, require_tasks, result_rows
+from warpflow.lm.models import load_policy, load_tokenizer
 
 
 @dataclass

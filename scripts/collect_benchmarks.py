@@ -1,6 +1,6 @@
 """Gather the benchmarks of the chosen points into one table, with their KL and reward.
 
-Next in reading order: warpflow.tables.
+Next in reading order: warpflow.fronts.tables.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from warpflow.tables import benchmarks_table
+from warpflow.fronts.tables import benchmarks_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:

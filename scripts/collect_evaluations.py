@@ -4,7 +4,7 @@ Writes evaluations.csv (a row per use of a policy in an experiment), trajectorie
 training.csv (rows of the RL runs), geometry.csv (angles between task vectors by layer),
 completions.csv (samples to read), metrics/ (the headlines for `dvc metrics`), and a copy of
 optimum.csv.
-Next in reading order: warpflow.tables.
+Next in reading order: warpflow.fronts.tables.
 """
 
 from __future__ import annotations
@@ -14,9 +14,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from warpflow.plan import evaluations as list_evaluations
-from warpflow.plan import make_plan
-from warpflow.tables import completions_table, evaluations_table, metrics_documents, stacked_table
+from warpflow.experiments import evaluations as list_evaluations
+from warpflow.experiments import make_plan
+from warpflow.fronts.tables import (
+    completions_table,
+    evaluations_table,
+    metrics_documents,
+    stacked_table,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 Writes verdicts.csv (six observations and two lemmas: held, did not hold, undecided, not measured),
 comparisons.csv (each experiment against the base one, at matched KL and by hypervolume) and
 shares.csv (each policy's gain as a share of the optimum's at its KL).
-Next in reading order: warpflow.measurements, then warpflow.verdicts.
+Next in reading order: warpflow.fronts.measurements, then warpflow.fronts.claims.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from warpflow.comparisons import comparisons_table, shares_table
-from warpflow.measurements import read_measurements
-from warpflow.verdicts import verdicts_table
+from warpflow.fronts.claims import verdicts_table
+from warpflow.fronts.differences import comparisons_table, shares_table
+from warpflow.fronts.measurements import read_measurements
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """The best reward at each KL to SFT, estimated from SFT samples: the ruler of all policies.
 
 Writes one CSV file: the optimal KL–reward front (kind `optimum`, a row per β) and best-of-n (kind
-`best_of_n`, a row per n). Next in reading order: warpflow.optimum.
+`best_of_n`, a row per n). Next in reading order: warpflow.evaluation.optimum.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from warpflow.cli import parse_arguments
-from warpflow.judging import JudgeArguments, load_judges
-from warpflow.optimum import OptimumSettings, optimum_table, reliable_front
-from warpflow.sft_samples import score_samples
+from warpflow.evaluation.optimum import OptimumSettings, optimum_table, reliable_front
+from warpflow.evaluation.sft_samples import score_samples
+from warpflow.evaluation.task import JudgeArguments, load_judges
 
 
 @dataclass

@@ -4,7 +4,7 @@
 
 Nothing is loaded but configs, so a 7 B policy is estimated on a laptop. docs/memory.md says what
 the parts are and how near the estimate is.
-Next in reading order: warpflow.memory.estimate_training.
+Next in reading order: warpflow.estimates.memory.estimate_training.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 from snakemake.utils import update_config
 
-from warpflow.config import check_config
-from warpflow.costs import estimate_memory
-from warpflow.memory import describe
-from warpflow.plan import policy_settings, resolve_experiments
+from warpflow.estimates.costs import estimate_memory
+from warpflow.estimates.memory import describe
+from warpflow.experiments import policy_settings, resolve_experiments
+from warpflow.pipeline.config import check_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 Writes one JSON file: `metrics` (a row of evaluations.csv), `completions` (a table to read) and
 `prompts` (values of every prompt, which pair one policy with another).
-Next in reading order: warpflow.evaluation.evaluate.
+Next in reading order: warpflow.evaluation.evaluate.evaluate.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from warpflow.cli import parse_arguments
-from warpflow.evaluation import (
+from warpflow.evaluation.evaluate import (
     EvaluationSettings,
     Samples,
     evaluate,
@@ -23,9 +23,9 @@ from warpflow.evaluation import (
     prompt_values,
     summarise,
 )
-from warpflow.judging import JudgeArguments, load_judges
-from warpflow.models import load_policy
-from warpflow.rewards import Reward, prompt_texts, response_texts
+from warpflow.evaluation.rewards import Reward, prompt_texts, response_texts
+from warpflow.evaluation.task import JudgeArguments, load_judges
+from warpflow.lm.models import load_policy
 
 
 @dataclass

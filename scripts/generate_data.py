@@ -1,6 +1,6 @@
 """Write the data folder of the synthetic language: SFT texts, preferences, prompts, tokenizer.
 
-Next in reading order: warpflow.language.
+Next in reading order: warpflow.data.toy_reviews.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from warpflow.cli import parse_arguments
-from warpflow.language import (
+from warpflow.data.files import write_jsonl
+from warpflow.data.toy_reviews import (
     sample_distinct_prompts,
     sample_preferences,
     sample_sft,
     write_tokenizer,
 )
-from warpflow.rows import write_jsonl
 from warpflow.seeds import derive_seed
 
 

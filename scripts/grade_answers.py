@@ -1,7 +1,7 @@
 """Win rates and graded scores of every pair of contestants, by every judge (side_by_side.csv), and
 what each judge did and cost (judges.csv).
 
-Next in reading order: warpflow.side_by_side.
+Next in reading order: warpflow.side_by_side.grades.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from warpflow.answers import match_answers, read_answers
 from warpflow.cli import parse_arguments
-from warpflow.side_by_side import list_pairs, side_by_side_table
+from warpflow.side_by_side.answers import match_answers, read_answers
+from warpflow.side_by_side.grades import list_pairs, side_by_side_table
 
 
 @dataclass

@@ -6,8 +6,9 @@
 
 Works on any Hugging Face folders with safetensors weights, of any size; Snakemake is not needed.
 Several η are one pass over the two checkpoints. With `--recipe` the folders hold a recipe in place
-of weights (see warpflow.recipes), which costs no room; `load_policy` composes it while loading.
-Next in reading order: warpflow.streaming.interpolate_into.
+of weights (see warpflow.merging.recipes), which costs no room; `load_policy` composes it while
+loading.
+Next in reading order: warpflow.merging.streaming.interpolate_into.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from warpflow.checkpoints import (
+from warpflow.experiments import eta_text
+from warpflow.merging.checkpoints import (
     MappedTensors,
     available_cores,
     check_vocabularies,
@@ -25,9 +27,14 @@ from warpflow.checkpoints import (
     provenance,
     read_tensors,
 )
-from warpflow.plan import eta_text
-from warpflow.recipes import ROLES, read_recipe, to_dtype, write_recipe
-from warpflow.streaming import DTYPES, check_etas, check_sources, interpolate_into, output_dtypes
+from warpflow.merging.recipes import ROLES, read_recipe, to_dtype, write_recipe
+from warpflow.merging.streaming import (
+    DTYPES,
+    check_etas,
+    check_sources,
+    interpolate_into,
+    output_dtypes,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

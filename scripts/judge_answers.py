@@ -1,7 +1,7 @@
 """Let one judge judge all contestants of a comparison: scores of answers, or verdicts on pairs.
 
 Writes one JSON file: `scores` by contestant, or `verdicts`, `failed` and `usage`.
-Next in reading order: warpflow.answer_scores, warpflow.chat_judge.
+Next in reading order: warpflow.side_by_side.scores, warpflow.side_by_side.chat_judge.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from warpflow.answer_scores import function_scores, model_scores
-from warpflow.answers import Answer, match_answers, read_answers
-from warpflow.chat_judge import ChatSettings, judge_pairs
 from warpflow.cli import parse_arguments
-from warpflow.models import load_reward_model, load_reward_tokenizer, load_tokenizer
-from warpflow.rewards import load_function
-from warpflow.side_by_side import list_pairs
+from warpflow.evaluation.rewards import load_function
+from warpflow.lm.models import load_reward_model, load_reward_tokenizer, load_tokenizer
+from warpflow.side_by_side.answers import Answer, match_answers, read_answers
+from warpflow.side_by_side.chat_judge import ChatSettings, judge_pairs
+from warpflow.side_by_side.grades import list_pairs
+from warpflow.side_by_side.scores import function_scores, model_scores
 
 
 @dataclass

@@ -6,7 +6,7 @@ Works on any Hugging Face folders with safetensors weights, of any size: memory 
 it. Snakemake is not needed. Writes the merged checkpoint with everything else of the init (config,
 tokenizer, chat template), `geometry.csv` (angles and norms of the task vectors by layer) and
 `provenance.json`.
-Next in reading order: warpflow.streaming.merge_into.
+Next in reading order: warpflow.merging.streaming.merge_into.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pathlib import Path
 
 import torch
 
-from warpflow.averaging import GRANULARITIES, METHODS, VECTORS
-from warpflow.checkpoints import (
+from warpflow.merging.checkpoints import (
     available_cores,
     check_vocabularies,
     new_checkpoints,
     provenance,
     read_tensors,
 )
-from warpflow.recipes import to_dtype
-from warpflow.streaming import (
+from warpflow.merging.methods import GRANULARITIES, METHODS, VECTORS
+from warpflow.merging.recipes import to_dtype
+from warpflow.merging.streaming import (
     DTYPES,
     check_sources,
     merge,

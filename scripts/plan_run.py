@@ -5,7 +5,7 @@
 Nothing is loaded but configs, and the user's files are not opened. Once the run has made some
 results, times are its own (benchmark files in RESULTS/logs/); before, they follow from the
 operations of a job and `--tflops`, else they are unknown. `snakemake -n` says what would run now.
-Next in reading order: warpflow.costs.jobs_of.
+Next in reading order: warpflow.estimates.costs.jobs_of.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from typing import Any
 import yaml
 from snakemake.utils import update_config
 
-from warpflow.config import check_config
-from warpflow.costs import (
+from warpflow.estimates.costs import (
     USES_GPU,
     Job,
     Measured,
@@ -30,8 +29,9 @@ from warpflow.costs import (
     measured,
     seconds_of,
 )
-from warpflow.memory import in_units
-from warpflow.plan import MAIN, Plan, make_plan, policy_settings
+from warpflow.estimates.memory import in_units
+from warpflow.experiments import MAIN, Plan, make_plan, policy_settings
+from warpflow.pipeline.config import check_config
 
 # Settings of train_policy that its memory depends on.
 MEMORY = (

@@ -1,7 +1,7 @@
 """Draw the averages of a run's own weights against the run (averages.png, averages.svg)."""
 
-from warpflow.plotting_averages import plot_averages
-from warpflow.plotting_cli import draw_figure
+from warpflow.figures.averages import plot_averages
+from warpflow.figures.cli import draw_figure
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Draw the diversity and length of completions against KL (diversity.png, diversity.svg)."""
 
-from warpflow.plotting_cli import draw_figure
-from warpflow.plotting_diversity import plot_diversity
+from warpflow.figures.cli import draw_figure
+from warpflow.figures.diversity import plot_diversity
 
 
 def main(argv: list[str] | None = None) -> None:

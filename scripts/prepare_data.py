@@ -1,7 +1,7 @@
 """Write the data folder from the user's own files; the flags are the keys of `prepare_data`.
 
 A flag that is left out stands for null in the config.
-Next in reading order: warpflow.data.prepare_data.
+Next in reading order: warpflow.data.prepare.prepare_data.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from warpflow.cli import parse_arguments
-from warpflow.data import PrepareData, prepare_data
+from warpflow.data.prepare import PrepareData, prepare_data
 
 
 @dataclass

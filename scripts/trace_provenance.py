@@ -4,7 +4,7 @@
 
 Each line: the result, the key of its job, script, seconds, device, versions, code and commit. An
 input that is no longer what went in is marked.
-Next in reading order: warpflow.provenance.
+Next in reading order: warpflow.pipeline.provenance.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from warpflow.provenance import provenance_tree
+from warpflow.pipeline.provenance import provenance_tree
 
 
 def main(argv: Sequence[str] | None = None) -> None:

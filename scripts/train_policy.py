@@ -7,7 +7,7 @@ that the checkpoint's bytes depend on its inputs alone.
 With `--state` the run saves itself every `--save_every` steps and on SIGTERM (exit status 75), and
 goes on from there when started again, to the same bytes. Several processes share the work when it
 is started by `accelerate launch`.
-Next in reading order: warpflow.reinforce.train_policy.
+Next in reading order: warpflow.training.reinforce.train_policy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from warpflow.cli import parse_arguments
-from warpflow.evaluation import (
+from warpflow.evaluation.evaluate import (
     EvaluationSettings,
     Samples,
     distinct_n,
@@ -39,10 +39,18 @@ from warpflow.evaluation import (
     mean_and_error,
     prompt_values,
 )
-from warpflow.judging import JudgeArguments, Judges, load_judges
-from warpflow.models import load_config, load_policy, save_checkpoint
-from warpflow.processes import any_process, gathered, own_part, process_index, whole_state_dict
-from warpflow.reinforce import (
+from warpflow.evaluation.rewards import response_texts
+from warpflow.evaluation.task import JudgeArguments, Judges, load_judges
+from warpflow.lm.models import load_config, load_policy, save_checkpoint
+from warpflow.seeds import derive_seed
+from warpflow.training.distributed import (
+    any_process,
+    gathered,
+    own_part,
+    process_index,
+    whole_state_dict,
+)
+from warpflow.training.reinforce import (
     ReinforceSettings,
     Run,
     StepRow,
@@ -50,9 +58,7 @@ from warpflow.reinforce import (
     start_run,
     train_policy,
 )
-from warpflow.resume import STOPPED, load_state, locked, noting_termination, save_state
-from warpflow.rewards import response_texts
-from warpflow.seeds import derive_seed
+from warpflow.training.resume import STOPPED, load_state, locked, noting_termination, save_state
 
 
 @dataclass
@@ -158,7 +164,7 @@ def explain_out_of_memory(
 ) -> None:
     """Raise MemoryError with what to do, where `error` says that memory ran out."""
     # By name: the estimate is no part of a result, and a change to it must not train anew.
-    memory = importlib.import_module("warpflow.memory")
+    memory = importlib.import_module("warpflow.estimates.memory")
     if memory.is_out_of_memory(error):
         estimate = memory.estimate_training(
             load_config(arguments.init),

@@ -3,7 +3,7 @@
 It starts from the SFT policy's weights with a fresh one-label head. Scores are standardised to
 mean 0 and standard deviation 1 over the rejected and chosen sequences, so that β means the same
 whatever the head's scale; the two numbers are stored in the checkpoint's config.
-Next in reading order: warpflow.supervised.bradley_terry_loss.
+Next in reading order: warpflow.training.supervised.bradley_terry_loss.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from warpflow.cli import parse_arguments
-from warpflow.models import (
+from warpflow.data.files import read_rows
+from warpflow.lm.models import (
     load_reward_model,
     load_reward_tokenizer,
     load_tokenizer,
@@ -27,9 +28,8 @@ from warpflow.models import (
     require_vocabulary,
     save_checkpoint,
 )
-from warpflow.rows import read_rows
 from warpflow.seeds import derive_seed
-from warpflow.supervised import (
+from warpflow.training.supervised import (
     SupervisedSettings,
     bradley_terry_loss,
     encode_example,

@@ -2,7 +2,7 @@
 
 Reads a data folder, writes a Hugging Face checkpoint. With `--steps 0` and `--policy` it only
 stores the given policy in fp32 (the policy is SFT'd already).
-Next in reading order: warpflow.supervised.train.
+Next in reading order: warpflow.training.supervised.train.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.cli import parse_arguments
-from warpflow.models import (
+from warpflow.data.files import iterate_rows, read_rows
+from warpflow.lm.models import (
     build_policy,
     load_config,
     load_policy,
@@ -27,10 +28,9 @@ from warpflow.models import (
     save_checkpoint,
     warn_of_half_precision,
 )
-from warpflow.prompts import end_of_turn
-from warpflow.rows import iterate_rows, read_rows
+from warpflow.lm.prompts import end_of_turn
 from warpflow.seeds import derive_seed
-from warpflow.supervised import (
+from warpflow.training.supervised import (
     SupervisedSettings,
     encode_example,
     language_model_collator,

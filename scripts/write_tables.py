@@ -1,6 +1,6 @@
 """Verdicts, comparisons, evaluations and a few completions as HTML tables for the report.
 
-Next in reading order: warpflow.tables and warpflow.verdicts, where the CSV tables come from.
+The CSV tables come from warpflow.fronts.tables and warpflow.fronts.claims, which are next to read.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from warpflow.log_probs import Completions
-from warpflow.models import build_policy
+from warpflow.lm.log_probs import Completions
+from warpflow.lm.models import build_policy
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests load local folders only
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the CPU everywhere: exact comparisons hold there
@@ -65,7 +65,8 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     "mistral": {**LLAMA_LIKE, "model_type": "mistral", "sliding_window": 4},
 }
 
-# What warpflow.layers computes: grouped heads, biases, tied and untied, and what configs change.
+# What warpflow.lm.fast.layers computes: grouped heads, biases, tied and untied, and what configs
+# change.
 COVERED: dict[str, dict[str, object]] = {
     "llama": {},
     "llama with biases": {"attention_bias": True, "tie_word_embeddings": True},
@@ -136,7 +137,7 @@ def make_model(make_tokenizer: MakeTokenizer) -> MakeModel:
 
 @pytest.fixture(params=COVERED)
 def covered(request: pytest.FixtureRequest, make_model: MakeModel) -> PreTrainedModel:
-    """A model of each kind that `warpflow.layers` computes."""
+    """A model of each kind that `warpflow.lm.fast.layers` computes."""
     return make_model(request.param.replace(",", "").split()[0], **COVERED[request.param])
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from warpflow.plan import (
+from warpflow.experiments import (
     Plan,
     eta_text,
     evaluations,

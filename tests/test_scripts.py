@@ -19,7 +19,7 @@ import write_tables
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from warpflow.models import load_reward_model
+from warpflow.lm.models import load_reward_model
 
 TINY = {
     "model_type": "gemma",
@@ -30,7 +30,7 @@ TINY = {
     "num_key_value_heads": 1,
     "head_dim": 8,
 }
-GOLD = "warpflow.language:gold_score"
+GOLD = "warpflow.data.toy_reviews:gold_score"
 MODEL = '{"reward_model": 1.0}'
 
 

@@ -33,9 +33,9 @@ from project import (
     snakemake,
 )
 
-from warpflow.contents import file_md5, read_pointer
-from warpflow.dvc_cache import Out
-from warpflow.jobs import PACKAGES
+from warpflow.pipeline.contents import file_md5, read_pointer
+from warpflow.pipeline.dvc_cache import Out
+from warpflow.pipeline.jobs import PACKAGES
 
 pytestmark = pytest.mark.workflow
 

@@ -11,7 +11,7 @@ from project import SMOKE, copy_finished, copy_project, planned, snakemake
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from warpflow.recipes import compose
+from warpflow.merging.recipes import compose
 
 pytestmark = pytest.mark.workflow
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from warpflow import data
-from warpflow.language import write_tokenizer
-from warpflow.rows import FORMATS, read_rows, read_texts, require_columns, write_jsonl
+from warpflow.data import prepare as data
+from warpflow.data.files import FORMATS, read_rows, read_texts, require_columns, write_jsonl
+from warpflow.data.toy_reviews import write_tokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MOVIES = ROOT.parent / "shared" / "data" / "movie_sentences.jsonl.gz"
 ROWS = [{"text": "a b", "label": "1"}, {"text": 'c, "d"\ne\u2028 é', "label": "0"}]
 

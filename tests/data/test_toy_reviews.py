@@ -10,11 +10,11 @@ from types import ModuleType
 import pytest
 from transformers import AutoTokenizer
 
-from warpflow import language
-from warpflow.data import SPECIAL_TOKENS
-from warpflow.rows import read_rows
+from warpflow.data import toy_reviews as language
+from warpflow.data.files import read_rows
+from warpflow.data.prepare import SPECIAL_TOKENS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROMPT = "review of the hotel :"
 GOOD = "the room was lovely . i enjoyed the pool . we would return ."
 

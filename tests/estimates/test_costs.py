@@ -12,8 +12,7 @@ from project import ROOT, SMOKE, copy_files, planned
 from snakemake.utils import update_config
 from transformers import AutoModelForCausalLM
 
-from warpflow.config import check_config
-from warpflow.costs import (
+from warpflow.estimates.costs import (
     Job,
     Measured,
     count_parameters,
@@ -22,7 +21,8 @@ from warpflow.costs import (
     policy_config,
     seconds_of,
 )
-from warpflow.plan import MAIN, make_plan
+from warpflow.experiments import MAIN, make_plan
+from warpflow.pipeline.config import check_config
 
 
 @pytest.fixture(autouse=True)

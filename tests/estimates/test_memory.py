@@ -13,9 +13,9 @@ from project import ROOT
 from test_reinforce import settings
 from transformers import AutoConfig, PreTrainedConfig
 
-from warpflow.log_probs import Completions
-from warpflow.memory import Estimate, LiveBytes, estimate_training
-from warpflow.reinforce import ReinforceSettings, compute_gradient, start_run
+from warpflow.estimates.memory import Estimate, LiveBytes, estimate_training
+from warpflow.lm.log_probs import Completions
+from warpflow.training.reinforce import ReinforceSettings, compute_gradient, start_run
 
 CHOSEN = settings(batch_size=16, max_new_tokens=24, anchor="ema")
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}

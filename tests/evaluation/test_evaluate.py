@@ -10,7 +10,7 @@ from conftest import BOS, EOS, PAD, MakeModel, Perturb
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from warpflow.evaluation import (
+from warpflow.evaluation.evaluate import (
     EvaluationSettings,
     Samples,
     distinct_n,
@@ -21,7 +21,7 @@ from warpflow.evaluation import (
     self_similarity,
     summarise,
 )
-from warpflow.log_probs import Completions
+from warpflow.lm.log_probs import Completions
 
 PROMPTS = [[BOS, 5], [BOS, 6, 7, 8], [BOS], [BOS, 9, 10]]
 SETTINGS = EvaluationSettings(

@@ -9,12 +9,17 @@ import collect_benchmarks
 import pandas as pd
 import pytest
 from conftest import BOS, MakeModel, MakeTokenizer
-from test_plotting import load_script
+from test_figures import load_script
+from test_grades import plan_of
 from test_scripts import flags
-from test_side_by_side import plan_of
 
-from warpflow.benchmarks import benchmark_points, check_benchmarks, require_tasks, result_rows
-from warpflow.models import save_checkpoint
+from warpflow.evaluation.lm_eval import (
+    benchmark_points,
+    check_benchmarks,
+    require_tasks,
+    result_rows,
+)
+from warpflow.lm.models import save_checkpoint
 
 SECTION: dict[str, Any] = {
     "tasks": ["tiny"],

@@ -9,8 +9,7 @@ import pytest
 import torch
 from conftest import BOS, EOS, PAD, MakeModel
 
-from warpflow.log_probs import Completions
-from warpflow.optimum import (
+from warpflow.evaluation.optimum import (
     OptimumSettings,
     best_of,
     best_of_n_kl,
@@ -23,7 +22,8 @@ from warpflow.optimum import (
     reliable_front,
     tilt,
 )
-from warpflow.sft_samples import score_samples
+from warpflow.evaluation.sft_samples import score_samples
+from warpflow.lm.log_probs import Completions
 
 SETTINGS = OptimumSettings(
     prompts=3,

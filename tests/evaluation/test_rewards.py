@@ -17,10 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from warpflow.log_probs import Completions
-from warpflow.models import load_policy, load_reward_model, load_tokenizer, save_checkpoint
-from warpflow.reinforce import ReinforceSettings, start_run, train_policy
-from warpflow.rewards import (
+from warpflow.evaluation.rewards import (
     Reward,
     Scorer,
     function_reward,
@@ -33,6 +30,9 @@ from warpflow.rewards import (
     tokens_of_prompts,
     weighted_sum,
 )
+from warpflow.lm.log_probs import Completions
+from warpflow.lm.models import load_policy, load_reward_model, load_tokenizer, save_checkpoint
+from warpflow.training.reinforce import ReinforceSettings, start_run, train_policy
 
 
 def batch() -> Completions:
@@ -292,7 +292,7 @@ def test_functions_are_loaded_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))  # what is appended goes with the test
     assert load_function("in_this_folder:short")(completions=[], prompts=[]) == []
-    assert load_function("warpflow.language:gold_score").__name__ == "gold_score"
+    assert load_function("warpflow.data.toy_reviews:gold_score").__name__ == "gold_score"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from warpflow.statistics import (
+from warpflow.fronts.bootstrap import (
     Curve,
     common_range,
     decide,

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from warpflow.comparisons import comparisons_table, shares_table
-from warpflow.measurements import Measurements, make_measurements
-from warpflow.optimum import optimum_at
-from warpflow.verdicts import verdicts_table
+from warpflow.evaluation.optimum import optimum_at
+from warpflow.fronts.claims import verdicts_table
+from warpflow.fronts.differences import comparisons_table, shares_table
+from warpflow.fronts.measurements import Measurements, make_measurements
 
 ETAS = (0.0, 0.2, 0.5, 0.8, 1.0)
 FAR = 4.0  # KL at η = 1

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import write_results
 
-from warpflow.tables import KEYS, mean_of_replicates
+from warpflow.fronts.tables import KEYS, mean_of_replicates
 
 
 def make_evaluations(rewards: list[float], error: float) -> pd.DataFrame:

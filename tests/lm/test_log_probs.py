@@ -6,16 +6,16 @@ from conftest import BOS, EOS, MakeModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from warpflow import log_probs as module
-from warpflow.log_probs import (
+from warpflow.estimates.memory import LiveBytes
+from warpflow.evaluation.rewards import token_rows
+from warpflow.lm import log_probs as module
+from warpflow.lm.log_probs import (
     Completions,
     positions,
     reads_prompts_once,
     response_logits,
     token_log_probs,
 )
-from warpflow.memory import LiveBytes
-from warpflow.rewards import token_rows
 
 PROMPTS = [[BOS, 5, 6, 7, 8], [BOS], [BOS, 9, 10]]
 RESPONSES = [[11, EOS], [4, 0, 12, 7, 7, 13], [6, 5, 4, EOS]]  # the second samples id 0, the pad

@@ -18,8 +18,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from warpflow.data import PrepareData, prepare_data
-from warpflow.models import (
+from warpflow.data.files import write_jsonl
+from warpflow.data.prepare import PrepareData, prepare_data
+from warpflow.evaluation.rewards import model_reward, sequence_scores
+from warpflow.lm.models import (
     build_policy,
     load_policy,
     load_reward_model,
@@ -28,8 +30,6 @@ from warpflow.models import (
     require_context,
     require_vocabulary,
 )
-from warpflow.rewards import model_reward, sequence_scores
-from warpflow.rows import write_jsonl
 
 
 def test_code_that_comes_with_a_model_is_refused_and_not_run(tmp_path: Path) -> None:

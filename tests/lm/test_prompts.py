@@ -16,14 +16,14 @@ from test_rewards import classifier
 from test_scripts import MODEL, REINFORCE, SAMPLING, flags, supervised
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from warpflow.data import train_tokenizer
-from warpflow.log_probs import Completions
-from warpflow.models import build_policy, load_tokenizer
-from warpflow.prompts import dialogue_tokens, encode_prompts, end_of_turn
-from warpflow.rewards import index_rows, model_reward, sequence_scores
-from warpflow.rows import read_rows, write_jsonl
-from warpflow.sampling import pad_left
-from warpflow.supervised import encode_example, language_model_collator
+from warpflow.data.files import read_rows, write_jsonl
+from warpflow.data.prepare import train_tokenizer
+from warpflow.evaluation.rewards import index_rows, model_reward, sequence_scores
+from warpflow.lm.log_probs import Completions
+from warpflow.lm.models import build_policy, load_tokenizer
+from warpflow.lm.prompts import dialogue_tokens, encode_prompts, end_of_turn
+from warpflow.lm.sampling import pad_left
+from warpflow.training.supervised import encode_example, language_model_collator
 
 LLAMA = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"

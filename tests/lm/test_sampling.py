@@ -8,8 +8,8 @@ import torch
 from conftest import BOS, EOS, PAD, Enumerate, MakeModel
 from transformers import PreTrainedModel
 
-from warpflow.log_probs import Completions, token_log_probs
-from warpflow.sampling import (
+from warpflow.lm.log_probs import Completions, token_log_probs
+from warpflow.lm.sampling import (
     LEAVING_SHARE,
     draw_tokens,
     draw_uniforms,

@@ -9,7 +9,7 @@ import torch
 from conftest import MakeModel
 from torch import Tensor
 
-from warpflow.averaging import (
+from warpflow.merging.methods import (
     GRANULARITIES,
     METHODS,
     angle,
@@ -18,7 +18,7 @@ from warpflow.averaging import (
     slerp_coefficients,
     update_ema_,
 )
-from warpflow.streaming import CHUNK, gram_matrix, interpolate, merge, merge_into
+from warpflow.merging.streaming import CHUNK, gram_matrix, interpolate, merge, merge_into
 
 Tensors = dict[str, Tensor]
 NAMES = [

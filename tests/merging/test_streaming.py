@@ -28,13 +28,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from warpflow import checkpoints, streaming
-from warpflow.averaging import METHODS, karcher_coefficients, slerp_coefficients
-from warpflow.checkpoints import fingerprint, new_folder, read_tensors
-from warpflow.models import load_policy
-from warpflow.recipes import compose
-from warpflow.streaming import interpolate
-from warpflow.workers import share_out
+from warpflow.lm.models import load_policy
+from warpflow.merging import checkpoints, streaming
+from warpflow.merging.checkpoints import fingerprint, new_folder, read_tensors
+from warpflow.merging.methods import METHODS, karcher_coefficients, slerp_coefficients
+from warpflow.merging.recipes import compose
+from warpflow.merging.streaming import interpolate
+from warpflow.merging.workers import share_out
 
 Tensors = dict[str, Tensor]
 Save = Callable[..., Path]
@@ -135,7 +135,7 @@ def test_merged_checkpoints_match_an_fp64_reference(
 
 def test_two_policies_by_tensor_are_mergekits_nuslerp(tmp_path: Path) -> None:
     """Recorded by benchmarks/merge.py: task-vector SLERP by another hand, one angle a tensor."""
-    recorded = json.loads((ROOT / "tests/data/mergekit_nuslerp.json").read_text())
+    recorded = json.loads((ROOT / "tests/merging/mergekit_nuslerp.json").read_text())
     folders = {name: tmp_path / name for name in ("init", "a", "b")}
     for name, folder in folders.items():
         folder.mkdir()
@@ -747,7 +747,7 @@ def test_interpolation_by_several_processes_is_that_of_one(
 # A merge that stops for good in the middle of its writing, and says so.
 STALLED = """
 import sys, time, merge_policies
-from warpflow import checkpoints
+from warpflow.merging import checkpoints
 real, calls = checkpoints.write_at, []
 def write_at(*arguments):
     calls.append(1)

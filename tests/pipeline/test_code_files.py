@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from warpflow.commands import code_files, flags, module_file
+from warpflow.pipeline.code_files import code_files, flags, module_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -21,23 +21,25 @@ def in_project(monkeypatch):
 def test_code_of_a_script_is_what_it_imports():
     merge = code_files("merge_policies")
     assert "scripts/merge_policies.py" in merge
-    assert "workflow/warpflow/averaging.py" in merge
-    assert "workflow/warpflow/reinforce.py" not in merge
-    assert "workflow/warpflow/checkpoints.py" in code_files("train_policy")  # through models.py
+    assert "workflow/warpflow/merging/methods.py" in merge
+    assert "workflow/warpflow/training/reinforce.py" not in merge
+    assert "workflow/warpflow/merging/checkpoints.py" in code_files(
+        "train_policy"
+    )  # through models.py
 
 
 def test_every_import_of_the_library_is_found():
     """The rules' inputs would miss an import of another form, and stale results would stay."""
-    files = [*Path("scripts").glob("*.py"), *Path("workflow/warpflow").glob("*.py")]
+    files = [*Path("scripts").glob("*.py"), *Path("workflow/warpflow").rglob("*.py")]
     assert files
     for path in files:
         forms = re.findall(r"^\s*(?:from|import) warpflow\b.*", path.read_text(), re.M)
-        assert all(re.match(r"\s*from warpflow\.\w+ import", form) for form in forms), path
+        assert all(re.match(r"\s*from warpflow\.[\w.]+ import", form) for form in forms), path
 
 
 def test_functions_named_in_the_config_are_code():
-    assert "workflow/warpflow/language.py" in code_files(
-        "evaluate_policy", "warpflow.language:gold_score"
+    assert "workflow/warpflow/data/toy_reviews.py" in code_files(
+        "evaluate_policy", "warpflow.data.toy_reviews:gold_score"
     )
     assert module_file("math:sqrt") is None
     assert code_files("evaluate_policy", None) == code_files("evaluate_policy")

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from warpflow.config import ConfigError, check_config
-from warpflow.optimum import OptimumSettings
-from warpflow.plan import resolve_experiments
-from warpflow.reinforce import ReinforceSettings
-from warpflow.supervised import SupervisedSettings
+from warpflow.evaluation.optimum import OptimumSettings
+from warpflow.experiments import resolve_experiments
+from warpflow.pipeline.config import ConfigError, check_config
+from warpflow.training.reinforce import ReinforceSettings
+from warpflow.training.supervised import SupervisedSettings
 
-CONFIG = Path(__file__).parents[1] / "config"
+CONFIG = Path(__file__).parents[2] / "config"
 
 
 @pytest.fixture
@@ -67,7 +67,11 @@ def test_shipped_overlays_are_valid(config, name, tmp_path, monkeypatch):
         (("rewards", "length"), 1, ["rewards.length", "unknown key", "package.module:function"]),
         (("rewards", "reward_model"), 0, ["rewards", "every weight is 0"]),
         (("rewards", "my_rewards:short"), 1, ["rewards.my_rewards:short", "my_rewards.py"]),
-        (("evaluate_policy", "gold"), "warpflow.language:gld", ["gold", "has no function gld"]),
+        (
+            ("evaluate_policy", "gold"),
+            "warpflow.data.toy_reviews:gld",
+            ["gold", "has no function gld"],
+        ),
         (("experiments", "lerp"), {"merge_policies": {"methd": "lerp"}}, ["lerp", "methd"]),
         (("experiments", "warp"), {}, ["warp"]),
         (("experiments", "one"), {"policies_of": ["warp", "wrap"]}, ["one.policies_of", "wrap"]),
@@ -204,7 +208,7 @@ def test_files_of_stages_that_are_left_out_are_not_needed(config, tmp_path):
     text = message(config)
     assert "sft_path" not in text
     assert "preferences_path" in text
-    config["rewards"] |= {"reward_model": 0, "warpflow.language:gold_score": 1}
+    config["rewards"] |= {"reward_model": 0, "warpflow.data.toy_reviews:gold_score": 1}
     check_config(config)
 
 
@@ -251,7 +255,7 @@ def test_experiments_do_not_change_the_base(config):
     assert config == before
 
 
-JUDGES = {"gold": {"function": "warpflow.language:gold_score"}}
+JUDGES = {"gold": {"function": "warpflow.data.toy_reviews:gold_score"}}
 TWO = {"one": {"policy": "warp/2/1"}, "two": {"policy": "train_sft"}}
 
 
@@ -273,8 +277,8 @@ TWO = {"one": {"policy": "warp/2/1"}, "two": {"policy": "train_sft"}}
             ["no/such.json is not a file"],
         ),
         (
-            {"contestants": TWO, "judges": {"x": {"function": "warpflow.language:silver"}}},
-            ["judges.x: ", "language.py has no function silver"],
+            {"contestants": TWO, "judges": {"x": {"function": "warpflow.data.toy_reviews:silver"}}},
+            ["judges.x: ", "toy_reviews.py has no function silver"],
         ),
         (
             {"contestants": TWO, "judges": JUDGES, "thresholds": [0.5, 0.1, 1]},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from warpflow.freshness import recorded_checksums, touch_changed_inputs
+from warpflow.pipeline.freshness import recorded_checksums, touch_changed_inputs
 
 LONG_AGO = 1_000_000_000
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from warpflow import devices
-from warpflow.devices import held_gpus, visible_gpus
+from warpflow.pipeline import gpus as devices
+from warpflow.pipeline.gpus import held_gpus, visible_gpus
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Says which devices it has, and keeps them for a while.
 JOB = """\
 import os, pathlib, sys, time
@@ -47,7 +47,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def start(folder: Path, name: str, gpus: int, seconds: float) -> subprocess.Popen:
     """A job of the wrapper that rules call."""
     out = folder / name / "checkpoint"
-    words = [sys.executable, "-m", "warpflow.jobs", "run", "--makes", str(out), "--gpus", str(gpus)]
+    words = [
+        sys.executable,
+        "-m",
+        "warpflow.pipeline.jobs",
+        "run",
+        "--makes",
+        str(out),
+        "--gpus",
+        str(gpus),
+    ]
     words += ["--log", str(folder / f"{name}.log"), "--", sys.executable, "job.py", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow")}
     return subprocess.Popen([*words, str(seconds)], cwd=folder, env=environment)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from warpflow import jobs
-from warpflow.contents import file_md5, folder_listing, listing_md5
-from warpflow.dvc_cache import cached_object, cached_run, remove_broken_lock
+from warpflow.pipeline import jobs
+from warpflow.pipeline.contents import file_md5, folder_listing, listing_md5
+from warpflow.pipeline.dvc_cache import cached_object, cached_run, remove_broken_lock
 
 SCRIPT = """\
 import pathlib, sys

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from test_processes import largest_difference
+from test_distributed import largest_difference
 from test_resume import command
 
-from warpflow.launch import Processes, choose_processes, launched, process_environment
-from warpflow.resume import LAST
+from warpflow.pipeline.launch import Processes, choose_processes, launched, process_environment
+from warpflow.training.resume import LAST
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_sigterm_reaches_all_processes_which_save_and_go_on(inputs: Path, tmp_pa
     words = ["python", *shortened(command(inputs, made, tmp_path / "unused"))[1:-2]]
 
     def start(processes: int) -> subprocess.Popen:
-        wrapped = [sys.executable, "-m", "warpflow.jobs", "run", "--makes", str(made)]
+        wrapped = [sys.executable, "-m", "warpflow.pipeline.jobs", "run", "--makes", str(made)]
         wrapped += ["--processes", str(processes), "--log", str(log), "--states", str(states)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen([*wrapped, "--", *words], env=environment)

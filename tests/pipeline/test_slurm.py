@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from project import ROOT
 
-from warpflow.slurm import Needs, login_node_warning, submission_problem
+from warpflow.pipeline.slurm import Needs, login_node_warning, submission_problem
 
 
 @pytest.fixture

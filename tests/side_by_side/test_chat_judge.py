@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from project import ROOT
 
-from warpflow import chat_judge
-from warpflow.answers import Answer
-from warpflow.chat_judge import (
+from warpflow.side_by_side import chat_judge
+from warpflow.side_by_side.answers import Answer
+from warpflow.side_by_side.chat_judge import (
     ChatSettings,
     fill_template,
     judge_pairs,

@@ -13,17 +13,15 @@ import pandas as pd
 import pytest
 from conftest import MakeModel, MakeTokenizer
 from project import ROOT
-from test_plotting import load_script
+from test_figures import load_script
 from test_rewards import classifier
 from test_scripts import flags
 
-from warpflow.answer_scores import function_scores, model_scores
-from warpflow.answers import Answer, match_answers, read_answers
-from warpflow.contestants import policy_result
-from warpflow.example_judges import overlap, structure
-from warpflow.models import save_checkpoint
-from warpflow.plan import make_plan
-from warpflow.side_by_side import (
+from warpflow.experiments import make_plan
+from warpflow.lm.models import save_checkpoint
+from warpflow.side_by_side.answers import Answer, match_answers, read_answers
+from warpflow.side_by_side.example_judges import overlap, structure
+from warpflow.side_by_side.grades import (
     bootstrap_interval,
     combine_orders,
     compare_pair,
@@ -33,6 +31,8 @@ from warpflow.side_by_side import (
     side_by_side_table,
     wilson_interval,
 )
+from warpflow.side_by_side.scores import function_scores, model_scores
+from warpflow.side_by_side.settings import policy_result
 
 THRESHOLDS = (0.1, 0.5, 1.0)
 ALPACA = {
@@ -235,7 +235,7 @@ def test_a_reward_model_scores_what_a_policy_sampled_as_the_run_does(
     """By ids: those of prompt, answer, and EOS where the answer ended."""
     from test_rewards import batch
 
-    from warpflow.rewards import model_reward
+    from warpflow.evaluation.rewards import model_reward
 
     model, tokenizer = classifier(), make_tokenizer()
     model.config.reward_mean, model.config.reward_std = 0.5, 2.0

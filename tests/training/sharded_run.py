@@ -1,5 +1,6 @@
-"""A run over two processes, sharded by FSDP on the CPU; started by tests/test_processes.py through
-torchrun. accelerate shards on accelerators only, so the sharding is done by hand here."""
+"""A run over two processes, sharded by FSDP on the CPU; started through torchrun by
+tests/training/test_distributed.py. accelerate shards on accelerators only, so the sharding
+is done by hand here."""
 
 import sys
 from pathlib import Path
@@ -12,10 +13,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from warpflow.anchors import Anchor, make_anchor
-from warpflow.processes import is_sharded, local, process_index, whole_state_dict
-from warpflow.reinforce import ReinforceSettings, Run, train_policy
-from warpflow.resume import load_state, save_state
+from warpflow.training.anchors import Anchor, make_anchor
+from warpflow.training.distributed import is_sharded, local, process_index, whole_state_dict
+from warpflow.training.reinforce import ReinforceSettings, Run, train_policy
+from warpflow.training.resume import load_state, save_state
 
 
 def sharded(model: PreTrainedModel) -> PreTrainedModel:

@@ -10,11 +10,11 @@ from test_reinforce import PROMPTS, count_fives, settings, weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from warpflow.adapters import acting_weights, add_adapters
-from warpflow.checkpoints import read_tensors
-from warpflow.reinforce import Run, finish_run, start_run, train_policy
-from warpflow.resume import load_state, save_state
-from warpflow.rewards import Reward
+from warpflow.evaluation.rewards import Reward
+from warpflow.merging.checkpoints import read_tensors
+from warpflow.training.adapters import acting_weights, add_adapters
+from warpflow.training.reinforce import Run, finish_run, start_run, train_policy
+from warpflow.training.resume import load_state, save_state
 
 LORA = settings(steps=4, lora_rank=2, lora_alpha=4)
 IDS = torch.tensor([[1, 5, 6, 7]])

@@ -9,9 +9,9 @@ from conftest import MakeModel, Perturb
 from test_reinforce import run, settings, weights
 from test_resume import train
 
-from warpflow.anchors import make_anchor, move_anchor_
-from warpflow.reinforce import start_run
-from warpflow.resume import load_state, save_state
+from warpflow.training.anchors import make_anchor, move_anchor_
+from warpflow.training.reinforce import start_run
+from warpflow.training.resume import load_state, save_state
 
 
 def test_an_anchor_in_host_memory_trains_the_same_policy_bit_for_bit(

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from test_reinforce import PROMPTS, count_fives, settings
 from test_scripts import GOLD, MODEL, REINFORCE, SAMPLING, flags, make_inputs
 
-from warpflow.processes import own_part
-from warpflow.reinforce import start_run, train_policy
+from warpflow.training.distributed import own_part
+from warpflow.training.reinforce import start_run, train_policy
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OPTIONS = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
 LAUNCH = ["accelerate", "launch", "--multi_gpu", "--main_process_port", "0", *flags(**OPTIONS)]
 ENVIRONMENT = {
@@ -84,11 +84,11 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_loaded(
 def test_a_sharded_policy_and_anchor_move_as_whole_ones(
     make_model: MakeModel, tmp_path: Path
 ) -> None:
-    """And a sharded state resumes bit for bit (asserted in tests/sharded_run.py)."""
+    """And a sharded state resumes bit for bit (asserted in tests/training/sharded_run.py)."""
     make_model("gemma").save_pretrained(tmp_path / "model")
     (tmp_path / "state").mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", str(ROOT / "tests/sharded_run.py"), str(tmp_path)]
+    command += ["--nproc_per_node", "2", str(ROOT / "tests/training/sharded_run.py"), str(tmp_path)]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     whole = start_run(make_model("gemma"), make_model("gemma"), settings(steps=6))

@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from warpflow import reinforce
-from warpflow.anchors import Anchor
-from warpflow.evaluation import kls_and_entropy
-from warpflow.log_probs import Completions, split_by_length, token_log_probs
-from warpflow.models import load_policy, load_tokenizer, save_checkpoint
-from warpflow.reinforce import (
+from warpflow.evaluation.evaluate import kls_and_entropy
+from warpflow.evaluation.rewards import Reward
+from warpflow.lm.log_probs import Completions, split_by_length, token_log_probs
+from warpflow.lm.models import load_policy, load_tokenizer, save_checkpoint
+from warpflow.training import reinforce
+from warpflow.training.anchors import Anchor
+from warpflow.training.reinforce import (
     ReinforceSettings,
     Run,
     StepRow,
@@ -33,7 +34,6 @@ from warpflow.reinforce import (
     start_run,
     train_policy,
 )
-from warpflow.rewards import Reward
 
 TEMPERATURE, BETA = 0.7, 0.3
 PROMPTS = [[BOS, 5, 6], [BOS, 7], [BOS, 8, 9, 10], [BOS]]

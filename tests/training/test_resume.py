@@ -15,10 +15,17 @@ import torch
 from conftest import EOS, PAD, MakeModel
 from test_reinforce import PROMPTS, count_fives, settings, weights
 
-from warpflow.reinforce import start_run, train_policy
-from warpflow.resume import LAST, STOPPED, describe_differences, load_state, locked, save_state
+from warpflow.training.reinforce import start_run, train_policy
+from warpflow.training.resume import (
+    LAST,
+    STOPPED,
+    describe_differences,
+    load_state,
+    locked,
+    save_state,
+)
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KILLS = 20
 STEPS = 400
 
@@ -190,7 +197,7 @@ def test_the_job_wrapper_passes_sigterm_on_and_keeps_the_state(
     (tmp_path / "pointer.dvc").write_text("outs: [{md5: x, path: pointer}]\n")
     made, states = tmp_path / "result/checkpoint", tmp_path / "states"
     words = command(inputs, made, tmp_path / "unused")[:-2]
-    wrapped = [sys.executable, "-m", "warpflow.jobs", "run", "--makes", str(made)]
+    wrapped = [sys.executable, "-m", "warpflow.pipeline.jobs", "run", "--makes", str(made)]
     wrapped += ["--log", str(tmp_path / "log"), "--states", str(states), "--", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow")}
     process = subprocess.Popen(wrapped, cwd=tmp_path, env=environment)

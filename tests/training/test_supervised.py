@@ -10,10 +10,10 @@ import torch
 from conftest import BOS, EOS, PAD, MakeModel, MakeTokenizer
 from transformers import AutoModelForSequenceClassification
 
-from warpflow.models import load_policy, load_tokenizer, save_checkpoint
-from warpflow.prompts import encode_prompts
-from warpflow.sampling import draw_uniforms, pad_left, sample_completions
-from warpflow.supervised import (
+from warpflow.lm.models import load_policy, load_tokenizer, save_checkpoint
+from warpflow.lm.prompts import encode_prompts
+from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
+from warpflow.training.supervised import (
     IGNORED,
     SupervisedSettings,
     bradley_terry_loss,

@@ -1,7 +1,8 @@
 """warpflow: the library behind the WARP pipeline (arXiv 2406.16768).
 
-Reading order: `averaging` (the paper's three weight averages), `streaming` and `checkpoints` (the
-same over files of any size), `sampling`, `log_probs` and `reinforce` (the RL step), `prompts` and
-`rewards`, `evaluation` (reward, KL, gold), then `plan` and `jobs` (how Snakemake's rules name, run
-and track results).
+Reading order: `lm` (models, sampling, scores), `training` (stage 1: the RL step and its anchor),
+`merging` (stages 2 and 3: SLERP and LITI on files of any size), `evaluation` (reward, gold, KL),
+`fronts` (tables, intervals, claims), `figures`; `data` is what goes in. `experiments` names every
+result and `pipeline` makes each once. Imports go one way, in the order
+data → lm → training, merging → evaluation → fronts → figures; a test keeps it so.
 """

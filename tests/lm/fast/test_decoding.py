@@ -8,10 +8,11 @@ from conftest import BOS, EOS, PAD, MakeModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from warpflow import layers, sampling
-from warpflow.decoding import Decoder
-from warpflow.log_probs import Completions
-from warpflow.sampling import draw_uniforms, make_cache, make_decoder, next_logits, pad_left
+from warpflow.lm import sampling
+from warpflow.lm.fast import layers
+from warpflow.lm.fast.decoding import Decoder
+from warpflow.lm.log_probs import Completions
+from warpflow.lm.sampling import draw_uniforms, make_cache, make_decoder, next_logits, pad_left
 
 PADDED, LEVEL = [[BOS, 5, 6, 7], [BOS], [BOS, 9, 10]], [[BOS, 5, 6], [BOS, 8, 9], [BOS, 7, 4]]
 

@@ -9,8 +9,8 @@ from conftest import MakeModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from warpflow.adapters import add_adapters
-from warpflow.layers import agrees, is_covered
+from warpflow.lm.fast.layers import agrees, is_covered
+from warpflow.training.adapters import add_adapters
 
 
 def quantised(model: PreTrainedModel) -> None:

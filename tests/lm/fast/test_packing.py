@@ -8,11 +8,11 @@ from conftest import MakeModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from warpflow import layers, packing
-from warpflow.log_probs import Completions, token_log_probs
-from warpflow.memory import LiveBytes
-from warpflow.packing import pack, packed_log_probs
-from warpflow.scoring import scores_by_part
+from warpflow.estimates.memory import LiveBytes
+from warpflow.lm.fast import layers, packing
+from warpflow.lm.fast.packing import pack, packed_log_probs
+from warpflow.lm.log_probs import Completions, token_log_probs
+from warpflow.lm.scoring import scores_by_part
 
 
 def completions_of(each: int, rows: int = 32, length: int = 40, padded: bool = True) -> Completions:
@@ -145,7 +145,7 @@ def test_what_one_model_is_not_scored_by_neither_is(
     """Equal weights give equal scores, so that a policy's KL to its own copy is 0 and not noise."""
     batch, used = completions_of(4), []
     monkeypatch.setattr(
-        "warpflow.scoring.packed_log_probs",
+        "warpflow.lm.scoring.packed_log_probs",
         lambda *arguments: used.append(1) or packed_log_probs(*arguments),
     )
     scores_of([make_model("llama"), make_model("llama")], batch, 4)

@@ -2,7 +2,7 @@
 
 The folder holds sft.jsonl (prompt, completion), preferences.jsonl (prompt, chosen, rejected),
 train_prompts.jsonl and eval_prompts.jsonl (prompt, and further columns of the source), and
-tokenizer/. A prompt is text or a list of messages (`warpflow.prompts`), all else is text. Later
+tokenizer/. A prompt is text or a list of messages (`warpflow.lm.prompts`), all else is text. Later
 stages tokenise prompt and completion separately and put the ids together, so a completion carries
 the space that separates it from a prompt of text.
 """
@@ -18,20 +18,20 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from warpflow.models import (
-    load_config,
-    load_tokenizer,
-    require_attention,
-    require_vocabulary,
-)
-from warpflow.prompts import Prompt, encode_prompts, is_messages, prompt_tokens
-from warpflow.rows import (
+from warpflow.data.files import (
     Row,
     read_rows,
     read_texts,
     require_columns,
     write_jsonl,
 )
+from warpflow.lm.models import (
+    load_config,
+    load_tokenizer,
+    require_attention,
+    require_vocabulary,
+)
+from warpflow.lm.prompts import Prompt, encode_prompts, is_messages, prompt_tokens
 from warpflow.seeds import derive_seed
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0 to 3 of our own tokenizers

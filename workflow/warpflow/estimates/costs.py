@@ -23,14 +23,22 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from warpflow.benchmarks import benchmark_points
-from warpflow.contestants import Comparison, read_comparisons
-from warpflow.language import write_tokenizer
-from warpflow.memory import Estimate, estimate_training
-from warpflow.models import load_config, load_tokenizer
-from warpflow.plan import MAIN, SFT, Experiment, Plan, evaluations, policy_settings, recipe_parents
-from warpflow.reinforce import ReinforceSettings
-from warpflow.side_by_side import list_pairs
+from warpflow.data.toy_reviews import write_tokenizer
+from warpflow.estimates.memory import Estimate, estimate_training
+from warpflow.evaluation.lm_eval import benchmark_points
+from warpflow.experiments import (
+    MAIN,
+    SFT,
+    Experiment,
+    Plan,
+    evaluations,
+    policy_settings,
+    recipe_parents,
+)
+from warpflow.lm.models import load_config, load_tokenizer
+from warpflow.side_by_side.grades import list_pairs
+from warpflow.side_by_side.settings import Comparison, read_comparisons
+from warpflow.training.reinforce import ReinforceSettings
 
 TRAINS = ("train_sft", "train_reward_model", "train_policy")
 USES_GPU = (*TRAINS, "evaluate_policy", "estimate_optimum", "answer_prompts", "benchmark_policy")

@@ -26,18 +26,18 @@ from transformers import (
     PreTrainedModel,
 )
 
-from warpflow.evaluation import kls_and_entropy_of_logits
-from warpflow.log_probs import Completions, log_probs_of, predicting_logits, rows_per_pass
-from warpflow.packing import Pack, pack, packed_log_probs
-from warpflow.reinforce import (
+from warpflow.evaluation.evaluate import kls_and_entropy_of_logits
+from warpflow.lm.fast.packing import Pack, pack, packed_log_probs
+from warpflow.lm.log_probs import Completions, log_probs_of, predicting_logits, rows_per_pass
+from warpflow.lm.sampling import draw_tokens, make_cache
+from warpflow.lm.scoring import can_pack
+from warpflow.training.reinforce import (
     ReinforceSettings,
     compute_in,
     needed_averages,
     prepare_policy_,
     recomputing,
 )
-from warpflow.sampling import draw_tokens, make_cache
-from warpflow.scoring import can_pack
 
 CPU = torch.device("cpu")
 

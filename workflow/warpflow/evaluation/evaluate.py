@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from warpflow.log_probs import (
+from warpflow.evaluation.rewards import Reward
+from warpflow.lm.log_probs import (
     Completions,
     gather_log_probs,
     response_logits,
     rows_per_pass,
 )
-from warpflow.rewards import Reward
-from warpflow.sampling import draw_uniforms, pad_left, sample_completions
+from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
 
 # What evaluation.json keeps for each prompt.
 PROMPT_VALUES = ("reward", "gold", "kl", "kl_exact", "length")

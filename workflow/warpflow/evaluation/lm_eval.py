@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from warpflow.plan import Plan, eta_text
+from warpflow.experiments import Plan, eta_text
 
 HINT = "lm-eval is not installed: pip install -e '.[benchmarks]' (or pip install lm_eval==0.4.13)"
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warpflow.log_probs import Completions
-from warpflow.prompts import dialogue_tokens
-from warpflow.rows import Row
+from warpflow.data.files import Row
+from warpflow.lm.log_probs import Completions
+from warpflow.lm.prompts import dialogue_tokens
 
 Reward = Callable[[Completions], Tensor]
 # Called with the keywords prompts, completions, finished and columns, a list each.

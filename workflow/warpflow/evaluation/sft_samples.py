@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from warpflow.optimum import Array, OptimumSettings
-from warpflow.rewards import Reward
-from warpflow.sampling import draw_uniforms, pad_left, sample_completions
+from warpflow.evaluation.optimum import Array, OptimumSettings
+from warpflow.evaluation.rewards import Reward
+from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
 
 
 def score_samples(

@@ -9,16 +9,8 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warpflow.models import (
-    load_config,
-    load_policy,
-    load_reward_model,
-    load_reward_tokenizer,
-    load_tokenizer,
-    require_context,
-)
-from warpflow.prompts import encode_prompts
-from warpflow.rewards import (
+from warpflow.data.files import Row, read_rows
+from warpflow.evaluation.rewards import (
     PromptRows,
     Reward,
     function_reward,
@@ -27,7 +19,15 @@ from warpflow.rewards import (
     model_reward,
     weighted_sum,
 )
-from warpflow.rows import Row, read_rows
+from warpflow.lm.models import (
+    load_config,
+    load_policy,
+    load_reward_model,
+    load_reward_tokenizer,
+    load_tokenizer,
+    require_context,
+)
+from warpflow.lm.prompts import encode_prompts
 
 
 @dataclass(frozen=True)

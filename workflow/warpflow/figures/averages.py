@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from warpflow.plotting import (
+from warpflow.figures.plotting import (
     LINE_STYLES,
     FigureStyle,
     add_legend,

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from warpflow.plotting import (
+from warpflow.figures.plotting import (
     AXIS_LABELS,
     FigureStyle,
     Look,

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from warpflow.plotting import (
+from warpflow.figures.plotting import (
     FigureStyle,
     add_legend,
     draw_fronts_panel,

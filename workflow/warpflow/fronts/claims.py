@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from warpflow.measurements import MIN_PROMPTS, Measurements
-from warpflow.statistics import (
+from warpflow.fronts.bootstrap import (
     Array,
     Curve,
     Verdict,
@@ -25,6 +24,7 @@ from warpflow.statistics import (
     resample,
     second_differences,
 )
+from warpflow.fronts.measurements import MIN_PROMPTS, Measurements
 
 FAR_ANGLE = 45.0  # degrees: task vectors at more are nearer to orthogonal than to collinear
 COLLINEAR = 0.99  # cosine: full weights above it are collinear

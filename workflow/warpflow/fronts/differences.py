@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from warpflow.measurements import USE, Measurements
-from warpflow.optimum import optimum_at, reliable_front
-from warpflow.statistics import (
+from warpflow.evaluation.optimum import optimum_at, reliable_front
+from warpflow.fronts.bootstrap import (
     Array,
     Curve,
     difference_at,
@@ -17,6 +16,7 @@ from warpflow.statistics import (
     interval,
     mean_difference,
 )
+from warpflow.fronts.measurements import USE, Measurements
 
 KL_SHARES = (0.25, 0.5, 0.75)  # of the common range, where differences are listed one by one
 

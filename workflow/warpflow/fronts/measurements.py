@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from warpflow.statistics import Array, Curve, Resamples, resample
-from warpflow.tables import read_evaluation
+from warpflow.fronts.bootstrap import Array, Curve, Resamples, resample
+from warpflow.fronts.tables import read_evaluation
 
 Values = Mapping[str, Array]  # quantity → [P], a value of each prompt
 

@@ -20,8 +20,8 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from warpflow.checkpoints import make_readable
-from warpflow.recipes import compose, is_recipe
+from warpflow.merging.checkpoints import make_readable
+from warpflow.merging.recipes import compose, is_recipe
 
 
 def pick_device() -> torch.device:

@@ -16,9 +16,9 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from warpflow.decoding import Decoder
-from warpflow.layers import agrees, is_covered
-from warpflow.log_probs import Completions, mask_arguments
+from warpflow.lm.fast.decoding import Decoder
+from warpflow.lm.fast.layers import agrees, is_covered
+from warpflow.lm.log_probs import Completions, mask_arguments
 from warpflow.seeds import make_generator
 
 
@@ -131,7 +131,7 @@ def make_decoder(
     prompt_ids: Tensor,
     is_prompt: Tensor,
 ) -> Decoder | None:
-    """A faster way to the next token's logits, where `warpflow.layers` covers the model, none of
+    """A faster way to the next token's logits, where `lm.fast.layers` covers the model, none of
     its layers slides, and the library finds the same logits after these prompts and a token."""
     if not all(type(layer) is PreallocatedLayer for layer in cache.layers) or not is_covered(model):
         return None

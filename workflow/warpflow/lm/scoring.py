@@ -1,6 +1,6 @@
 """How the completions of a step are scored under policy and anchor: all tokens side by side where
-both models are covered (`warpflow.packing`), else by the library's forward pass on parts of rows of
-like length (`warpflow.log_probs`)."""
+both models are covered (`lm.fast.packing`), else by the library's forward pass on parts of rows of
+like length (`lm.log_probs`)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from functools import partial
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from warpflow.layers import agrees, is_covered
-from warpflow.log_probs import Completions, reads_prompts_once, split_by_length, token_log_probs
-from warpflow.packing import Pack, pack, packed_log_probs
+from warpflow.lm.fast.layers import agrees, is_covered
+from warpflow.lm.fast.packing import Pack, pack, packed_log_probs
+from warpflow.lm.log_probs import Completions, reads_prompts_once, split_by_length, token_log_probs
 
 Score = Callable[[PreTrainedModel], Tensor]  # [B] log π(y|x) of a part's completions
 COMPARED = 8  # rows of which our scores are compared with the library's
@@ -47,7 +47,7 @@ def scores_by_part(
 
 
 def can_pack(model: PreTrainedModel, batch: Completions) -> bool:
-    """Whether `warpflow.packing` can score these: no window that hides a token of a row."""
+    """Whether `warpflow.lm.fast.packing` can score these: no window that hides a token of a row."""
     longest = batch.prompt_ids.shape[1] + batch.response_ids.shape[1]
     window = getattr(model.config, "sliding_window", None)
     return is_covered(model) and (window is None or window >= longest)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warpflow.checkpoints import (
+from warpflow.merging.checkpoints import (
     RECIPE,
     MappedTensors,
     carry_over,
@@ -31,7 +31,7 @@ from warpflow.checkpoints import (
     new_folder,
     read_tensors,
 )
-from warpflow.streaming import interpolate, output_dtypes
+from warpflow.merging.streaming import interpolate, output_dtypes
 
 ROLES = ("init", "policy")
 

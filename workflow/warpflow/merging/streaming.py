@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from warpflow.averaging import (
+from warpflow.merging.methods import (
     METHODS,
     VECTORS,
     geometry_rows,
     layer_groups,
     merge_coefficients,
 )
-from warpflow.workers import share_out
+from warpflow.merging.workers import share_out
 
 CHUNK = 1 << 16  # elements; M + 1 fp32 rows of it fit a core's second-level cache
 AVERAGED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -13,13 +13,13 @@ from typing import Any
 import jsonschema
 import yaml
 
-from warpflow.benchmarks import check_benchmarks
-from warpflow.commands import module_file
-from warpflow.contestants import check_comparison, read_comparisons
-from warpflow.plan import Experiment, experiment_groups, make_plan, resolve_experiments
-from warpflow.rows import iterate_rows, require_columns
+from warpflow.data.files import iterate_rows, require_columns
+from warpflow.evaluation.lm_eval import check_benchmarks
+from warpflow.experiments import Experiment, experiment_groups, make_plan, resolve_experiments
+from warpflow.pipeline.code_files import module_file
+from warpflow.side_by_side.settings import check_comparison, read_comparisons
 
-SCHEMA = Path(__file__).parents[2] / "config" / "schema.yaml"
+SCHEMA = Path(__file__).parents[3] / "config" / "schema.yaml"
 
 
 class ConfigError(ValueError):

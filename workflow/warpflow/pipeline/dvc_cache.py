@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from warpflow.contents import (
+from warpflow.pipeline.contents import (
     Out,
     file_md5,
     folder_files,

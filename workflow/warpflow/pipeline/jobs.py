@@ -1,7 +1,7 @@
 """Run a rule's command once per content, and hand its result to DVC.
 
-    python -m warpflow.jobs run --makes PATH --log FILE --inputs FILE... -- COMMAND...
-    python -m warpflow.jobs track PROVENANCE POINTER
+    python -m warpflow.pipeline.jobs run --makes PATH --log FILE --inputs FILE... -- COMMAND...
+    python -m warpflow.pipeline.jobs track PROVENANCE POINTER
 
 Snakemake decides what runs, DVC keeps the bytes, Git keeps the small text that joins them. A
 heavy result is a folder with
@@ -38,7 +38,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from warpflow.contents import (
+from warpflow.locks import only_one
+from warpflow.pipeline.contents import (
     file_md5,
     folder_files,
     folder_out,
@@ -46,8 +47,7 @@ from warpflow.contents import (
     write_atomically,
     write_pointer,
 )
-from warpflow.devices import held_gpus, output, visible_gpus
-from warpflow.dvc_cache import (
+from warpflow.pipeline.dvc_cache import (
     dvc,
     find_folder,
     find_text,
@@ -57,8 +57,14 @@ from warpflow.dvc_cache import (
     require_unchanged,
     tracking_problem,
 )
-from warpflow.launch import Processes, choose_processes, cores, launched, process_environment
-from warpflow.locks import only_one
+from warpflow.pipeline.gpus import held_gpus, output, visible_gpus
+from warpflow.pipeline.launch import (
+    Processes,
+    choose_processes,
+    cores,
+    launched,
+    process_environment,
+)
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pandas")
 ONE = Processes()

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from warpflow.contents import read_pointer
+from warpflow.pipeline.contents import read_pointer
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from warpflow.devices import output
+from warpflow.pipeline.gpus import output
 
 
 @dataclass(frozen=True)

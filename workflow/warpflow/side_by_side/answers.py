@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warpflow.rows import Row, read_rows, require_columns
+from warpflow.data.files import Row, read_rows, require_columns
 
 OWN = ("instruction", "output", "finished", "columns")
 KEY = "compare_answers"  # the config section whose files these are

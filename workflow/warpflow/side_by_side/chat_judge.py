@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from warpflow.answers import Answer
-from warpflow.contestants import JUDGE_TEMPLATE
-from warpflow.prompts import is_messages
+from warpflow.lm.prompts import is_messages
+from warpflow.side_by_side.answers import Answer
+from warpflow.side_by_side.settings import JUDGE_TEMPLATE
 
 FIELDS = ("instruction", "first", "second")  # what a template is filled with
 STOPPING = {401, 403, 404}  # statuses that no other request would escape

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from warpflow.answers import Answer
-from warpflow.statistics import interval, resample
+from warpflow.fronts.bootstrap import interval, resample
+from warpflow.side_by_side.answers import Answer
 
 GRADES = (0.0, 0.5, 1.0, 1.5)
 FEWEST = 10  # prompts that an interval needs; the bootstrap's is far too narrow below

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warpflow.answers import Answer
-from warpflow.prompts import Messages, Prompt, dialogue_tokens, is_messages
-from warpflow.rewards import (
+from warpflow.evaluation.rewards import (
     Scorer,
     call_scorer,
     require_finite,
@@ -17,7 +15,9 @@ from warpflow.rewards import (
     sequence_scores,
     showing,
 )
-from warpflow.supervised import encode_example
+from warpflow.lm.prompts import Messages, Prompt, dialogue_tokens, is_messages
+from warpflow.side_by_side.answers import Answer
+from warpflow.training.supervised import encode_example
 
 
 def function_scores(function: Scorer, name: str, answers: Sequence[Answer]) -> list[float]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warpflow.answers import match_answers, read_answers
-from warpflow.plan import SFT, Plan, eta_text
+from warpflow.experiments import SFT, Plan, eta_text
+from warpflow.side_by_side.answers import match_answers, read_answers
 
 OWN_REWARD_MODEL = "train_reward_model"
 JUDGE_TEMPLATE = "config/judge_prompt.txt"  # the question to a chat judge that names no other

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from warpflow.adapters import acting_weights
-from warpflow.averaging import update_ema_
-from warpflow.processes import local, release
+from warpflow.merging.methods import update_ema_
+from warpflow.training.adapters import acting_weights
+from warpflow.training.distributed import local, release
 
 Memory = Literal["device", "host", "bfloat16"]
 

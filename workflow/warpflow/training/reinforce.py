@@ -15,10 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from warpflow.adapters import add_adapters, merge_adapters
-from warpflow.anchors import Anchor, Memory, make_anchor, move_anchor_
-from warpflow.log_probs import Completions
-from warpflow.processes import (
+from warpflow.evaluation.rewards import Reward
+from warpflow.lm.log_probs import Completions
+from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
+from warpflow.lm.scoring import Score, scores_by_part
+from warpflow.seeds import make_generator
+from warpflow.training.adapters import add_adapters, merge_adapters
+from warpflow.training.anchors import Anchor, Memory, make_anchor, move_anchor_
+from warpflow.training.distributed import (
     average_gradients_,
     gather,
     gathered,
@@ -26,10 +30,6 @@ from warpflow.processes import (
     own_part,
     shard,
 )
-from warpflow.rewards import Reward
-from warpflow.sampling import draw_uniforms, pad_left, sample_completions
-from warpflow.scoring import Score, scores_by_part
-from warpflow.seeds import make_generator
 
 
 def _help(text: str) -> dict[str, str]:
@@ -175,7 +175,7 @@ def update_anchor_(
 
 @dataclass
 class Run:
-    """All that changes while a policy is trained; saved and loaded by `warpflow.resume`.
+    """All that changes while a policy is trained; saved and loaded by `warpflow.training.resume`.
 
     Attributes:
         step: steps done.

@@ -2,7 +2,7 @@
 
 A file for each process that has a shard, else one; and a small file that names the step of the
 last whole state, replaced by rename: a reader finds that state or none. Random numbers and the
-order of prompts are functions of the step (`warpflow.reinforce`), so they need no saving.
+order of prompts are functions of the step (`warpflow.training.reinforce`), so they need no saving.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ from typing import Any, BinaryIO
 import torch
 
 from warpflow.locks import only_one
-from warpflow.processes import is_sharded, like, local, process_count, process_index, wait_for_all
-from warpflow.reinforce import Run
+from warpflow.training.distributed import (
+    is_sharded,
+    like,
+    local,
+    process_count,
+    process_index,
+    wait_for_all,
+)
+from warpflow.training.reinforce import Run
 
 LAST = "last.json"
 STOPPED = 75  # exit status of a run that saved itself and wants to be started again (EX_TEMPFAIL)

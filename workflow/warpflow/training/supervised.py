@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from warpflow.prompts import Prompt, prompt_tokens
-from warpflow.rewards import sequence_scores
+from warpflow.evaluation.rewards import sequence_scores
+from warpflow.lm.prompts import Prompt, prompt_tokens
 
 IGNORED = -100  # the label that Hugging Face's cross-entropy skips
 

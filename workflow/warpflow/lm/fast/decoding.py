@@ -1,4 +1,4 @@
-"""Prompts, then one token at a time through a Llama-like model (`warpflow.layers`): the inner loop
+"""Prompts, then one token at a time through a Llama-like model (`lm.fast.layers`): the inner loop
 of sampling without the cost of the library's calls."""
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
-from warpflow.layers import Network, compute_dtype
-from warpflow.log_probs import positions
+from warpflow.lm.fast.layers import Network, compute_dtype
+from warpflow.lm.log_probs import positions
 
 # Weights up to which a copy in another layout pays on a CPU (docs/log.md).
 COPIED = 2**22

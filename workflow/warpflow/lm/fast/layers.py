@@ -1,5 +1,5 @@
 """The layers of Llama-like models as functions of tokens side by side, without pads, in fewer calls
-than the library makes: for sampling (`warpflow.decoding`) and scores (`warpflow.packing`).
+than the library makes: for sampling (`lm.fast.decoding`) and scores (`lm.fast.packing`).
 
 Weights, rotary embedding and activation are the model's own modules, and gradients are autograd's.
 `is_covered` lists what must hold; anything else is left to the library's forward pass, with which
@@ -104,9 +104,9 @@ def agrees(model: PreTrainedModel, what: str, compute: Callable[[], tuple[Tensor
         known[what] = difference <= limit
         if not known[what]:
             logging.warning(
-                "%s by the library's forward pass, which is slower: warpflow.layers differs from "
-                "it by %.1e of the largest value (expected %.0e at most); this version of "
-                "transformers may compute the model in another way",
+                "%s by the library's forward pass, which is slower: warpflow.lm.fast.layers "
+                "differs from it by %.1e of the largest value (expected %.0e at most); this version "
+                "of transformers may compute the model in another way",
                 *(what, difference, limit),
             )
     return known[what]

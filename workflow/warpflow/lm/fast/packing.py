@@ -1,6 +1,6 @@
 """Log-probabilities of completions with all tokens of a batch side by side: none is a pad, and a
 prompt's are there once for its K completions. Attention alone sees rows, those of like length
-together. For models that `warpflow.layers` covers; others are scored by `warpflow.log_probs`."""
+together. For models that `lm.fast.layers` covers; others are scored by `lm.log_probs`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
 from transformers import PreTrainedModel
 
-from warpflow.layers import Network
-from warpflow.log_probs import (
+from warpflow.lm.fast.layers import Network
+from warpflow.lm.log_probs import (
     LOGITS_AT_ONCE,
     Completions,
     recomputed_in_parts,

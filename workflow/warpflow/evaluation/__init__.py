@@ -1,0 +1,7 @@
+"""What a policy is worth: rewards, gold, KL to the SFT policy, and the best that could be had.
+
+`task` loads what a policy is judged with; `rewards` has reward models and functions; `evaluate`
+samples and measures; `optimum` and `sft_samples` estimate the best reward at each KL; `lm_eval`
+names the points that capability benchmarks run on. Imports `lm` and `data`. Next:
+`warpflow.fronts`.
+"""
