@@ -105,8 +105,8 @@ def agrees(model: PreTrainedModel, what: str, compute: Callable[[], tuple[Tensor
         if not known[what]:
             logging.warning(
                 "%s by the library's forward pass, which is slower: warpflow.lm.fast.layers "
-                "differs from it by %.1e of the largest value (expected %.0e at most); this version "
-                "of transformers may compute the model in another way",
+                "differs from it by %.1e of the largest value (expected %.0e at most); this "
+                "version of transformers may compute the model in another way",
                 *(what, difference, limit),
             )
     return known[what]
