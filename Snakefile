@@ -21,6 +21,7 @@ include: "rules/evaluate.smk"
 include: "rules/compare.smk"
 include: "rules/benchmark.smk"
 include: "rules/figures.smk"
+include: "rules/start.smk"
 
 
 # They write what belongs to the whole run (DVC's state, tables, figures): never on a compute node.

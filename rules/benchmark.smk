@@ -1,6 +1,7 @@
 # Capability benchmarks (section benchmark_policy): points of the fronts → lm-eval → table and figure.
 # `snakemake benchmarks` makes those of the config.
-import json
+
+from warpflow.evaluation.lm_eval import benchmark_points
 
 BENCHMARKS = config["benchmark_policy"]
 BENCHMARKED = benchmark_points(PLAN, BENCHMARKS) if BENCHMARKS["tasks"] else []
@@ -10,7 +11,6 @@ BENCHMARK_FIGURES = [f"{RESULTS}/figures/benchmarks.svg"] if BENCHMARKED else []
 rule benchmark_policy:
     """Tasks of lm-eval on one policy."""
     input:
-        code=code_files("benchmark_policy"),
         policy=lambda w: pointer(w.result),
         parents=lambda w: [pointer(result) for result in recipe_parents(PLAN, w.result)],
         tasks=(
@@ -31,6 +31,8 @@ rule benchmark_policy:
         mem_mb=lambda w, attempt: 8000 * attempt,
         gpu=GPUS_OF_A_JOB,
     params:
+        job=JOB,
+        code=code_hash("benchmark_policy"),
         tasks=BENCHMARKS["tasks"],
         parents=lambda w, input: f"--parents {input.parents}" if input.parents else "",
         settings=flags(
@@ -47,7 +49,7 @@ rule benchmark_policy:
             }
         ),
     shell:
-        "python -m warpflow.pipeline.jobs run --makes {output.benchmarks} --log {log} "
+        "{params.job} --makes {output.benchmarks} --log {log} "
         "--gpus {resources.gpu} --inputs {input} -- "
         "python scripts/benchmark_policy.py --policy {input.policy} --tasks {params.tasks} "
         "--out {output.benchmarks} {params.parents} {params.settings}"
@@ -56,7 +58,6 @@ rule benchmark_policy:
 rule collect_benchmarks:
     """What each point scored, with its KL and reward."""
     input:
-        code=code_files("collect_benchmarks"),
         benchmarks=[
             f"{RESULTS}/benchmark_policy/{row['policy']}/benchmarks.json" for row in BENCHMARKED
         ],
@@ -67,6 +68,7 @@ rule collect_benchmarks:
         f"{LOGS}/collect_benchmarks.log",
     localrule: True
     params:
+        code=code_hash("collect_benchmarks"),
         results=subpath(output[0], ancestor=2),
         points=json.dumps(BENCHMARKED),
     shell:
@@ -77,7 +79,6 @@ rule collect_benchmarks:
 rule plot_benchmarks:
     """Capability against KL, a panel for each task and metric."""
     input:
-        code=code_files("plot_benchmarks"),
         table=f"{RESULTS}/collect_benchmarks/benchmarks.csv",
     output:
         report(
@@ -91,6 +92,7 @@ rule plot_benchmarks:
         f"{LOGS}/plot_benchmarks.log",
     localrule: True
     params:
+        code=code_hash("plot_benchmarks"),
         tables=subpath(input.table, parent=True),
         out=subpath(output[0], parent=True),
         settings=flags(config["figures"]),

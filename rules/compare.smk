@@ -1,13 +1,18 @@
 # Answers side by side (section compare_answers): each contestant's answers → judgements of each judge
 # → win rates and graded scores → matrices. `snakemake compare_answers` makes those of the config.
 
+from warpflow.side_by_side.settings import JUDGE_TEMPLATE, OWN_REWARD_MODEL
+
+
+include: "helpers/compare.smk"
+
+
 SIDE_BY_SIDE = expand(f"{RESULTS}/figures/{{comparison}}/side_by_side.svg", comparison=COMPARISONS)
 
 
 rule answer_prompts:
     """One contestant's answers to the prompts of a comparison."""
     input:
-        code=code_files("answer_prompts"),
         policy=lambda w: pointer(own_policy(w)) if own_policy(w) else [],
         parents=lambda w: [pointer(result) for result in recipe_parents(PLAN, own_policy(w))],
         instructions=lambda w: list(COMPARISONS[w.comparison].stored.values())[:1],
@@ -25,18 +30,19 @@ rule answer_prompts:
         mem_mb=lambda w, attempt: 4000 * attempt,
         gpu=GPUS_OF_A_JOB,
     params:
-        settings=answering,
-        unkeyed=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
+        job=JOB,
+        code=code_hash("answer_prompts"),
+        settings=answer_flags,
+        runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
-        "python -m warpflow.pipeline.jobs run --makes {output.answers} --log {log} "
-        "--gpus {resources.gpu} --inputs {input} --unkeyed {params.unkeyed:q} -- "
+        "{params.job} --makes {output.answers} --log {log} "
+        "--gpus {resources.gpu} --inputs {input} --runtime_args {params.runtime_args:q} -- "
         "python scripts/answer_prompts.py --out {output.answers} {params.settings}"
 
 
 rule judge_answers:
     """One judge on all contestants of a comparison. Replies of a chat judge are kept as they come."""
     input:
-        code=lambda w: code_files("judge_answers", judge(w).get("function")),
         answers=answers,
         reward_model=lambda w: (
             pointer(OWN_REWARD_MODEL) if judge(w).get("reward_model") == OWN_REWARD_MODEL else []
@@ -58,17 +64,21 @@ rule judge_answers:
         mem_mb=lambda w, attempt: 4000 * attempt,
         gpu=lambda w: GPUS_OF_A_JOB if "reward_model" in judge(w) else 0,
     params:
+        job=JOB,
+        code=lambda w: code_hash("judge_answers", judge(w).get("function")),
         names=lambda w: list(COMPARISONS[w.comparison].contestants),
-        settings=judging,
-        unkeyed=lambda w: flags(
+        functions=lambda w: judge(w).get("function", ""),
+        settings=judge_flags,
+        runtime_args=lambda w: flags(
             {
                 "batch_size": config["evaluate_policy"]["batch_size"],
                 "cache": f"{RESULTS}/judgements/{w.comparison}.{w.judge}.jsonl",
             }
         ),
     shell:
-        "python -m warpflow.pipeline.jobs run --makes {output.judgements} --log {log} "
-        "--gpus {resources.gpu} --inputs {input} --unkeyed {params.unkeyed:q} -- "
+        "{params.job} --makes {output.judgements} --log {log} "
+        "--gpus {resources.gpu} --functions {params.functions} --inputs {input} "
+        "--runtime_args {params.runtime_args:q} -- "
         "python scripts/judge_answers.py --names {params.names} --answers {input.answers} "
         "--out {output.judgements} {params.settings}"
 
@@ -76,7 +86,6 @@ rule judge_answers:
 rule grade_answers:
     """Win rates, ties and graded scores of every pair by every judge."""
     input:
-        code=code_files("grade_answers"),
         answers=answers,
         judgements=lambda w: [
             f"{RESULTS}/judge_answers/{w.comparison}/{name}/judgements.json"
@@ -89,6 +98,7 @@ rule grade_answers:
         f"{LOGS}/grade_answers/{{comparison}}.log",
     localrule: True
     params:
+        code=code_hash("grade_answers"),
         out=subpath(output[0], parent=True),
         names=lambda w: list(COMPARISONS[w.comparison].contestants),
         judges=lambda w: list(COMPARISONS[w.comparison].judges),
@@ -110,7 +120,6 @@ rule grade_answers:
 rule plot_side_by_side:
     """A matrix for each judge of a comparison."""
     input:
-        code=code_files("plot_side_by_side"),
         table=f"{RESULTS}/grade_answers/{{comparison}}/side_by_side.csv",
     output:
         report(
@@ -124,6 +133,7 @@ rule plot_side_by_side:
         f"{LOGS}/plot_side_by_side/{{comparison}}.log",
     localrule: True
     params:
+        code=code_hash("plot_side_by_side"),
         tables=subpath(input.table, parent=True),
         out=subpath(output[0], parent=True),
         settings=flags(config["figures"]),

@@ -8,8 +8,6 @@ USER_FILES = sorted(
 
 rule generate_data:
     """The embedded synthetic language: corpus, noisy preferences and prompts from a seed."""
-    input:
-        code=code_files("generate_data"),
     output:
         f"{RESULTS}/generate_data/provenance.json",
     log:
@@ -21,17 +19,18 @@ rule generate_data:
         runtime=30,
         mem_mb=2000,
     params:
+        job=JOB,
+        code=code_hash("generate_data"),
         made=f"{RESULTS}/generate_data/data",
         settings=flags({"seed": config["seed"]} | config["generate_data"]),
     shell:
-        "python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} --inputs {input} -- "
+        "{params.job} --makes {params.made} --log {log} --inputs {input} -- "
         "python scripts/generate_data.py --out {params.made} {params.settings}"
 
 
 rule prepare_data:
     """The user's corpus, preferences and prompts, read from JSONL or CSV files."""
     input:
-        code=code_files("prepare_data"),
         files=USER_FILES,
     output:
         f"{RESULTS}/prepare_data/provenance.json",
@@ -44,6 +43,8 @@ rule prepare_data:
         runtime=120,
         mem_mb=lambda w, attempt: 4000 * attempt,
     params:
+        job=JOB,
+        code=code_hash("prepare_data"),
         made=f"{RESULTS}/prepare_data/data",
         settings=flags(
             {
@@ -54,5 +55,5 @@ rule prepare_data:
             | config["prepare_data"]
         ),
     shell:
-        "python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} --inputs {input} -- "
+        "{params.job} --makes {params.made} --log {log} --inputs {input} -- "
         "python scripts/prepare_data.py --out {params.made} {params.settings}"

@@ -1,5 +1,12 @@
 # Every policy → its evaluation.json → the tables of a group (RESULTS/collect_evaluations/<group>/).
-import json
+
+from warpflow.experiments import PLANNED, trajectories
+
+
+include: "helpers/evaluate.smk"
+
+
+SCORED = "score_trajectories/{experiment}/replicate{replicate}/iteration{iteration}"
 
 TABLES = [
     f"{RESULTS}/collect_evaluations/{{group}}/{table}.csv"
@@ -17,7 +24,6 @@ TABLES = [
 rule evaluate_policy:
     """Reward, gold, KL to SFT, length and diversity of one policy on held-out prompts."""
     input:
-        code=code_files("evaluate_policy", *SCORERS),
         policy=lambda w: pointer(w.result),
         parents=lambda w: [pointer(result) for result in recipe_parents(PLAN, w.result)],
         sft=SFT,
@@ -36,20 +42,62 @@ rule evaluate_policy:
         mem_mb=lambda w, attempt: 4000 * attempt,
         gpu=GPUS_OF_A_JOB,
     params:
+        job=JOB,
+        functions=SCORERS,
+        code=code_hash("evaluate_policy", *SCORERS),
         parents=lambda w, input: f"--parents {input.parents}" if input.parents else "",
-        settings=flags({"seed": config["seed"]} | JUDGING | config["evaluate_policy"]),
+        settings=flags(
+            {"seed": config["seed"]}
+            | SAMPLING
+            | SCORING
+            | config["evaluate_policy"]
+            | {"batch_size": None}
+        ),
+        runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
-        "python -m warpflow.pipeline.jobs run --makes {output.evaluation} --log {log} "
-        "--gpus {resources.gpu} --inputs {input} -- "
+        "{params.job} --makes {output.evaluation} --log {log} --gpus {resources.gpu} "
+        "--functions {params.functions} --inputs {input} --runtime_args {params.runtime_args:q} -- "
         "python scripts/evaluate_policy.py --policy {input.policy} "
         "--sft {input.sft} --data {input.data} --out {output.evaluation} "
         "{params.parents} {params.settings}"
 
 
+rule score_trajectories:
+    """Reward, gold and KL along the RL runs of an iteration, of the completions that they kept."""
+    input:
+        runs=lambda w: [pointer(run, "tables") for run in scored_runs(w).values()],
+        sft=SFT,
+        reward_model=REWARD_MODEL,
+        data=DATA,
+    output:
+        trajectories=f"{RESULTS}/{SCORED}/trajectories.json",
+        provenance=f"{RESULTS}/{SCORED}/provenance.json",
+    log:
+        f"{LOGS}/{SCORED}.log",
+    benchmark:
+        f"{LOGS}/{SCORED}.tsv"
+    threads: 1
+    resources:
+        runtime=240,
+        mem_mb=lambda w, attempt: 4000 * attempt,
+        gpu=GPUS_OF_A_JOB,
+    params:
+        job=JOB,
+        functions=SCORERS,
+        code=code_hash("score_trajectories", *SCORERS),
+        members=lambda w: list(scored_runs(w)),
+        settings=flags({"max_prompt_tokens": config["policy"]["max_prompt_tokens"]} | SCORING),
+        runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
+    shell:
+        "{params.job} --makes {output.trajectories} --log {log} --gpus {resources.gpu} "
+        "--functions {params.functions} --inputs {input} --runtime_args {params.runtime_args:q} -- "
+        "python scripts/score_trajectories.py --runs {input.runs} --members {params.members} "
+        "--sft {input.sft} --data {input.data} --out {output.trajectories} {params.settings}"
+
+
 rule estimate_optimum:
     """The best reward at each KL to SFT that any policy can have, from SFT samples; best-of-n."""
     input:
-        code=code_files("estimate_optimum", *SCORERS),
         sft=SFT,
         reward_model=REWARD_MODEL,
         data=DATA,
@@ -66,10 +114,20 @@ rule estimate_optimum:
         mem_mb=lambda w, attempt: 4000 * attempt,
         gpu=GPUS_OF_A_JOB,
     params:
-        settings=flags({"seed": config["seed"]} | JUDGING | config["estimate_optimum"]),
+        job=JOB,
+        functions=SCORERS,
+        code=code_hash("estimate_optimum", *SCORERS),
+        settings=flags(
+            {"seed": config["seed"]}
+            | SAMPLING
+            | SCORING
+            | config["estimate_optimum"]
+            | {"batch_size": None}
+        ),
+        runtime_args=flags({"batch_size": config["estimate_optimum"]["batch_size"]}),
     shell:
-        "python -m warpflow.pipeline.jobs run --makes {output.optimum} --log {log} "
-        "--gpus {resources.gpu} --inputs {input} -- "
+        "{params.job} --makes {output.optimum} --log {log} --gpus {resources.gpu} "
+        "--functions {params.functions} --inputs {input} --runtime_args {params.runtime_args:q} -- "
         "python scripts/estimate_optimum.py --sft {input.sft} --data {input.data} "
         "--out {output.optimum} {params.settings}"
 
@@ -77,9 +135,9 @@ rule estimate_optimum:
 rule collect_evaluations:
     """Of a group, one tidy table each: evaluations, RL trajectories, training rows, geometry, completions."""
     input:
-        code=code_files("collect_evaluations"),
         evaluations=lambda w: [evaluation(result) for result in evaluated(w)],
-        policies=lambda w: of_group(PLAN.policies, w.group),
+        trajectories=lambda w: [trajectory(result) for result in trajectories(PLAN, w.group)],
+        policies=lambda w: of_group(PLAN.policies, w.group, "tables"),
         merges=lambda w: of_group(PLAN.merged, w.group),
         optimum=f"{RESULTS}/estimate_optimum/optimum.csv",
     output:
@@ -88,6 +146,7 @@ rule collect_evaluations:
     log:
         f"{LOGS}/collect_evaluations/{{group}}.log",
     params:
+        code=code_hash("collect_evaluations"),
         results=subpath(output[0], ancestor=3),
         out=subpath(output[0], parent=True),
         config=json.dumps({key: config[key] for key in PLANNED}),
@@ -100,10 +159,9 @@ rule collect_evaluations:
 rule compare_fronts:
     """Of a group, with intervals: the paper's claims, every experiment against the base, shares of the optimum."""
     input:
-        code=code_files("compare_fronts"),
         tables=TABLES,
         evaluations=lambda w: [evaluation(result) for result in evaluated(w)],
-        policies=lambda w: of_group(PLAN.policies, w.group),
+        trajectories=lambda w: [trajectory(result) for result in trajectories(PLAN, w.group)],
     output:
         f"{RESULTS}/compare_fronts/{{group}}/verdicts.csv",
         f"{RESULTS}/compare_fronts/{{group}}/comparisons.csv",
@@ -112,6 +170,7 @@ rule compare_fronts:
         f"{LOGS}/compare_fronts/{{group}}.log",
     localrule: True
     params:
+        code=code_hash("compare_fronts"),
         results=subpath(output[0], ancestor=3),
         tables=lambda w, input: str(Path(input.tables[0]).parent),
         out=subpath(output[0], parent=True),

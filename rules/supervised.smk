@@ -5,7 +5,6 @@ import json
 rule train_sft:
     """Fine-tune the policy on completions; every KL is measured to the result."""
     input:
-        code=code_files("train_sft"),
         data=DATA,
     output:
         f"{RESULTS}/train_sft/provenance.json",
@@ -19,6 +18,8 @@ rule train_sft:
         mem_mb=4000,
         gpu=GPUS_OF_A_JOB,
     params:
+        job=JOB,
+        code=code_hash("train_sft"),
         made=f"{RESULTS}/train_sft/checkpoint",
         policy=flags(
             {"policy": config["policy"]["path"]}
@@ -27,7 +28,7 @@ rule train_sft:
         ),
         settings=flags({"seed": config["seed"]} | config["train_sft"]),
     shell:
-        "python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} "
+        "{params.job} --makes {params.made} --log {log} "
         "--gpus {resources.gpu} --inputs {input} -- "
         "python scripts/train_sft.py --data {input.data} "
         "--out {params.made} {params.policy} {params.settings}"
@@ -36,7 +37,6 @@ rule train_sft:
 rule train_reward_model:
     """Bradley–Terry reward model on preference pairs, from the SFT weights; or the user's own."""
     input:
-        code=code_files("train_reward_model"),
         data=DATA,
         sft=SFT,
     output:
@@ -51,10 +51,12 @@ rule train_reward_model:
         mem_mb=4000,
         gpu=GPUS_OF_A_JOB,
     params:
+        job=JOB,
+        code=code_hash("train_reward_model"),
         made=f"{RESULTS}/train_reward_model/checkpoint",
         settings=flags({"seed": config["seed"]} | config["train_reward_model"]),
     shell:
-        "python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} "
+        "{params.job} --makes {params.made} --log {log} "
         "--gpus {resources.gpu} --inputs {input} -- "
         "python scripts/train_reward_model.py --data {input.data} --sft {input.sft} "
         "--out {params.made} {params.settings}"

@@ -2,20 +2,29 @@
 # LITI point of the iteration before): M policies → their merge → LITI points.
 
 
+include: "helpers/warp.smk"
+
+
+TRAINED = "train_policy/{experiment}/replicate{replicate}/iteration{iteration}/member{member}"
+MERGED = "merge_policies/{experiment}/replicate{replicate}/iteration{iteration}"
+POINT = (
+    "interpolate_policy/{experiment}/replicate{replicate}/iteration{iteration}/{towards}/eta{eta}"
+)
+
+
 rule train_policy:
     """Stage 1: one RL run against its anchor; member m of iteration i of replicate r."""
     input:
-        code=code_files("train_policy", *SCORERS),
         init=lambda w: pointer(PLAN.init[stage(w)]),
         sft=SFT,
         reward_model=REWARD_MODEL,
         data=DATA,
     output:
-        f"{RESULTS}/train_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/member{{member}}/provenance.json",
+        f"{RESULTS}/{TRAINED}/provenance.json",
     log:
-        f"{LOGS}/train_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/member{{member}}.log",
+        f"{LOGS}/{TRAINED}.log",
     benchmark:
-        f"{LOGS}/train_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/member{{member}}.tsv"
+        f"{LOGS}/{TRAINED}.tsv"
     threads: 1
     resources:
         runtime=1440,
@@ -26,17 +35,21 @@ rule train_policy:
         nodes=1,
         accelerate="ddp",
     params:
-        made=f"{RESULTS}/train_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/member{{member}}/checkpoint",
+        job=JOB,
+        functions=REWARD_FUNCTIONS,
+        code=code_hash("train_policy", *REWARD_FUNCTIONS),
+        made=f"{RESULTS}/{TRAINED}/checkpoint",
+        tables=f"{RESULTS}/{TRAINED}/tables",
         states=f"{RESULTS}/states",
         settings=lambda w: flags(
-            {"seed": config["seed"]} | JUDGING | training(w) | {"save_every": None}
+            {"seed": config["seed"]} | SAMPLING | REWARDING | training(w) | {"save_every": None}
         ),
         # What does not change the result, and is no part of its key.
-        unkeyed=lambda w: flags(
+        runtime_args=lambda w: flags(
             {
                 "evaluate_batch_size": config["evaluate_policy"]["batch_size"],
                 "save_every": training(w)["save_every"],
-                "tensorboard": f"{LOGS}/tensorboard/{w.experiment}/replicate{w.replicate}/iteration{w.iteration}/member{w.member}",
+                "tensorboard": f"{LOGS}/tensorboard/{TRAINED.format(**dict(w.items()))}",
             }
         ),
     # Under SLURM in a step of its own: there SIGTERM comes to it, and not to Snakemake alone. Over
@@ -44,40 +57,41 @@ rule train_policy:
     shell:
         "step=${{SLURM_JOB_ID:+srun --overlap --ntasks=1 --cpus-per-task={threads}}}; "
         "[ {resources.nodes} = 1 ] || step=; "
-        "$step python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} "
+        "$step {params.job} --makes {params.made} {params.tables} --log {log} "
         "--gpus {resources.gpu} --processes {resources.processes} --nodes {resources.nodes} "
-        "--accelerate {resources.accelerate} --inputs {input} "
-        "--states {params.states} --unkeyed {params.unkeyed:q} -- "
+        "--accelerate {resources.accelerate} --functions {params.functions} --inputs {input} "
+        "--states {params.states} --runtime_args {params.runtime_args:q} -- "
         "python scripts/train_policy.py --init {input.init} --sft {input.sft} --data {input.data} "
         "--replicate {wildcards.replicate} --iteration {wildcards.iteration} --member {wildcards.member} "
-        "--out {params.made} {params.settings}"
+        "--out {params.made} --tables {params.tables} {params.settings}"
 
 
 rule merge_policies:
     """Stage 2: merge the M policies of an iteration; SLERP of their task vectors, by layer."""
     input:
-        code=code_files("merge_policies"),
         init=lambda w: pointer(PLAN.init[stage(w)]),
         policies=lambda w: [
             pointer(PLAN.policies[*stage(w), member])
             for member in range(PLAN.experiments[w.experiment].members)
         ],
     output:
-        f"{RESULTS}/merge_policies/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/provenance.json",
+        f"{RESULTS}/{MERGED}/provenance.json",
     log:
-        f"{LOGS}/merge_policies/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}.log",
+        f"{LOGS}/{MERGED}.log",
     benchmark:
-        f"{LOGS}/merge_policies/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}.tsv"
+        f"{LOGS}/{MERGED}.tsv"
     threads: 1
     resources:
         runtime=120,
         mem_mb=lambda w, attempt: 2000 * attempt,
     params:
-        made=f"{RESULTS}/merge_policies/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/checkpoint",
+        job=JOB,
+        code=code_hash("merge_policies"),
+        made=f"{RESULTS}/{MERGED}/checkpoint",
         settings=lambda w: flags(PLAN.experiments[w.experiment].merge_policies),
     shell:
-        "python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} --inputs {input} "
-        "--unkeyed '--workers {threads}' -- "
+        "{params.job} --makes {params.made} --log {log} --inputs {input} "
+        "--runtime_args '--workers {threads}' -- "
         "python scripts/merge_policies.py --init {input.init} "
         "--policies {input.policies} --out {params.made} {params.settings}"
 
@@ -85,32 +99,33 @@ rule merge_policies:
 rule interpolate_policy:
     """Stage 3: LITI, the merge interpolated towards SFT (the front) or its own init (the next one)."""
     input:
-        code=code_files("interpolate_policy"),
         init=lambda w: (SFT if w.towards == "sft" else pointer(PLAN.init[stage(w)])),
         policy=lambda w: pointer(PLAN.merged[stage(w)]),
     output:
-        f"{RESULTS}/interpolate_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/provenance.json",
+        f"{RESULTS}/{POINT}/provenance.json",
     log:
-        f"{LOGS}/interpolate_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/{{towards}}/eta{{eta}}.log",
+        f"{LOGS}/{POINT}.log",
     benchmark:
-        f"{LOGS}/interpolate_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/{{towards}}/eta{{eta}}.tsv"
+        f"{LOGS}/{POINT}.tsv"
     threads: 1
     resources:
         runtime=120,
         mem_mb=lambda w, attempt: 2000 * attempt,
     params:
-        made=f"{RESULTS}/interpolate_policy/{{experiment}}/replicate{{replicate}}/iteration{{iteration}}/{{towards}}/eta{{eta}}/checkpoint",
+        job=JOB,
+        code=code_hash("interpolate_policy"),
+        made=f"{RESULTS}/{POINT}/checkpoint",
         # A recipe names its parents by content alone: the same under whatever path.
         recipe=lambda w: (
             "--recipe contents"
             if recipe_parents(
                 PLAN,
-                f"interpolate_policy/{w.experiment}/replicate{w.replicate}/iteration{w.iteration}/{w.towards}/eta{w.eta}",
+                POINT.format(**dict(w.items())),
             )
             else ""
         ),
     shell:
-        "python -m warpflow.pipeline.jobs run --makes {params.made} --log {log} --inputs {input} "
-        "--unkeyed '--workers {threads}' -- "
+        "{params.job} --makes {params.made} --log {log} --inputs {input} "
+        "--runtime_args '--workers {threads}' -- "
         "python scripts/interpolate_policy.py --init {input.init} "
         "--policy {input.policy} --eta {wildcards.eta} --out {params.made} {params.recipe}"

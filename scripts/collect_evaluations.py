@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from warpflow.experiments import evaluations as list_evaluations
-from warpflow.experiments import make_plan
+from warpflow.experiments import make_plan, trajectory_of
 from warpflow.fronts.tables import (
     completions_table,
     evaluations_table,
     metrics_documents,
     stacked_table,
+    trajectories_table,
 )
 
 
@@ -46,13 +47,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     tables = {
         "evaluations": evaluations,
-        "trajectories": stacked_table(
-            arguments.results, policies, [*iterations, "member"], "trajectory.csv"
+        "trajectories": trajectories_table(
+            arguments.results,
+            {key: trajectory_of(run) for key, run in policies.items()},
+            [*iterations, "member"],
         ),
         "training": stacked_table(
-            arguments.results, policies, [*iterations, "member"], "training.csv"
+            arguments.results, policies, [*iterations, "member"], "tables/training.csv"
         ),
-        "geometry": stacked_table(arguments.results, merged, iterations, "geometry.csv"),
+        "geometry": stacked_table(arguments.results, merged, iterations, "checkpoint/geometry.csv"),
         "completions": completions_table(arguments.results, rows),
     }
     if arguments.optimum:

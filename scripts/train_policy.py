@@ -1,9 +1,10 @@
 """One RL fine-tuning run: member m of iteration i, from θ_init, against its anchor (stage 1).
 
-Writes the final policy θ_m with `training.csv` (a row per logged step), `trajectory.csv` (the
-policy evaluated along the way) and `trajectory_prompts.csv` (its values of every prompt). What
+Writes the final policy θ_m to `--out`, and to `--tables` `training.csv` (a row per logged step) and
+`completions.jsonl`: what the policy answered to held-out prompts along the way, with its KL to SFT.
+Rule score_trajectories scores these answers, so that what is measured is no part of a run. What
 depends on the clock (progress, tokens/s, TensorBoard) goes to the log and to `--tensorboard`, so
-that the checkpoint's bytes depend on its inputs alone.
+that the bytes written depend on the inputs alone.
 With `--state` the run saves itself every `--save_every` steps and on SIGTERM (exit status 75), and
 goes on from there when started again, to the same bytes. Several processes share the work when it
 is started by `accelerate launch`.
@@ -27,19 +28,10 @@ import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from warpflow.cli import parse_arguments
-from warpflow.evaluation.evaluate import (
-    EvaluationSettings,
-    Samples,
-    distinct_n,
-    entropy_per_token,
-    evaluate,
-    mean_and_error,
-    prompt_values,
-)
-from warpflow.evaluation.rewards import response_texts
+from warpflow.data.files import write_jsonl
+from warpflow.evaluation.sample import EvaluationSettings, completion_rows, sample_and_measure
 from warpflow.evaluation.task import JudgeArguments, Judges, load_judges
 from warpflow.lm.models import load_config, load_policy, save_checkpoint
 from warpflow.seeds import derive_seed
@@ -65,12 +57,13 @@ from warpflow.training.resume import STOPPED, load_state, locked, noting_termina
 class Arguments:
     init: str = field(metadata={"help": "checkpoint of θ_init"})
     out: str = field(metadata={"help": "checkpoint folder to write"})
+    tables: str = field(metadata={"help": "folder to write for training.csv, completions.jsonl"})
     seed: int = field(metadata={"help": "base seed"})
     replicate: int = field(metadata={"help": "r, from 1: part of the seed"})
     iteration: int = field(metadata={"help": "i, from 1: part of the seed"})
     member: int = field(metadata={"help": "m, from 0: part of the seed"})
     log_every: int = field(metadata={"help": "steps between rows of training.csv"})
-    evaluate_every: int = field(metadata={"help": "steps between rows of trajectory.csv"})
+    evaluate_every: int = field(metadata={"help": "steps between points of the trajectory"})
     evaluate_prompts: int = field(metadata={"help": "prompts of those evaluations"})
     save_every: int = field(metadata={"help": "steps between saves of the state"})
     evaluate_batch_size: int = field(
@@ -81,6 +74,8 @@ class Arguments:
 
 
 Tables = dict[str, list[dict[str, Any]]]
+# Of how a run is started, and no part of what it computes.
+NOT_OF_THE_RUN = ("out", "tables", "state", "tensorboard", "save_every", "evaluate_batch_size")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -119,12 +114,12 @@ def train(
     fingerprint = {
         key: value
         for key, value in (asdict(arguments) | asdict(given) | asdict(settings)).items()
-        if key not in ("out", "state", "tensorboard", "save_every", "evaluate_batch_size")
+        if key not in NOT_OF_THE_RUN
     }
     state = Path(arguments.state) if arguments.state else None
     tables = load_state(state, run, fingerprint) if state else None
     if tables is None:
-        tables = {"training": []} | measure(run, judges, arguments, settings)
+        tables = {"training": [], "completions": sample_along(run, judges, arguments, settings)}
     else:
         logging.info("resumed after step %d from %s", run.step, state)
     seed = derive_seed(replicate, "train_policy", arguments.iteration, arguments.member)
@@ -141,8 +136,7 @@ def train(
         if row.step % arguments.log_every == 0:
             tables["training"].append(asdict(row))
         if row.step % arguments.evaluate_every == 0 or row.step == settings.steps:
-            for name, rows in measure(run, judges, arguments, settings).items():
-                tables[name] += rows
+            tables["completions"] += sample_along(run, judges, arguments, settings)
         stopping = any_process(bool(stopped), run.policy.device)
         if state and (stopping or row.step % arguments.save_every == 0):
             save_state(state, run, fingerprint, tables)
@@ -155,8 +149,10 @@ def train(
     if not accelerator.is_main_process:
         return
     save_checkpoint(trained, judges.tokenizer, arguments.out, weights)
-    for name, rows in tables.items():
-        pd.DataFrame(rows).to_csv(Path(arguments.out, f"{name}.csv"), index=False)
+    folder = Path(arguments.tables)
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(tables["training"]).to_csv(folder / "training.csv", index=False)
+    write_jsonl(folder / "completions.jsonl", tables["completions"])
 
 
 def explain_out_of_memory(
@@ -206,11 +202,12 @@ def show_progress(
         writer.close()
 
 
-def measure(run: Run, judges: Judges, arguments: Arguments, settings: ReinforceSettings) -> Tables:
-    """Rows of trajectory.csv, one for each of `evaluate_weights`: the policy (or an average of it)
-    on the first held-out prompts; and of trajectory_prompts.csv, two for each: reward and KL of
-    every prompt, a column each. The same in every process."""
-    tables: Tables = {"trajectory": [], "trajectory_prompts": []}
+def sample_along(
+    run: Run, judges: Judges, arguments: Arguments, settings: ReinforceSettings
+) -> list[dict[str, Any]]:
+    """A completion of each of the first held-out prompts by the policy, or by each of its averages
+    that `evaluate_weights` names; with its KL to SFT. The same in every process."""
+    rows: list[dict[str, Any]] = []
     for weights in settings.evaluate_weights:
         with ExitStack() as stack:
             model = run.policy
@@ -218,48 +215,24 @@ def measure(run: Run, judges: Judges, arguments: Arguments, settings: ReinforceS
                 scoring = run.weights(weights).scoring(run.policy.device)
                 model = stack.enter_context(scoring)
             stack.enter_context(gathered(model))
-            samples = sample_for_trajectory(model, judges, arguments, settings)
+            batches = sample_and_measure(
+                model,
+                judges.sft,
+                judges.eval_prompts,
+                EvaluationSettings(
+                    prompts=arguments.evaluate_prompts,
+                    samples_per_prompt=1,
+                    batch_size=arguments.evaluate_batch_size,
+                    temperature=settings.temperature,
+                    max_new_tokens=settings.max_new_tokens,
+                ),
+                eos_id=judges.tokenizer.eos_token_id,
+                pad_id=judges.tokenizer.pad_token_id,
+                seed=arguments.seed,
+            )
         key = {"step": run.step, "weights": weights}
-        tables["trajectory"].append(key | trajectory_row(samples, judges))
-        of_prompts = prompt_values(samples, 1)
-        for name in ("reward", "kl_exact"):
-            values = of_prompts[name] or []
-            columns = {str(prompt): value for prompt, value in enumerate(values)}
-            tables["trajectory_prompts"].append(key | {"quantity": name} | columns)
-    return tables
-
-
-def sample_for_trajectory(
-    model: PreTrainedModel, judges: Judges, arguments: Arguments, settings: ReinforceSettings
-) -> Samples:
-    """A completion of each of the first held-out prompts."""
-    return evaluate(
-        model,
-        judges.sft,
-        judges.reward,
-        judges.gold,
-        judges.eval_prompts,
-        EvaluationSettings(
-            prompts=arguments.evaluate_prompts,
-            samples_per_prompt=1,
-            batch_size=arguments.evaluate_batch_size,
-            temperature=settings.temperature,
-            max_new_tokens=settings.max_new_tokens,
-        ),
-        eos_id=judges.tokenizer.eos_token_id,
-        pad_id=judges.tokenizer.pad_token_id,
-        seed=arguments.seed,
-    )
-
-
-def trajectory_row(samples: Samples, judges: Judges) -> dict[str, float | None]:
-    """Means and standard errors of one model's completions."""
-    row: dict[str, float | None] = {}
-    for name in ("reward", "gold", "kl", "kl_exact", "length"):
-        values = getattr(samples, name)
-        row[name], row[f"{name}_se"] = (None, None) if values is None else mean_and_error(values, 1)
-    texts = [text for batch in samples.batch for text in response_texts(batch, judges.tokenizer)]
-    return row | {"entropy": entropy_per_token(samples), "distinct_2": distinct_n(texts, 2)}
+        rows += [key | row for row in completion_rows(batches)]
+    return rows
 
 
 if __name__ == "__main__":

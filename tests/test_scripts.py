@@ -10,6 +10,7 @@ import interpolate_policy
 import merge_policies
 import pandas as pd
 import pytest
+import score_trajectories
 import torch
 import train_policy
 import train_reward_model
@@ -92,14 +93,24 @@ def run_train_policy(folder: Path, member: int, out: Path, **changes) -> None:
     settings = {
         **SAMPLING,
         **REINFORCE,
-        "gold": GOLD,
         "rewards": MODEL,
         "seed": 0,
         "replicate": 1,
         "iteration": 1,
         **changes,
     }
-    train_policy.main(flags(init=folder / "sft", member=member, out=out, **paths, **settings))
+    tables = out.parent / "tables"
+    train_policy.main(
+        flags(init=folder / "sft", member=member, out=out, tables=tables, **paths, **settings)
+    )
+
+
+def run_score(folder: Path, runs: list[Path], out: Path, **changes) -> dict:
+    paths = {name: folder / name for name in ("sft", "reward_model", "data")}
+    given = {"gold": GOLD, "rewards": MODEL, "max_prompt_tokens": 16, **changes}
+    words = ["--runs", *map(str, runs), "--members", *map(str, range(len(runs)))]
+    score_trajectories.main(words + flags(out=out, **paths, **given))
+    return json.loads(out.read_text())
 
 
 def run_evaluate(folder: Path, policy: Path, out: Path, **changes) -> dict:
@@ -173,23 +184,40 @@ def test_given_reward_model_is_stored_as_it_is(results, tmp_path):
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_train_policy_logs_steps_and_trajectory(results):
-    folder = results / "train_policy/member0/checkpoint"
+def test_train_policy_logs_steps_and_keeps_completions(results, tmp_path):
+    folder = results / "train_policy/member0/tables"
     assert pd.read_csv(folder / "training.csv").step.tolist() == [1, 2, 3]
-    trajectory = pd.read_csv(folder / "trajectory.csv")
+    kept = pd.read_json(folder / "completions.jsonl", lines=True)
+    assert kept.step.tolist() == [step for step in (0, 2, 3) for _ in range(4)]
+    scored = run_score(results, [folder], tmp_path / "trajectories.json")
+    trajectory = pd.DataFrame(scored["trajectories"])
     assert trajectory.step.tolist() == [0, 2, 3]
     assert trajectory.kl_exact[0] == 0  # step 0 is the SFT policy
     assert trajectory.gold.notna().all()
     assert trajectory[["entropy", "distinct_2"]].gt(0).all(axis=None)
-    prompts = pd.read_csv(folder / "trajectory_prompts.csv").set_index(["quantity", "step"])
-    for quantity in ("reward", "kl_exact"):
-        means = prompts.loc[quantity].drop(columns="weights").mean(axis=1)
-        assert means.tolist() == pytest.approx(trajectory[quantity].tolist(), rel=1e-4, abs=1e-6)
+    for row, means in zip(scored["prompts"], scored["trajectories"], strict=True):
+        for quantity in ("reward", "kl_exact", "gold"):
+            mean = sum(row[quantity]) / 4
+            assert mean == pytest.approx(means[quantity], rel=1e-4, abs=1e-6)
+
+
+def test_a_kept_completion_scores_as_it_did_when_it_was_sampled(results, tmp_path):
+    """SFT's completions at step 0, scored later, are those of an evaluation of SFT itself."""
+    runs = [results / "train_policy/member0/tables"]
+    scored = run_score(results, runs, tmp_path / "trajectories.json")
+    sizes = {"prompts": 4, "samples_per_prompt": 1}
+    at_once = run_evaluate(results, results / "sft", tmp_path / "at_once.json", **sizes)
+    first = scored["prompts"][0]
+    assert first["step"] == 0
+    for quantity in ("reward", "gold", "kl", "kl_exact", "length"):
+        assert first[quantity] == pytest.approx(at_once["prompts"][quantity], rel=1e-5, abs=1e-6)
 
 
 def test_train_policy_is_deterministic_and_members_differ(results, tmp_path):
     run_train_policy(results, 0, tmp_path / "again", tensorboard=tmp_path / "events")
     member0, member1 = (results / f"train_policy/member{m}/checkpoint" for m in (0, 1))
+    for path in sorted((member0.parent / "tables").iterdir()):
+        assert path.read_bytes() == (tmp_path / "tables" / path.name).read_bytes(), path.name
     for path in sorted(member0.iterdir()):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
     weights = "model.safetensors"
@@ -216,8 +244,12 @@ def test_merge_interpolate_evaluate_collect(results, tmp_path):
     for member, policy in enumerate(policies):
         target = tmp_path / f"train_policy/warp/replicate1/iteration1/member{member}"
         target.mkdir(parents=True)
-        (target / "checkpoint").symlink_to(policy)
+        for name in ("checkpoint", "tables"):
+            (target / name).symlink_to(policy.with_name(name))
         run_evaluate(results, policy, evaluation_of(tmp_path, target))
+    scored = tmp_path / "score_trajectories/warp/replicate1/iteration1/trajectories.json"
+    scored.parent.mkdir(parents=True)
+    run_score(results, [policy.with_name("tables") for policy in policies], scored)
     document = run_evaluate(results, point, evaluation_of(tmp_path, point.parent))
     assert document["metrics"]["kl_exact"] > 0
     assert len(document["completions"]) == 3
@@ -278,9 +310,11 @@ def test_functions_reward_without_a_reward_model_and_are_weighted_beside_it(resu
     assert both["reward.reward_model"] == pytest.approx(model["reward"])
     assert both[f"reward.{GOLD}_se"] == pytest.approx(model["gold_se"])
     assert not [name for name in model if name.startswith("reward.")]
-    run_train_policy(results, 0, tmp_path / "trained", rewards=json.dumps({GOLD: 1.0}))
-    trajectory = pd.read_csv(tmp_path / "trained/trajectory.csv")
-    assert trajectory.reward.tolist() == trajectory.gold.tolist()
+    only_gold = json.dumps({GOLD: 1.0})
+    run_train_policy(results, 0, tmp_path / "trained", rewards=only_gold)
+    out = tmp_path / "trajectories.json"
+    scored = run_score(results, [tmp_path / "tables"], out, rewards=only_gold)["trajectories"]
+    assert [row["reward"] for row in scored] == [row["gold"] for row in scored]
 
 
 def test_config_docs_are_current():

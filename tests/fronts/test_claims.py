@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from warpflow.evaluation.optimum import optimum_at
+from warpflow.experiments import trajectory_of
 from warpflow.fronts.claims import verdicts_table
 from warpflow.fronts.differences import comparisons_table, shares_table
 from warpflow.fronts.measurements import Measurements, make_measurements
@@ -50,7 +51,7 @@ class World:
 
     def add(self, settings: dict, name: str, kl: float, reward: float, **use: object) -> None:
         for r in range(1, self.replicates + 1):
-            policy = f"{name}/replicate{r}"
+            policy = f"{name}/replicate{r}/member0"
             self.policies.setdefault(policy, self.values(kl, reward))
             self.rows.append(settings | {"replicate": r, "policy": policy} | use)
 
@@ -63,7 +64,7 @@ class World:
         points = {steps * i // (len(kls) - 1): kl for i, kl in enumerate(kls)}
         for r in range(1, self.replicates + 1):
             self.runs.setdefault(
-                f"{name}/replicate{r}",
+                f"{name}/replicate{r}/member0",
                 {s: self.values(kl, gain * (kl / FAR) ** 0.25) for s, kl in points.items()},
             )
         self.add(settings, name, points[steps], gain * 1.1**0.25, stage="train_policy", **use)
@@ -379,15 +380,17 @@ def write_world(world: World, folder: Path) -> None:
         prompts = {name: list(array) for name, array in values.items()} | {"gold": None}
         path.write_text(json.dumps({"metrics": {}, "prompts": prompts}))
     for run, steps in world.runs.items():
-        rows = [
-            {"step": step, "weights": weights, "quantity": name} | dict(enumerate(array))
+        result, member = trajectory_of(run)
+        path = folder / result / "trajectories.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        document = json.loads(path.read_text()) if path.is_file() else {"prompts": []}
+        document["prompts"] += [
+            {"member": member, "step": step, "weights": weights}
+            | {name: list(array) for name, array in values.items()}
             for step, values in steps.items()
             for weights in ("policy", "ema")
-            for name, array in values.items()
         ]
-        path = folder / run / "checkpoint/trajectory_prompts.csv"
-        path.parent.mkdir(parents=True)
-        pd.DataFrame(rows).to_csv(path, index=False)
+        path.write_text(json.dumps(document))
 
 
 def test_script_reads_what_the_jobs_wrote(tmp_path: Path) -> None:

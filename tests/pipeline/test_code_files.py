@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from warpflow.pipeline.code_files import code_files, flags, module_file
+from warpflow.pipeline.code_files import code_files, definitions, file_hash, module_file
+from warpflow.pipeline.command_line import flags
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,8 +62,113 @@ def test_code_of_a_users_function_is_all_that_it_imports_from_this_folder(tmp_pa
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
-    expected = set(files) - {"other.py", "mine/__init__.py"}
-    assert set(code_files("job", "mine.rewards:short")) - {"mine/__init__.py"} == expected
+    expected = set(files) - {"other.py", "mine/__init__.py", "mine/deep/__init__.py"}  # empty ones
+    found = set(code_files("job", "mine.rewards:short"))
+    assert found - {"mine/__init__.py", "mine/deep/__init__.py"} == expected
+
+
+def test_code_of_a_package_that_runs_on_import_is_code_of_the_job(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "mine/__init__.py").write_text("LIMIT = 3\n")
+    (tmp_path / "mine/rewards.py").write_text("")
+    (tmp_path / "scripts/job.py").write_text("import mine.rewards\n")
+    monkeypatch.chdir(tmp_path)
+    assert "mine/__init__.py" in code_files("job")
+
+
+def test_imports_for_type_checkers_are_no_code_of_a_job(tmp_path, monkeypatch):
+    (tmp_path / "scripts").mkdir()
+    text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import other\n"
+    (tmp_path / "scripts/job.py").write_text(text)
+    (tmp_path / "other.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert code_files("job") == ["scripts/job.py"]
+
+
+def test_a_module_that_cannot_be_parsed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/job.py").write_text("import helper\n")
+    (tmp_path / "helper.py").write_text("x = 1\ndef f(:\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"helper\.py, line 2: cannot be parsed"):
+        code_files("job")
+
+
+# --- what code does ----------------------------------------------------------------------------
+
+CODE = '''\
+"""What the file is for."""
+import math
+
+RATE: float = 0.1
+"""A note on the attribute."""
+
+
+class Settings:
+    """Of the run."""
+
+    steps: int = 3
+
+
+def area(radius: float, scale: float = 1.0) -> float:
+    """Of a circle."""
+    return math.pi * radius**2 * scale
+'''
+
+
+def hash_of(tmp_path: Path, text: str) -> str:
+    path = tmp_path / f"{abs(hash(text))}.py"
+    path.write_text(text)
+    return file_hash(path)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("import math", "import math  # a comment"),
+        ("import math", "\n\n# a comment\nimport math"),
+        ('"""Of a circle."""', '"""Of a circle, or of\n\n    a disc."""'),
+        ('    """Of a circle."""\n', ""),
+        ('"""A note on the attribute."""', '"""Another note."""'),
+        ('"""What the file is for."""\n', ""),
+        ('    """Of the run."""\n\n', ""),
+        (
+            "(radius: float, scale: float = 1.0)",
+            "(\n    radius: float,\n    scale: float = 1.0,\n)",
+        ),
+        ("math.pi * radius**2 * scale", "(math.pi * radius ** 2) * scale"),
+    ],
+)
+def test_what_does_nothing_changes_no_hash(tmp_path, old, new):
+    assert old in CODE
+    assert hash_of(tmp_path, CODE.replace(old, new)) == hash_of(tmp_path, CODE)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("0.1", "0.2"),
+        ("radius**2", "radius**3"),
+        ("scale: float = 1.0", "scale: float = 2.0"),
+        ("steps: int = 3", "steps: int = 4"),
+        ("import math", "import cmath as math"),
+        ("math.pi * radius", "math.pi + radius"),
+        ('    """Of a circle."""', '    print("Of a circle.")'),
+    ],
+)
+def test_what_does_something_changes_the_hash(tmp_path, old, new):
+    assert old in CODE
+    assert hash_of(tmp_path, CODE.replace(old, new)) != hash_of(tmp_path, CODE)
+
+
+def test_a_change_is_found_in_its_function(tmp_path):
+    path, edited = tmp_path / "a.py", tmp_path / "b.py"
+    path.write_text(CODE)
+    edited.write_text(CODE.replace("radius**2", "radius**3"))
+    before, after = definitions(path), definitions(edited)
+    assert set(before) == {"module", "Settings", "area"}
+    assert {name for name in before if before[name] != after[name]} == {"area"}
 
 
 def test_flags_round_trip_and_leave_out_null():
@@ -74,8 +180,14 @@ def test_flags_round_trip_and_leave_out_null():
 
 def test_rules_have_script_log_and_folder_of_one_name():
     """A newcomer finds a rule's script, log and results by the rule's name."""
-    text = "".join(path.read_text() for path in Path("rules").glob("*.smk"))
-    rules = re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.M | re.S)
+    rules = []
+    for path in Path("rules").glob("*.smk"):
+        text = path.read_text()
+        for name, value in re.findall(
+            r'^([A-Z]+) = \(?\s*"(.*)"$', text, re.M
+        ):  # folders, written once
+            text = text.replace(f"{{{name}}}", value)
+        rules += re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.M | re.S)
     scripted = [(name, body) for name, body in rules if "python scripts/" in body]
     assert len(scripted) >= 9
     for name, body in scripted:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from warpflow.pipeline import jobs
+from warpflow.pipeline.code_files import file_hash
 from warpflow.pipeline.contents import file_md5, folder_listing, listing_md5
 from warpflow.pipeline.dvc_cache import cached_object, cached_run, remove_broken_lock
 
@@ -67,12 +68,12 @@ def repository(folder: Path, template: Path) -> Path:
 
 
 def run(
-    made: Path = CHECKPOINT, *flags: str, inputs: tuple[str, ...] = (), unkeyed: str = ""
+    made: Path = CHECKPOINT, *flags: str, inputs: tuple[str, ...] = (), runtime_args: str = ""
 ) -> None:
     command = [sys.executable, "make.py", "--out", str(made), *(flags or ("--value", "1"))]
     jobs.main(
-        ["run", "--makes", str(made), "--log", "job.log", "--inputs", "make.py", *inputs]
-        + ([f"--unkeyed={unkeyed}"] if unkeyed else [])
+        ["run", "--makes", str(made), "--log", "job.log", "--inputs", *inputs]
+        + ([f"--runtime_args={runtime_args}"] if runtime_args else [])
         + ["--", *command]
     )
 
@@ -114,8 +115,8 @@ def overwrite(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def key(*command: str, inputs: tuple[str, ...] = ("make.py",), made: str = "r/checkpoint") -> str:
-    return str(jobs.make_record(Path(made), inputs, command)["key"])
+def key(*command: str, inputs: tuple[str, ...] = (), made: str = "r/checkpoint") -> str:
+    return str(jobs.make_record([Path(made)], inputs, command)["key"])
 
 
 # --- run and track -----------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def test_provenance_says_what_went_in(repository: Path) -> None:
     run(CHECKPOINT, "--value", "1", "--method", "slerp")
     record = json.loads(provenance_of().read_text())
     assert record["inputs"] == {}
-    assert record["code"]["files"] == {"make.py": file_md5(Path("make.py"))}
+    assert record["code"]["files"] == {"make.py": file_hash(Path("make.py"))}
     assert record["parameters"] == {"out": str(CHECKPOINT), "value": "1", "method": "slerp"}
     assert record["command"][1:4] == ["make.py", "--out", str(CHECKPOINT)]
     assert set(record["environment"]["packages"]) == set(jobs.PACKAGES)
@@ -366,12 +367,12 @@ def test_what_a_killed_run_left_behind_is_removed(folder: Path) -> None:
 
 def test_a_second_job_on_a_state_leaves_at_once_and_touches_nothing(folder: Path) -> None:
     command = [sys.executable, "make.py", "--out", str(CHECKPOINT), "--value", "1"]
-    key = jobs.make_record(CHECKPOINT, ["make.py"], command)["key"]
+    key = jobs.make_record([CHECKPOINT], [], command)["key"]
     unfinished = CHECKPOINT.with_name("checkpoint.tmp999")
     unfinished.mkdir(parents=True)
 
     def second() -> None:
-        jobs.run(CHECKPOINT, ["make.py"], command, Path("job.log"), states=Path("states"))
+        jobs.run([CHECKPOINT], [], command, Path("job.log"), states=Path("states"))
 
     with jobs.alone(Path("states", key)), pytest.raises(SystemExit, match="is in use"):
         second()
@@ -445,11 +446,11 @@ def test_keys_depend_on_the_role_of_each_input(folder: Path) -> None:
     assert one != other
 
 
-def test_unkeyed_arguments_reach_the_command_but_not_the_key(repository: Path) -> None:
+def test_runtime_args_arguments_reach_the_command_but_not_the_key(repository: Path) -> None:
     make_and_track()
     assert runs() == 1
-    run(CHECKPOINT, "--value", "1", unkeyed="--tensorboard logs/1")
-    run(CHECKPOINT, "--value", "2", unkeyed="--value 3")
+    run(CHECKPOINT, "--value", "1", runtime_args="--tensorboard logs/1")
+    run(CHECKPOINT, "--value", "2", runtime_args="--value 3")
     assert runs() == 2
     assert contents(CHECKPOINT)["model.txt"] == "3"
 

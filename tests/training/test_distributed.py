@@ -44,7 +44,10 @@ def start_script(launcher: list[str], folder: Path, out: Path, **changes: object
         "iteration": 1,
         "steps": 5,
     }
-    words = flags(init=folder / "sft", member=0, out=out, **paths, **(chosen | changes))
+    tables = out.with_name(f"{out.name}.tables")
+    words = flags(
+        init=folder / "sft", member=0, out=out, tables=tables, **paths, **(chosen | changes)
+    )
     command = [*launcher, str(ROOT / "scripts/train_policy.py"), *words]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     return result.stdout + result.stderr
@@ -62,7 +65,7 @@ def test_two_processes_train_as_one(inputs: Path, tmp_path: Path) -> None:
     start_script([sys.executable], inputs, tmp_path / "one", baseline=baseline)
     printed = start_script(LAUNCH, inputs, tmp_path / "two", baseline=baseline, **state)
     assert (tmp_path / "two/model.safetensors").is_file(), printed
-    one, two = (pd.read_csv(tmp_path / name / "training.csv") for name in ("one", "two"))
+    one, two = (pd.read_csv(tmp_path / f"{name}.tables/training.csv") for name in ("one", "two"))
     pd.testing.assert_frame_equal(one, two, rtol=1e-4, atol=1e-5)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     start = load_file(inputs / "sft/model.safetensors")

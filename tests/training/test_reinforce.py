@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from warpflow.evaluation.evaluate import kls_and_entropy
 from warpflow.evaluation.rewards import Reward
+from warpflow.evaluation.sample import kls_and_entropy
 from warpflow.lm.log_probs import Completions, split_by_length, token_log_probs
 from warpflow.lm.models import load_policy, load_tokenizer, save_checkpoint
 from warpflow.training import reinforce

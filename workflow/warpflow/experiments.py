@@ -201,6 +201,26 @@ def recipe_parents(plan: Plan, result: str) -> list[str]:
     return []
 
 
+def trajectories(plan: Plan, group: str) -> list[str]:
+    """The scored RL trajectories that a group uses, one result for the members of an iteration,
+    e.g. score_trajectories/warp/replicate1/iteration1."""
+    used = {result for (name, *_), result in plan.policies.items() if name in plan.groups[group]}
+    return sorted({trajectory_of(result)[0] for result in used})
+
+
+def trajectory_of(policy: str) -> tuple[str, int]:
+    """Where the trajectory of an RL run is scored, and the member's number there."""
+    folder, _, member = policy.rpartition("/member")
+    return folder.replace("train_policy", "score_trajectories", 1), int(member)
+
+
+def members_of(plan: Plan, trajectories: str) -> dict[int, str]:
+    """The RL runs whose trajectories a result of `trajectories` scores, by the member's number."""
+    runs = {trajectory_of(result): result for result in plan.policies.values()}
+    found = {member: run for (folder, member), run in runs.items() if folder == trajectories}
+    return dict(sorted(found.items()))
+
+
 def evaluations(plan: Plan, group: str) -> list[dict[str, Any]]:
     """What is evaluated for a group: one row per use of a policy in an experiment.
 

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from warpflow.evaluation.evaluate import kls_and_entropy_of_logits
+from warpflow.evaluation.sample import kls_and_entropy_of_logits
 from warpflow.lm.fast.packing import Pack, pack, packed_log_probs
 from warpflow.lm.log_probs import Completions, log_probs_of, predicting_logits, rows_per_pass
 from warpflow.lm.sampling import draw_tokens, make_cache

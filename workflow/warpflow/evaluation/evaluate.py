@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,27 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from warpflow.evaluation.rewards import Reward
-from warpflow.lm.log_probs import (
-    Completions,
-    gather_log_probs,
-    response_logits,
-    rows_per_pass,
-)
-from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
+from warpflow.evaluation.sample import EvaluationSettings, Measured, sample_and_measure
+from warpflow.lm.log_probs import Completions
 
 # What evaluation.json keeps for each prompt.
 PROMPT_VALUES = ("reward", "gold", "kl", "kl_exact", "length")
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """Section `evaluate_policy` of the config, with what it shares with `train_policy`."""
-
-    prompts: int
-    samples_per_prompt: int
-    batch_size: int
-    temperature: float
-    max_new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -41,47 +25,11 @@ class Samples:
     batch: list[Completions]
     reward: Tensor
     gold: Tensor | None
-    kl: Tensor  # log π(y|x) − log π_sft(y|x): unbiased, noisy, may be negative
-    kl_exact: Tensor  # Σ_t KL(π(·|x, y_<t) ‖ π_sft(·|x, y_<t)): same mean, less variance
-    entropy: Tensor  # Σ_t H(π(·|x, y_<t)): its mean is the entropy of whole completions
+    kl: Tensor  # as in `Measured`
+    kl_exact: Tensor
+    entropy: Tensor
     length: Tensor
     finished: Tensor
-
-
-@torch.no_grad()
-def kls_and_entropy(
-    policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Two estimators of KL(π ‖ π_sft) and one of the entropy of π, all over whole sequences, in
-    nats, [B] each.
-
-    The first is the log-ratio of the sampled sequence. The second replaces each token's log-ratio
-    by its exact expectation over the vocabulary given the sampled prefix (Rao–Blackwell); the
-    entropy is taken in the same way. All are unbiased for completions sampled from `policy` at
-    `temperature`.
-    """
-    parts = torch.arange(len(batch.finished)).split(rows_per_pass(batch, policy.config.vocab_size))
-    measured = []
-    for part in parts:
-        rows = batch.rows(part) if len(parts) > 1 else batch
-        logits = response_logits(policy, rows, temperature)
-        sft_logits = response_logits(sft, rows, temperature)
-        measured.append(kls_and_entropy_of_logits(logits, sft_logits, rows))
-    sampled, exact, entropy = (torch.cat(values) for values in zip(*measured, strict=True))
-    return sampled, exact, entropy
-
-
-def kls_and_entropy_of_logits(
-    logits: Tensor, sft_logits: Tensor, batch: Completions
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`kls_and_entropy` of both models' logits [B, C, V]."""
-    sampled = gather_log_probs(logits, batch) - gather_log_probs(sft_logits, batch)
-    log_p, log_q = logits.log_softmax(-1), sft_logits.log_softmax(-1)
-    p = log_p.exp()
-    # The policy's own probabilities weigh the log-ratio; the reverse would be another divergence.
-    exact = (p * (log_p - log_q)).sum(-1).masked_fill(~batch.is_response, 0.0)
-    entropy = -(p * log_p).sum(-1).masked_fill(~batch.is_response, 0.0)
-    return sampled.sum(1), exact.sum(1), entropy.sum(1)
 
 
 def evaluate(
@@ -96,42 +44,25 @@ def evaluate(
     pad_id: int,
     seed: int,
 ) -> Samples:
-    """Sample from `policy` on the first `settings.prompts` prompts and score the completions.
-
-    Every policy sees the same prompts with the same random numbers, so differences between
-    policies are paired, and the batch size changes nothing.
-    """
-    chosen = prompts[: settings.prompts]
-    each = settings.samples_per_prompt
-    uniforms = draw_uniforms(
-        len(chosen) * each, settings.max_new_tokens, policy.device, seed, "evaluate_policy"
+    """`sample_and_measure`, and score the completions."""
+    parts = sample_and_measure(
+        policy, sft, prompts, settings, eos_id=eos_id, pad_id=pad_id, seed=seed
     )
-    parts: list[tuple[Completions, Tensor, Tensor | None, Tensor, Tensor, Tensor]] = []
-    per_batch = max(1, settings.batch_size // each)
-    for start in range(0, len(chosen), per_batch):
-        ids, mask = pad_left(chosen[start : start + per_batch], pad_id, policy.device)
-        batch = sample_completions(
-            policy,
-            ids,
-            mask,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            eos_id=eos_id,
-            pad_id=pad_id,
-            uniforms=uniforms[start * each : (start + per_batch) * each],
-            samples_per_prompt=each,
-        )
-        measured = kls_and_entropy(policy, sft, batch, settings.temperature)
-        parts.append((batch, reward(batch), gold(batch) if gold else None, *measured))
+    return score(parts, reward, gold)
+
+
+def score(parts: Iterable[Measured], reward: Reward, gold: Reward | None) -> Samples:
+    """Completions with their rewards and, where there is a gold reward, its scores."""
+    scored = [(part, reward(part.batch), gold(part.batch) if gold else None) for part in parts]
     return Samples(
-        batch=[part[0] for part in parts],
-        reward=torch.cat([part[1] for part in parts]).cpu(),
-        gold=torch.cat([part[2] for part in parts]).cpu() if gold else None,  # type: ignore[misc]
-        kl=torch.cat([part[3] for part in parts]).cpu(),
-        kl_exact=torch.cat([part[4] for part in parts]).cpu(),
-        entropy=torch.cat([part[5] for part in parts]).cpu(),
-        length=torch.cat([part[0].lengths for part in parts]).float().cpu(),
-        finished=torch.cat([part[0].finished for part in parts]).cpu(),
+        batch=[part.batch for part, _, _ in scored],
+        reward=torch.cat([rewards for _, rewards, _ in scored]).cpu(),
+        gold=torch.cat([golds for _, _, golds in scored]).cpu() if gold else None,  # type: ignore[misc]
+        kl=torch.cat([part.kl for part, _, _ in scored]).cpu(),
+        kl_exact=torch.cat([part.kl_exact for part, _, _ in scored]).cpu(),
+        entropy=torch.cat([part.entropy for part, _, _ in scored]).cpu(),
+        length=torch.cat([part.batch.lengths for part, _, _ in scored]).float().cpu(),
+        finished=torch.cat([part.batch.finished for part, _, _ in scored]).cpu(),
     )
 
 

@@ -49,11 +49,10 @@ class JudgeArguments:
 
 
 @dataclass(frozen=True)
-class Judges:
-    """θ_sft, its tokenizer, r and its terms by name, gold (where there is one), and the tokenised
+class Scorers:
+    """The policy's tokenizer, r and its terms by name, gold (where there is one), and the tokenised
     prompts."""
 
-    sft: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     reward: Reward
     terms: dict[str, Reward]
@@ -62,14 +61,31 @@ class Judges:
     eval_prompts: list[list[int]]
 
 
+@dataclass(frozen=True)
+class Judges(Scorers):
+    """What scores completions, and θ_sft, which their KL is measured to."""
+
+    sft: PreTrainedModel
+
+
 def load_judges(given: JudgeArguments, max_new_tokens: int) -> Judges:
     """Load them to the device.
 
     Raises:
-        ValueError: a prompt of more than `max_prompt_tokens` tokens; names file and prompt. A
-            longest prompt and completion that exceed the policy's context.
+        ValueError: as `load_scorers`; a longest prompt and completion that exceed the policy's
+            context.
     """
     require_context(load_config(given.sft), given.max_prompt_tokens + max_new_tokens, given.sft)
+    scorers = load_scorers(given)
+    return Judges(**vars(scorers), sft=load_policy(given.sft).requires_grad_(False))
+
+
+def load_scorers(given: JudgeArguments) -> Scorers:
+    """Load what scores completions to the device; of θ_sft the tokenizer alone.
+
+    Raises:
+        ValueError: a prompt of more than `max_prompt_tokens` tokens; names file and prompt.
+    """
     tokenizer = load_tokenizer(given.sft)
     files = [f"{given.data}/{part}_prompts.jsonl" for part in ("train", "eval")]
     rows = [read_rows(file) for file in files]
@@ -100,8 +116,7 @@ def load_judges(given: JudgeArguments, max_new_tokens: int) -> Judges:
 
     weights = json.loads(given.rewards)
     terms = {name: load_reward(name) for name in weights}
-    return Judges(
-        sft=load_policy(given.sft).requires_grad_(False),
+    return Scorers(
         tokenizer=tokenizer,
         reward=weighted_sum([(weight, terms[name]) for name, weight in weights.items()]),
         terms=terms,

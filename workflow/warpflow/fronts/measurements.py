@@ -6,15 +6,16 @@ same prompts and replicates in each draw.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from warpflow.experiments import trajectory_of
 from warpflow.fronts.bootstrap import Array, Curve, Resamples, resample
-from warpflow.fronts.tables import read_evaluation
+from warpflow.fronts.tables import read_evaluation, read_trajectory
 
 Values = Mapping[str, Array]  # quantity → [P], a value of each prompt
 
@@ -216,14 +217,11 @@ def read_values(results: str, policy: str) -> Values:
 
 
 def read_run(results: str, policy: str) -> Mapping[int, Values]:
-    """Values of the first prompts along an RL run, of its trajectory_prompts.csv."""
-    table = pd.read_csv(Path(results, policy, "checkpoint", "trajectory_prompts.csv"))
-    table = table[table["weights"] == "policy"]
+    """Values of the first prompts along an RL run, by step."""
     return {
-        int(step): dict(rows_of(table[table["step"] == step])) for step in table["step"].unique()
+        int(row["step"]): {
+            name: np.array(row[name], dtype=float) for name in ("reward", "kl_exact")
+        }
+        for row in read_trajectory(results, *trajectory_of(policy), "prompts")
+        if row["weights"] == "policy"
     }
-
-
-def rows_of(part: pd.DataFrame) -> Iterable[tuple[str, Array]]:
-    values = part.drop(columns=["step", "weights", "quantity"]).to_numpy(float)
-    return zip(part["quantity"], values, strict=True)

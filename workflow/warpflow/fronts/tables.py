@@ -77,22 +77,58 @@ def completions_table(results: str, rows: Sequence[dict[str, Any]]) -> pd.DataFr
     )
 
 
+def read_trajectory(results: str, folder: str, member: int, kind: str) -> list[dict[str, Any]]:
+    """Rows of an RL run in the trajectories.json of its iteration.
+
+    Args:
+        folder, member: where the run is scored (`experiments.trajectory_of`).
+        kind: ``trajectories``, means of each point, or ``prompts``, values of every prompt.
+    """
+    rows = json.loads(Path(results, folder, "trajectories.json").read_text())[kind]
+    return [
+        {key: value for key, value in row.items() if key != "member"}
+        for row in rows
+        if row["member"] == member
+    ]
+
+
+def trajectories_table(
+    results: str, entries: Mapping[Any, tuple[str, int]], keys: Sequence[str]
+) -> pd.DataFrame:
+    """trajectories.csv: the points of all RL runs under one another, with `keys` in front.
+
+    Args:
+        entries: the values of `keys` → where the run is scored (`experiments.trajectory_of`).
+    """
+    parts = {
+        values: pd.DataFrame(read_trajectory(results, folder, member, "trajectories"))
+        for values, (folder, member) in entries.items()
+    }
+    return stacked(parts, keys)
+
+
 def stacked_table(
     results: str, entries: Mapping[Any, str], keys: Sequence[str], name: str
 ) -> pd.DataFrame:
-    """One CSV of many checkpoints under one another, with `keys` in front.
+    """One CSV of many results under one another, with `keys` in front.
 
     Args:
-        entries: the values of `keys` → the result whose checkpoint holds file `name`.
+        entries: the values of `keys` → the result in whose folder file `name` is.
     """
-    parts = []
-    for values, result in entries.items():
-        part = pd.read_csv(Path(results, result, "checkpoint", name))
+    return stacked(
+        {values: pd.read_csv(Path(results, result, name)) for values, result in entries.items()},
+        keys,
+    )
+
+
+def stacked(parts: Mapping[Any, pd.DataFrame], keys: Sequence[str]) -> pd.DataFrame:
+    """Tables under one another, each with its values of `keys` in front."""
+    for values, part in parts.items():
         for position, (key, value) in enumerate(zip(keys, values, strict=True)):
             part.insert(position, key, value)
-        parts.append(part)
-    filled = [part for part in parts if len(part)]  # M = 1 has no pairs, and so no geometry
-    return pd.concat(filled or parts, ignore_index=True)
+    # A single policy has no pairs, and so its table of angles is empty.
+    filled = [part for part in parts.values() if len(part)]
+    return pd.concat(filled or list(parts.values()), ignore_index=True)
 
 
 def metrics_documents(evaluations: pd.DataFrame) -> dict[str, dict[str, float]]:

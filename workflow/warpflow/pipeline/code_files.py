@@ -1,10 +1,17 @@
-"""What rules declare: the code that a script consists of, and settings as a command line."""
+"""The code of a job: which files can run in it, and what they do.
+
+A result's key holds a hash of what its code *does*: of the syntax tree without comments, docstrings
+and formatting. So a reformatted file or an edited docstring makes nothing due. Next in reading
+order: `warpflow.pipeline.jobs.make_record`, where the key is made.
+"""
 
 from __future__ import annotations
 
 import ast
-import shlex
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +19,56 @@ LIBRARY = Path("workflow/warpflow")
 
 
 def code_files(script: str, *functions: str | None) -> list[str]:
-    """A script and the library modules that it imports, directly or not: editing one of them
-    re-runs its rule, editing any other does not.
+    """A script and the modules that it imports, directly or not: all the code that can run in a
+    job. An edit of one of them may re-run the rule, an edit of any other file does not.
 
     Args:
-        script: its name, as the rule's.
+        script: its name, as the rule's, or its path.
         functions: ``package.module:function`` that the config names; a module that is ours, or
-            lies in this folder, is code of the script too.
+            lies in this folder, is code of the job too.
+
+    Raises:
+        ValueError: a file cannot be parsed; names it.
     """
+    path = Path(script) if script.endswith(".py") else Path("scripts", f"{script}.py")
     files: set[str] = set()
-    pending = [Path("scripts", f"{script}.py"), *map(module_file, filter(None, functions))]
+    pending = [path, *map(module_file, filter(None, functions))]
     while pending:
-        path = pending.pop()
-        if path is None or str(path) in files:
+        found = pending.pop()
+        if found is None or str(found) in files:
             continue
-        files.add(str(path))
-        for node in ast.walk(ast.parse(path.read_text())):
-            pending += map(module_file, imported_modules(node, path))
+        files.add(str(found))
+        for node in running_nodes(parse(found)):
+            for module in imported_modules(node, found):
+                pending += [module_file(module), *package_files(module)]
     return sorted(files)
+
+
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    try:
+        return ast.parse(path.read_bytes())
+    except SyntaxError as error:
+        raise ValueError(
+            f"{path}, line {error.lineno}: cannot be parsed ({error.msg}), so that it is not known "
+            "which results it changes: mend it"
+        ) from None
+
+
+def running_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a tree but those under ``if TYPE_CHECKING:``, which never run."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if not is_for_type_checkers(child):
+            yield from running_nodes(child)
+
+
+def is_for_type_checkers(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.If)
+        and not node.orelse
+        and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    )
 
 
 def imported_modules(node: ast.AST, path: Path) -> list[str]:
@@ -51,16 +90,74 @@ def module_file(name: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def flags(settings: Mapping[str, Any]) -> str:
-    """Settings as a command line: {"beta": 0.1, "etas": [0, 1]} → --beta 0.1 --etas 0 1. Null
-    settings are left out.
+def package_files(module: str) -> list[Path]:
+    """The ``__init__.py`` files that run when a module is imported, those with code in them."""
+    parts = module.split(".")
+    found = [module_file(".".join(parts[:n])) for n in range(1, len(parts))]
+    return [path for path in found if path is not None and definitions(path)]
 
-    In the order of the keys' names: a config laid over another one may bring them in any order,
-    and the same settings are to be the same job.
-    """
-    return shlex.join(
-        text
-        for key, value in sorted(settings.items())
-        if value is not None
-        for text in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))
+
+# --- what code does ----------------------------------------------------------------------------
+
+
+def code_hashes(script: str, *functions: str | None) -> dict[str, str]:
+    """The files of `code_files`, each with a hash of what it does."""
+    return {path: file_hash(Path(path)) for path in code_files(script, *functions)}
+
+
+def code_hash(script: str, *functions: str | None) -> str:
+    """One hash of all that the code of a job does. Rules have it as a parameter, so that Snakemake
+    runs them again when it changes."""
+    return digest(code_hashes(script, *functions))
+
+
+def file_hash(path: Path) -> str:
+    """A hash of what a file does. Comments, docstrings and formatting do nothing."""
+    return digest(definitions(path))
+
+
+def definitions(path: Path) -> dict[str, str]:
+    """Each function and class of a file with a hash of what it does; all other statements are
+    under the name ``module``."""
+    stat = path.stat()
+    return _definitions(path, stat.st_mtime_ns, stat.st_size)
+
+
+@cache
+def _definitions(path: Path, time: int, size: int) -> dict[str, str]:
+    named: dict[str, list[Any]] = {}
+    for node in running_statements(parse(path).body):
+        is_named = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        named.setdefault(node.name if is_named else "module", []).append(outline(node))  # type: ignore[attr-defined]
+    return {name: digest(nodes) for name, nodes in named.items()}
+
+
+def running_statements(body: list[ast.stmt]) -> list[ast.stmt]:
+    """Statements less those that do nothing: docstrings, also those below an attribute, and imports
+    for type checkers."""
+    return [node for node in body if not (is_docstring(node) or is_for_type_checkers(node))]
+
+
+def is_docstring(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
     )
+
+
+def outline(node: Any) -> Any:
+    """A syntax tree as nested lists, the same for every version of Python: fields that are empty
+    are left out, since newer versions have more of them."""
+    if isinstance(node, ast.AST):
+        fields = [(name, outline(value)) for name, value in ast.iter_fields(node) if name != "kind"]
+        return [type(node).__name__, *(f for f in fields if f[1] not in (None, []))]
+    if isinstance(node, list):
+        is_body = bool(node) and all(isinstance(item, ast.stmt) for item in node)
+        return [outline(item) for item in (running_statements(node) if is_body else node)]
+    return None if node is None else repr(node)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, the order of its keys left out."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

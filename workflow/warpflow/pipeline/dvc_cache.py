@@ -32,6 +32,9 @@ from warpflow.pipeline.contents import (
     write_atomically,
 )
 
+# What the run cache remembers of how a result came to be.
+KEPT = ("environment", "seconds", "accepted")
+
 
 def tracking_problem() -> str | None:
     """Why results are not tracked here, or None where they are."""
@@ -106,7 +109,7 @@ def remembered_runs(key: str) -> list[dict[str, Any]]:
 def remember_run(record: dict[str, Any], out: Out | None = None, text: str | None = None) -> None:
     """Enter a result under its key, in DVC's format: a folder's `out`, or a small file's text,
     which needs no object in the cache."""
-    details = {name: record[name] for name in ("environment", "seconds")}
+    details = {name: record[name] for name in KEPT if name in record}
     entry = {
         "cmd": shlex.join(record["command"]),
         "deps": [{"path": p, "hash": "md5", "md5": m} for p, m in record["inputs"].items()],
@@ -117,10 +120,11 @@ def remember_run(record: dict[str, Any], out: Out | None = None, text: str | Non
     write_atomically(cached_run(record["key"]) / name, json.dumps(entry, indent=1).encode())
 
 
-def find_folder(key: str) -> Out | None:
-    """The folder that an earlier run of this key gave, if the local cache has all of it."""
+def find_folder(key: str, name: str) -> Out | None:
+    """The folder of that name that an earlier run of this key gave, if the local cache has all of
+    it."""
     outs = [out for entry in remembered_runs(key) for out in entry["outs"]]
-    return next((out for out in outs if is_cached(out)), None)
+    return next((out for out in outs if out["path"] == name and is_cached(out)), None)
 
 
 def find_text(key: str) -> str | None:

@@ -1,44 +1,121 @@
 """Content decides what runs again, not clocks.
 
 Snakemake compares checksums only for inputs that are newer than the output, and Git and DVC leave
-any times behind. So at start-up every input whose content is not the recorded one is made newer:
-from then on the times tell Snakemake to look, and the contents decide.
+any times behind. So every rule has a parameter that says with which contents of its inputs its
+output was made (rules/start.smk). As long as the contents are those that Snakemake recorded, the
+parameter is the recorded one; once they are not, it says what differs, and Snakemake runs the rule
+because a parameter changed. Nothing is touched: a dry run changes no file's time, and files of
+others may be read-only.
 """
 
 from __future__ import annotations
 
+import ast
+import base64
 import hashlib
 import json
-import os
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 METADATA = Path(".snakemake/metadata")
+FORMAT = 6  # of Snakemake's records, that parameters are read from
+FIRST = "made first"
+PREFIX = "inputs: "
 
 
-def recorded_checksums(metadata: Path = METADATA) -> list[tuple[str, str]]:
-    """(input, checksum) of every input that Snakemake recorded for any output."""
-    pairs: list[tuple[str, str]] = []
-    for path in metadata.rglob("*"):
-        if not path.is_file():
-            continue
+class Records:
+    """What Snakemake recorded of each output: a folder of JSON files, read when first needed."""
+
+    def __init__(self, folder: Path = METADATA) -> None:
+        self.folder = folder
+        self.checksums: dict[str, str] = {}
+
+    def of(self, output: str) -> dict[str, Any]:
+        """The record of an output; empty where there is none, or a kill cut it short, as Snakemake
+        sees it."""
         try:
-            record = json.loads(path.read_text())
-        except ValueError:
-            continue  # cut short by a kill; Snakemake ignores such a record too
-        pairs += (record.get("input_checksums") or {}).items()
-    return pairs
+            return json.loads(self.path(output).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return {}
 
+    def path(self, output: str) -> Path:
+        """Snakemake names a record by its output in base64, in folders where that is long."""
+        name = base64.urlsafe_b64encode(output.encode()).decode()
+        *folders, last = [name[i : i + 254] for i in range(0, len(name), 254)]
+        return Path(self.folder, *(f"@{folder}" for folder in folders), last)
 
-def touch_changed_inputs(metadata: Path = METADATA) -> list[str]:
-    """Make every input newer whose content is not the recorded one; returns their paths."""
-    checksums: dict[str, str] = {}
-    changed: set[str] = set()
-    for path, recorded in recorded_checksums(metadata):
-        if path not in checksums and os.path.isfile(path):
+    @cached_property
+    def problem(self) -> str | None:
+        """Why these records cannot be read; said once, and nothing is guessed."""
+        for path in self.folder.rglob("*"):
+            if path.is_file():
+                try:
+                    version = json.loads(path.read_bytes()).get("record_format_version", FORMAT)
+                except ValueError:
+                    continue  # cut short by a kill
+                if version > FORMAT:
+                    return (
+                        f"{path} has record format {version}, this project reads up to {FORMAT}: "
+                        "a newer Snakemake wrote it. Install the Snakemake of requirements.lock, "
+                        "or a newer version of this project"
+                    )
+                return None
+        return None
+
+    def inputs_of(self, output: str) -> str:
+        """The parameter for an output: the recorded one while the contents of its inputs are the
+        recorded ones, else what differs."""
+        record = self.of(output)
+        recorded = next((p for p in map(as_text, record.get("params") or []) if p), None)
+        changed = self.changed(record)
+        if not changed:
+            return recorded or PREFIX + FIRST
+        differs = ", ".join(f"{path} {old[7:15]} → {new[7:15]}" for path, (old, new) in changed)
+        return f"{PREFIX}{differs}"
+
+    def changed(self, record: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
+        """The inputs of a record whose content is another now, with both checksums. Inputs that
+        are missing are left to Snakemake."""
+        found = []
+        for path, old in sorted((record.get("input_checksums") or {}).items()):
+            new = self.checksum(path)
+            if new is not None and new != old:
+                found.append((path, (old, new)))
+        return found
+
+    def checksum(self, path: str) -> str | None:
+        """Of a file's content as Snakemake writes it; each file is read once."""
+        if path not in self.checksums:
+            if not Path(path).is_file():
+                return None
             with open(path, "rb") as file:
-                checksums[path] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-        if checksums.get(path, recorded) != recorded:
-            changed.add(path)
-    for path in sorted(changed):
-        os.utime(path)
-    return sorted(changed)
+                value = hashlib.file_digest(file, "sha256").hexdigest()
+            self.checksums[path] = f"sha256:{value}"
+        return self.checksums[path]
+
+
+def as_text(parameter: str) -> str | None:
+    """A recorded parameter (a repr) where it is that of `Records.inputs_of`."""
+    try:
+        value = ast.literal_eval(parameter)
+    except (ValueError, SyntaxError):
+        return None
+    return value if isinstance(value, str) and value.startswith(PREFIX) else None
+
+
+def results_without_records(results: str, records: Records) -> str | None:
+    """What to do where results are there and Snakemake has no record of them: it would take them
+    for good, whatever has changed since."""
+    made = sorted(Path(results).rglob("provenance.json"))
+    made = [path for path in made if path.parent.name not in ("checkpoint", "data", "tables")]
+    if not made or any(records.path(str(path)).is_file() for path in made):
+        return None
+    return (
+        f"{results} holds {len(made)} results ({made[0]} and others), but {records.folder} has no "
+        "record of them, so that Snakemake cannot know what they were made from. Bring the records "
+        f"back (`git checkout -- {records.folder}`; they are kept in Git), or start Snakemake "
+        "without --persistence-backend, which keeps records elsewhere. Without records, let every "
+        f"result be looked up again: `find {results} -name provenance.json -delete`, then the same "
+        "command; what DVC's cache holds is not computed again"
+    )

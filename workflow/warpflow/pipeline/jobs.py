@@ -1,26 +1,27 @@
 """Run a rule's command once per content, and hand its result to DVC.
 
-    python -m warpflow.pipeline.jobs run --makes PATH --log FILE --inputs FILE... -- COMMAND...
+    python -m warpflow.pipeline.jobs run --makes PATH... --log FILE --inputs FILE... -- COMMAND...
     python -m warpflow.pipeline.jobs track PROVENANCE POINTER
 
 Snakemake decides what runs, DVC keeps the bytes, Git keeps the small text that joins them. A
 heavy result is a folder with
 
-    checkpoint/ (or data/)   the bytes; in the DVC cache, not declared to Snakemake
+    checkpoint/ (or data/)   the bytes; in the DVC cache, not declared to Snakemake. An RL run has
+                             tables/ too, so that what is logged is not in the weights' bytes
     provenance.json          what went in, and how it was made: the rule's declared output
     checkpoint.dvc           what came out (content hash): made by the rule `track`, the only
                              caller of DVC, and what later rules take as input
 
-`run` works on any node: it never calls DVC, and waits for no lock. Its key is the content of the
-inputs and the command without paths; where the DVC cache already holds the result of the key,
-nothing is computed and the result comes back from the cache. In COMMAND, PATH stands for what
-is to be made and a pointer X.dvc for the folder X.
+`run` works on any node: it never calls DVC, and waits for no lock. Its key is the command without
+paths, the contents of the inputs, and what the code does (`pipeline.code_files`). Where the DVC
+cache already holds the result of the key, nothing is computed and the result comes back from the
+cache. In COMMAND, PATH stands for what is to be made and a pointer X.dvc for the folder X; the log
+begins with the command that really runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -39,6 +40,7 @@ from types import FrameType
 from typing import Any
 
 from warpflow.locks import only_one
+from warpflow.pipeline.code_files import code_hashes, definitions, digest
 from warpflow.pipeline.contents import (
     file_md5,
     folder_files,
@@ -48,6 +50,7 @@ from warpflow.pipeline.contents import (
     write_pointer,
 )
 from warpflow.pipeline.dvc_cache import (
+    KEPT,
     dvc,
     find_folder,
     find_text,
@@ -73,30 +76,36 @@ ONE = Processes()
 # --- what went in ------------------------------------------------------------------------------
 
 
-def make_record(made: Path, inputs: Sequence[str], command: Sequence[str]) -> dict[str, Any]:
-    """What goes into a result: command, contents of inputs and code, and the key of them all.
+def make_record(
+    makes: Sequence[Path],
+    inputs: Sequence[str],
+    command: Sequence[str],
+    functions: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What goes into a result: command, contents of inputs, what the code does, and the key of
+    them all.
 
     Paths of results are replaced by their contents in the key, so that the same work under
     another name is the same key.
+
+    Args:
+        functions: ``package.module:function`` that the command calls, as its settings name them.
     """
     contents = {
         path: read_pointer(Path(path))["md5"] if path.endswith(".dvc") else file_md5(Path(path))
         for path in inputs
     }
-    code = {path: md5 for path, md5 in contents.items() if path.endswith(".py")}
-    others = {path: md5 for path, md5 in contents.items() if path not in code}
-    keyed = [made.name if arg == str(made) else others.get(arg, arg) for arg in command]
+    script = next((word for word in command if word.endswith(".py")), None)
+    code = code_hashes(script, *functions) if script else {}
+    made = {str(path): path.name for path in makes}
+    keyed = [made.get(word, contents.get(word, word)) for word in command]
     return {
-        "key": _digest([keyed, code, sorted(others.values())]),
+        "key": digest([keyed, code, sorted(contents.values())]),
         "command": list(command),
         "parameters": command_parameters(command),
-        "inputs": others,
-        "code": {"hash": _digest(code), "files": code},
+        "inputs": contents,
+        "code": {"hash": digest(code), "files": code},
     }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def command_parameters(command: Sequence[str]) -> dict[str, str]:
@@ -106,6 +115,21 @@ def command_parameters(command: Sequence[str]) -> dict[str, str]:
         for flag, value in itertools.pairwise(command)
         if flag.startswith("--") and not value.startswith("--")
     }
+
+
+def keep_definitions(record: dict[str, Any], results: Path) -> None:
+    """Write what each function of a record's code does to RESULTS/code/, once for all jobs of that
+    code, so that `scripts/explain_rerun.py` can say later which of them have changed."""
+    file = code_record(record["code"]["hash"], results)
+    if not file.is_file():
+        known = {path: definitions(Path(path)) for path in record["code"]["files"]}
+        short = {path: {n: h[:12] for n, h in names.items()} for path, names in known.items()}
+        write_atomically(file, (json.dumps(short, indent=0, sort_keys=True) + "\n").encode())
+
+
+def code_record(code_hash: str, results: Path) -> Path:
+    """The file of `keep_definitions`."""
+    return results / "code" / f"{code_hash[:16]}.json"
 
 
 def environment(processes: Processes) -> dict[str, Any]:
@@ -126,48 +150,60 @@ def environment(processes: Processes) -> dict[str, Any]:
 
 
 def run(
-    made: Path,
+    makes: Sequence[Path],
     inputs: Sequence[str],
     command: Sequence[str],
     log: Path,
-    unkeyed: str = "",
+    runtime_args: str = "",
     states: Path | None = None,
     gpus: int = 0,
     processes: Processes = ONE,
+    functions: Sequence[str] = (),
+    results: Path | None = None,
 ) -> None:
-    """Make `made` (a folder, or one small text file) unless it is at hand already, and write
-    provenance.json beside it.
+    """Make `makes` (folders side by side, or one small text file) unless they are at hand already,
+    and write provenance.json beside them.
 
     Args:
         log: takes what the command prints.
-        unkeyed: arguments for the command that do not change the result.
+        runtime_args: arguments for the command that do not change the result.
         states: folder of resume states; the command gets ``--state`` with one of its own, named
             by the key, so that a state is never taken up by other settings. It is removed once
             the result is in place, and not before.
         gpus: of this machine, that the command alone is to use.
         processes: that share the work; recorded, and no part of the key.
+        functions: ``package.module:function`` of the settings; their files are code of the job.
+        results: folder whose code/ says what the code did; none without.
     """
-    record = make_record(made, inputs, command)
+    record = make_record(makes, inputs, command, functions)
+    if results:
+        keep_definitions(record, results)
     state = states / record["key"] if states else None
     with alone(state):
-        details = restore(made, record["key"])
+        details = restore(makes, record["key"])
         if details is not None:
-            log.write_text(f"{made}: already made from the same inputs, not computed again\n")
+            names = " and ".join(map(str, makes))
+            log.write_text(f"{names}: already made from the same inputs, not computed again\n")
         else:
             started = time.time()
-            extra = [*shlex.split(unkeyed), *(["--state", str(state)] if state else [])]
-            make(made, inputs, [*command, *extra], log, gpus, processes)
+            extra = [*shlex.split(runtime_args), *(["--state", str(state)] if state else [])]
+            make(makes, inputs, [*command, *extra], log, gpus, processes)
             seconds = round(time.time() - started, 1)
             details = {"environment": environment(processes), "seconds": seconds}
-            if is_small(made):
-                if tracking_problem() is None:
-                    remember_run(record | details, text=made.read_bytes().decode())
-            else:
-                write_seal(made, record["key"], details)
+            keep(makes, record, details)
         if state:  # not before the seal: a kill in between would cost the whole run
             remove(state)
     document = json.dumps(record | details, indent=1, sort_keys=True) + "\n"
-    write_atomically(made.parent / "provenance.json", document.encode())
+    write_atomically(makes[0].parent / "provenance.json", document.encode())
+
+
+def keep(makes: Sequence[Path], record: dict[str, Any], details: dict[str, Any]) -> None:
+    """Remember a small file's text under the key at once; leave folders, sealed, to `track`."""
+    if not is_small(makes[0]):
+        for folder in makes:
+            write_seal(folder, record["key"], details)
+    elif tracking_problem() is None:
+        remember_run(record | details, text=makes[0].read_bytes().decode())
 
 
 @contextmanager
@@ -191,61 +227,71 @@ def is_small(made: Path) -> bool:
     return bool(made.suffix)
 
 
-def restore(made: Path, key: str) -> dict[str, Any] | None:
-    """Take what an earlier run of the key gave, if it is at hand; its environment and seconds.
+def restore(makes: Sequence[Path], key: str) -> dict[str, Any] | None:
+    """Take what an earlier run of the key gave, if it is at hand; its environment, seconds, and by
+    whom it was accepted.
 
     A small file is written here. A folder is left to `track`: it is in DVC's cache, or in place
     already, sealed by a run that was not tracked.
     """
-    text = find_text(key) if is_small(made) else None
+    first = makes[0]
+    text = find_text(key) if is_small(first) else None
     if text is not None:
-        write_atomically(made, text.encode())
-    elif is_small(made) or not (find_folder(key) or is_sealed(made, key)):
+        write_atomically(first, text.encode())
+    elif is_small(first) or not all(
+        find_folder(key, folder.name) or is_sealed(folder, key) for folder in makes
+    ):
         return None
     for entry in remembered_runs(key):
         found = entry["params"]["provenance"]
-        return {name: found[name] for name in ("environment", "seconds")} | {"restored": True}
-    return read_seal(made)["details"] | {"restored": True}
+        return {name: found[name] for name in KEPT if name in found} | {"restored": True}
+    return read_seal(first)["details"] | {"restored": True}
 
 
 def make(
-    made: Path,
+    makes: Sequence[Path],
     inputs: Sequence[str],
     command: Sequence[str],
     log: Path,
     gpus: int = 0,
     processes: Processes = ONE,
 ) -> None:
-    """Run the command into a temporary path beside `made`, then rename: all of it or nothing.
+    """Run the command into temporary paths beside `makes`, then rename: all of it or nothing.
     Where it fails, the end of its log is shown and its exit status is ours."""
     pointers = [path for path in inputs if path.endswith(".dvc")]
     for pointer in pointers:
         require_unchanged(Path(pointer))
-    for left_over in made.parent.glob(f"{made.name}.tmp*"):
-        remove(left_over)
-    aside = made.with_name(f"{made.name}.tmp{os.getpid()}")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    replaced = {str(made): str(aside)} | {p: p.removesuffix(".dvc") for p in pointers}
+    aside = {made: made.with_name(f"{made.name}.tmp{os.getpid()}") for made in makes}
+    for made in makes:
+        for left_over in made.parent.glob(f"{made.name}.tmp*"):
+            remove(left_over)
+        made.parent.mkdir(parents=True, exist_ok=True)
+    replaced = {str(made): str(path) for made, path in aside.items()}
+    replaced |= {p: p.removesuffix(".dvc") for p in pointers}
     words = [replaced.get(arg, arg) for arg in command]
     words = launched(words, processes, cores(os.environ))
     with held_gpus(gpus) as (environment, files):
         environment = environment | process_environment(processes, os.environ)
         status = run_logged(words, log, environment, files)
     if status:
-        remove(aside)
+        for path in aside.values():
+            remove(path)
         print(f"{describe_status(status)}; the end of {log}:", file=sys.stderr)
         print("\n".join(log_tail(log)), file=sys.stderr)
         sys.exit(status)
-    if not aside.exists():
-        sys.exit(f"{shlex.join(command)}: exit status 0, but nothing was written to {aside}")
-    remove(made)
-    aside.rename(made)
+    for path in aside.values():
+        if not path.exists():
+            sys.exit(f"{shlex.join(command)}: exit status 0, but nothing was written to {path}")
+    for made, path in aside.items():
+        remove(made)
+        path.rename(made)
 
 
 def run_logged(
     words: Sequence[str], log: Path, environment: dict[str, str], files: Sequence[int]
 ) -> int:
-    """Run a command with its output in a log; its exit status. A SIGTERM is passed on to the
+    """Run a command with its output in a log, below the command itself, ready to be pasted; its
+    exit status. A SIGTERM is passed on to the
     command, which may want to save itself, and waited for. `srun` would kill its processes at
     once; SLURM has sent them the signal itself.
 
@@ -253,6 +299,8 @@ def run_logged(
         environment: added to ours. files: descriptors that it inherits.
     """
     with open(log, "wb") as printed:
+        printed.write(f"$ {shlex.join(words)}\n".encode())
+        printed.flush()
         process = subprocess.Popen(
             words,
             stdout=printed,
@@ -333,7 +381,7 @@ def track(provenance: Path, pointer: Path) -> None:
         dvc("add", str(folder))
         remember_run(record, read_pointer(pointer))
         seal_path(folder).unlink()
-    elif found := find_folder(record["key"]):
+    elif found := find_folder(record["key"], folder.name):
         if not pointer.exists() or read_pointer(pointer)["md5"] != found["md5"]:
             write_pointer(pointer, {**found, "path": folder.name})
         if not is_unchanged(folder, found):
@@ -364,10 +412,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     actions = parser.add_subparsers(dest="action", required=True)
     runner = actions.add_parser("run", help="make a result, in a job")
-    runner.add_argument("--makes", type=Path, required=True, help="folder or file to make")
+    runner.add_argument("--makes", type=Path, nargs="+", required=True, help="folders or a file")
     runner.add_argument("--log", type=Path, required=True, help="for what the command prints")
-    runner.add_argument("--inputs", nargs="+", default=[], help="declared inputs of the rule")
-    runner.add_argument("--unkeyed", default="", help="arguments that do not change the result")
+    runner.add_argument("--inputs", nargs="*", default=[], help="declared inputs of the rule")
+    runner.add_argument(
+        "--runtime_args", default="", help="arguments that do not change the result"
+    )
+    runner.add_argument("--functions", nargs="*", default=[], help="module:function of settings")
+    runner.add_argument("--results", type=Path, help="folder; its code/ says what the code did")
     runner.add_argument("--gpus", type=int, default=0, help="to hold while the command runs")
     runner.add_argument("--processes", type=int, default=1, help="0: one to each GPU")
     runner.add_argument("--nodes", type=int, default=1, help="of this SLURM job, to run on")
@@ -388,10 +440,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             parsed.inputs,
             command,
             parsed.log,
-            parsed.unkeyed,
+            parsed.runtime_args,
             parsed.states,
             parsed.gpus,
             choose_processes(parsed.processes, parsed.gpus, parsed.nodes, parsed.accelerate),
+            parsed.functions,
+            parsed.results,
         )
     else:
         track(parsed.provenance, parsed.pointer)

@@ -1,0 +1,54 @@
+# Helpers of rules/compare.smk: who answers and who judges in a comparison.
+
+from warpflow.side_by_side.settings import policy_result
+
+
+def answers(w):
+    """The contestants' files of answers, in the config's order."""
+    comparison = COMPARISONS[w.comparison]
+    return [
+        comparison.stored.get(name, f"{RESULTS}/answer_prompts/{w.comparison}/{name}/answers.json")
+        for name in comparison.contestants
+    ]
+
+
+def own_policy(w):
+    """The run's result that a contestant is; None for another checkpoint."""
+    given = COMPARISONS[w.comparison].contestants[w.contestant]
+    return policy_result(PLAN, given["policy"]) if "policy" in given else None
+
+
+def answer_flags(w, input):
+    """Who answers what, and how: flags of answer_prompts."""
+    comparison = COMPARISONS[w.comparison]
+    given = {
+        "policy": input.policy or comparison.contestants[w.contestant].get("path"),
+        "name": w.contestant,
+        "prompts": comparison.prompts,
+        "instructions": input.instructions or None,
+        "data": input.data or None,
+        "seed": config["seed"],
+    }
+    for key in ("max_prompt_tokens", "max_new_tokens", "temperature"):
+        given[key] = getattr(comparison, key) or config["policy"][key]
+    return flags(given) + (f" --parents {input.parents}" if input.parents else "")
+
+
+def judge(w):
+    """The config of a judge."""
+    return COMPARISONS[w.comparison].judges[w.judge]
+
+
+def judge_flags(w, input):
+    """Who judges what: flags of judge_answers."""
+    comparison = COMPARISONS[w.comparison]
+    return flags(
+        {
+            "judge": json.dumps(judge(w), sort_keys=True),
+            "pairs": comparison.pairs,
+            "prompts": comparison.prompts,
+            "reward_model": input.reward_model or None,
+            "sft": input.sft or None,
+            "as_messages": True if comparison.stored else None,
+        }
+    )

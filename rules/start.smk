@@ -1,0 +1,58 @@
+# What happens when Snakemake starts, all in one place: whatever reads or changes more than the rules'
+# own files. The rules are read in every job of a cluster too; only the main process does these things.
+
+from snakemake.io import apply_wildcards
+
+from warpflow.pipeline.dvc_cache import remove_broken_lock
+from warpflow.pipeline.freshness import Records, results_without_records
+from warpflow.pipeline.slurm import Needs, login_node_warning, submission_problem
+
+RECORDS = Records()
+# --jobs is given, beside an executor that submits.
+IS_SUBMITTED = workflow.resource_settings.nodes is not None
+
+if workflow.is_main_process:
+    remove_broken_lock()
+    if tracking_problem():
+        logger.warning(f"Results are not tracked by DVC: {tracking_problem()}.")
+    if problem := RECORDS.problem or results_without_records(RESULTS, RECORDS):
+        raise WorkflowError(problem)
+    # The login node's GPUs limit nothing: what a job asks for is in slurm/config.yaml.
+    if not IS_SUBMITTED:
+        workflow.register_resource("gpu", GPUS)
+workflow.register_resource("dvc", 1)
+
+
+def inputs_of(made):
+    """A parameter of a rule that changes whenever the content of one of its inputs is not the one
+    that its output was made from. Snakemake alone looks at contents only where times say so, and
+    Git and DVC leave any times behind."""
+    return lambda wildcards: RECORDS.inputs_of(apply_wildcards(made.output[0], wildcards))
+
+
+for made in workflow.rules:
+    if made.output:
+        made.set_params(inputs=inputs_of(made))
+
+
+def needs(job):
+    """What a job asks of one node; what is not known yet counts as nothing."""
+    asked = {name: job.resources.get(name) for name in ("mem_mb", "gpu", "nodes")}
+    number = {name: value if isinstance(value, int) else 0 for name, value in asked.items()}
+    return Needs(
+        str(job.resources.get("slurm_partition", "")),
+        job.threads,
+        number["mem_mb"],
+        -(-number["gpu"] // max(1, number["nodes"])),
+    )
+
+
+# What a cluster cannot give is said before the first job is submitted.
+onstart:
+    jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+    if workflow.executor_plugin.name == "slurm":
+        if problem := submission_problem([(job.rule.name, needs(job)) for job in jobs]):
+            raise WorkflowError(problem)
+    elif workflow.executor_plugin.name == "local":
+        if warning := login_node_warning({job.rule.name for job in jobs}):
+            logger.warning(warning)

@@ -1,0 +1,140 @@
+"""Completions of held-out prompts by one policy, with what needs the policy itself: their KL to the
+SFT policy and their entropy. What they are worth is for `warpflow.evaluation.evaluate` to say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from warpflow.lm.log_probs import (
+    Completions,
+    gather_log_probs,
+    response_logits,
+    rows_per_pass,
+)
+from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Section `evaluate_policy` of the config, with what it shares with `train_policy`."""
+
+    prompts: int
+    samples_per_prompt: int
+    batch_size: int
+    temperature: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Completions of one policy with what needs the policy itself; each [N], and the rows of one
+    prompt are adjacent.
+
+    Attributes:
+        kl: log π(y|x) − log π_sft(y|x): unbiased, noisy, may be negative.
+        kl_exact: Σ_t KL(π(·|x, y_<t) ‖ π_sft(·|x, y_<t)): same mean, less variance.
+        entropy: Σ_t H(π(·|x, y_<t)): its mean is the entropy of whole completions.
+    """
+
+    batch: Completions
+    kl: Tensor
+    kl_exact: Tensor
+    entropy: Tensor
+
+
+def sample_and_measure(
+    policy: PreTrainedModel,
+    sft: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    settings: EvaluationSettings,
+    *,
+    eos_id: int,
+    pad_id: int,
+    seed: int,
+) -> Iterator[Measured]:
+    """Sample from `policy` on the first `settings.prompts` prompts, `settings.batch_size`
+    completions at a time, and measure their KL to `sft`.
+
+    Every policy sees the same prompts with the same random numbers, so differences between
+    policies are paired, and the batch size changes nothing.
+    """
+    chosen = prompts[: settings.prompts]
+    each = settings.samples_per_prompt
+    uniforms = draw_uniforms(
+        len(chosen) * each, settings.max_new_tokens, policy.device, seed, "evaluate_policy"
+    )
+    per_batch = max(1, settings.batch_size // each)
+    for start in range(0, len(chosen), per_batch):
+        ids, mask = pad_left(chosen[start : start + per_batch], pad_id, policy.device)
+        batch = sample_completions(
+            policy,
+            ids,
+            mask,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            eos_id=eos_id,
+            pad_id=pad_id,
+            uniforms=uniforms[start * each : (start + per_batch) * each],
+            samples_per_prompt=each,
+        )
+        yield Measured(batch, *kls_and_entropy(policy, sft, batch, settings.temperature))
+
+
+def completion_rows(parts: Iterable[Measured]) -> Iterator[dict[str, Any]]:
+    """Each completion of the first prompts, one to a prompt, as a row that can be scored later:
+    the prompt's number, sampled token ids, and what was measured."""
+    prompt = 0
+    for part in parts:
+        columns = [part.kl.tolist(), part.kl_exact.tolist(), part.entropy.tolist()]
+        for index, (kl, kl_exact, entropy) in enumerate(zip(*columns, strict=True)):
+            yield {
+                "prompt": prompt,
+                "ids": part.batch.response_ids[index][part.batch.is_response[index]].tolist(),
+                "finished": bool(part.batch.finished[index]),
+                "kl": kl,
+                "kl_exact": kl_exact,
+                "entropy": entropy,
+            }
+            prompt += 1
+
+
+@torch.no_grad()
+def kls_and_entropy(
+    policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Two estimators of KL(π ‖ π_sft) and one of the entropy of π, all over whole sequences, in
+    nats, [B] each.
+
+    The first is the log-ratio of the sampled sequence. The second replaces each token's log-ratio
+    by its exact expectation over the vocabulary given the sampled prefix (Rao–Blackwell); the
+    entropy is taken in the same way. All are unbiased for completions sampled from `policy` at
+    `temperature`.
+    """
+    parts = torch.arange(len(batch.finished)).split(rows_per_pass(batch, policy.config.vocab_size))
+    measured = []
+    for part in parts:
+        rows = batch.rows(part) if len(parts) > 1 else batch
+        logits = response_logits(policy, rows, temperature)
+        sft_logits = response_logits(sft, rows, temperature)
+        measured.append(kls_and_entropy_of_logits(logits, sft_logits, rows))
+    sampled, exact, entropy = (torch.cat(values) for values in zip(*measured, strict=True))
+    return sampled, exact, entropy
+
+
+def kls_and_entropy_of_logits(
+    logits: Tensor, sft_logits: Tensor, batch: Completions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`kls_and_entropy` of both models' logits [B, C, V]."""
+    sampled = gather_log_probs(logits, batch) - gather_log_probs(sft_logits, batch)
+    log_p, log_q = logits.log_softmax(-1), sft_logits.log_softmax(-1)
+    p = log_p.exp()
+    # The policy's own probabilities weigh the log-ratio; the reverse would be another divergence.
+    exact = (p * (log_p - log_q)).sum(-1).masked_fill(~batch.is_response, 0.0)
+    entropy = -(p * log_p).sum(-1).masked_fill(~batch.is_response, 0.0)
+    return sampled.sum(1), exact.sum(1), entropy.sum(1)

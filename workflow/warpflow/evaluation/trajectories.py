@@ -1,0 +1,102 @@
+"""RL trajectories: the completions that a run kept along its way, read again and scored.
+
+A run writes completions and their KL to SFT, which need the policy of that step, and nothing that
+training does not see. So another gold reward scores the runs that are there and trains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from warpflow.data.files import Row
+from warpflow.evaluation.evaluate import (
+    Samples,
+    distinct_n,
+    entropy_per_token,
+    mean_and_error,
+    prompt_values,
+    score,
+)
+from warpflow.evaluation.rewards import Reward, response_texts
+from warpflow.evaluation.sample import Measured
+from warpflow.lm.log_probs import Completions
+from warpflow.lm.sampling import pad_left
+
+SCORED = ("reward", "gold", "kl", "kl_exact", "length")
+
+
+def points(rows: Sequence[Row]) -> Iterator[tuple[dict[str, Any], list[Row]]]:
+    """The rows of `completions.jsonl` by step and weights, in the order they were written."""
+    keys = dict.fromkeys((row["step"], row["weights"]) for row in rows)
+    for step, weights in keys:
+        chosen = [row for row in rows if (row["step"], row["weights"]) == (step, weights)]
+        yield {"step": step, "weights": weights}, chosen
+
+
+def measured_again(
+    rows: Sequence[Row],
+    prompts: Sequence[Sequence[int]],
+    pad_id: int,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> Iterator[Measured]:
+    """The completions of one point as tensors, `batch_size` at a time.
+
+    Args:
+        prompts: token ids of the held-out prompts, which rows name by number.
+    """
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        ids, is_prompt = pad_left([prompts[row["prompt"]] for row in part], pad_id, device)
+        reversed_ids, reversed_mask = pad_left([row["ids"][::-1] for row in part], pad_id, device)
+        batch = Completions(
+            ids,
+            is_prompt,
+            reversed_ids.flip(1),  # padded on the right
+            reversed_mask.flip(1),
+            torch.tensor([row["finished"] for row in part], device=device),
+        )
+        yield Measured(batch, *(column(part, name) for name in ("kl", "kl_exact", "entropy")))
+
+
+def column(rows: Sequence[Row], name: str) -> Tensor:
+    return torch.tensor([row[name] for row in rows], dtype=torch.float32)
+
+
+def score_trajectory(
+    rows: Sequence[Row],
+    prompts: Sequence[Sequence[int]],
+    reward: Reward,
+    gold: Reward | None,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Of one run: a row of means and standard errors for each point, and its values of every
+    prompt.
+
+    Args:
+        rows: of `completions.jsonl`, one completion to a prompt.
+    """
+    trajectory, values = [], []
+    for key, chosen in points(rows):
+        parts = measured_again(chosen, prompts, tokenizer.pad_token_id, batch_size, device)
+        samples = score(parts, reward, gold)
+        trajectory.append(key | summarise_point(samples, tokenizer))
+        values.append(key | prompt_values(samples, 1))
+    return trajectory, values
+
+
+def summarise_point(samples: Samples, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Means and standard errors of one point's completions."""
+    row: dict[str, Any] = {}
+    for name in SCORED:
+        values = getattr(samples, name)
+        row[name], row[f"{name}_se"] = (None, None) if values is None else mean_and_error(values, 1)
+    texts = [text for batch in samples.batch for text in response_texts(batch, tokenizer)]
+    return row | {"entropy": entropy_per_token(samples), "distinct_2": distinct_n(texts, 2)}
