@@ -13,11 +13,11 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from warpflow.figures import plotting
+from warpflow.figures import style as plotting
 from warpflow.figures.averages import plot_averages
 from warpflow.figures.cli import TABLE_COLUMNS, read_tables
 from warpflow.figures.diversity import plot_diversity
-from warpflow.figures.plotting import FigureStyle, plot_fronts
+from warpflow.figures.style import FigureStyle, plot_fronts
 
 ROOT = Path(__file__).resolve().parents[2]
 ETAS = (0.0, 0.3, 0.5, 1.0)

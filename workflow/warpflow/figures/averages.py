@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from warpflow.figures.plotting import (
+from warpflow.figures.style import (
     LINE_STYLES,
     FigureStyle,
     add_legend,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from warpflow.figures.plotting import FigureStyle, save_figure
+from warpflow.figures.style import FigureStyle, save_figure
 from warpflow.fronts.tables import KEYS, mean_of_replicates
 
 # The columns that the figures use; a table may have more.

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from warpflow.figures.plotting import (
+from warpflow.figures.style import (
     FigureStyle,
     add_legend,
     draw_fronts_panel,

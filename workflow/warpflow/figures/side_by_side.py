@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from warpflow.figures.plotting import (
+from warpflow.figures.style import (
     AXIS_LABELS,
     FigureStyle,
     Look,
