@@ -3,17 +3,10 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from warpflow.figures.style import (
-    FigureStyle,
-    add_legend,
-    draw_fronts_panel,
-    experiment_looks,
-    fixed_settings,
-    front_handles,
-    has_values,
-    message_figure,
-    new_figure,
-)
+from warpflow.figures.front_panels import draw_fronts_panel, front_handles
+from warpflow.figures.panels import add_legend, message_figure, new_figure
+from warpflow.figures.rows import has_values
+from warpflow.figures.style import FigureStyle, experiment_looks, fixed_settings
 
 METRICS = ("self_similarity", "distinct_2", "entropy", "length")
 MESSAGE = "No diversity was measured. Set `evaluate_policy.samples_per_prompt` to 2 or more."
