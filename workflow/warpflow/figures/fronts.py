@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 
 from warpflow.figures.front_panels import draw_fronts_panel, front_handles
 from warpflow.figures.labels import Placed, place_texts
-from warpflow.figures.panels import MESSAGES, add_legend, message_figure, new_figure
+from warpflow.figures.panels import add_legend, message_figure, new_figure
 from warpflow.figures.rows import has_values, liti_fronts
 from warpflow.figures.style import FigureStyle, Look, experiment_looks, fixed_settings
+
+MESSAGE = "No policy was evaluated. Give `interpolate_policy.etas` several values."
 
 LABELLED_EXPERIMENTS = 4  # whose η are written beside the points
 # Of KL on a root scale, as far as there is room.
@@ -34,7 +36,7 @@ def plot_fronts(
     tables = (evaluations, trajectories)
     metrics = [m for m in ("reward", "gold") if any(has_values(table, m) for table in tables)]
     if not metrics:
-        return message_figure(style, MESSAGES["fronts"])
+        return message_figure(style, MESSAGE)
     looks = experiment_looks(evaluations, trajectories, style.palette)
     figure, [panels] = new_figure(style, [len(metrics)])
     fronts = liti_fronts(evaluations)

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from warpflow.figures.panels import (
     AXIS_LABELS,
-    MESSAGES,
     add_legend,
     experiment_handles,
     iteration_handles,
@@ -20,6 +19,8 @@ from warpflow.figures.panels import (
 from warpflow.figures.rows import drop_shared, split_by
 from warpflow.figures.style import FigureStyle, Look, experiment_looks, fixed_settings, marker_of
 
+MESSAGE = "There is no pair of members to compare. Set `members` to 2 or more."
+
 
 @fixed_settings
 def plot_geometry(evaluations: pd.DataFrame, geometry: pd.DataFrame, style: FigureStyle) -> Figure:
@@ -28,7 +29,7 @@ def plot_geometry(evaluations: pd.DataFrame, geometry: pd.DataFrame, style: Figu
     `evaluations` only fixes the colours of the experiments.
     """
     if geometry.empty:
-        return message_figure(style, MESSAGES["geometry"])
+        return message_figure(style, MESSAGE)
     looks = experiment_looks(evaluations, geometry, style.palette)
     pairs = drop_shared(geometry, ["replicate", "iteration"], ["member_a", "member_b"])
     pairs = pairs.assign(norm_ratio=norm_ratio(pairs))

@@ -8,7 +8,6 @@ from matplotlib.lines import Line2D
 
 from warpflow.figures.labels import Placed, place_texts
 from warpflow.figures.panels import (
-    MESSAGES,
     add_legend,
     draw_points,
     label_axes,
@@ -25,6 +24,11 @@ from warpflow.figures.style import (
     marker_of,
 )
 
+MESSAGE = (
+    "No merge of two members at a set weight was evaluated. Add experiments with `members: 2`, "
+    "`merge_policies.weight` between 0 and 1, and 1 in `interpolate_policy.etas`."
+)
+
 SETTING_COLUMNS = ["merge_method", "iteration", "anchor", "beta", "mu"]
 
 
@@ -33,7 +37,7 @@ def plot_lambda_sweep(evaluations: pd.DataFrame, style: FigureStyle) -> Figure:
     """SLERP against LERP of two members over the merge weight λ (Figs. 3c and 8)."""
     curves = lambda_curves(evaluations)
     if not curves:
-        return message_figure(style, MESSAGES["lambda_sweep"])
+        return message_figure(style, MESSAGE)
     looks = experiment_looks(evaluations, evaluations, style.palette)
     pairs = [("merge_weight", "reward"), ("merge_weight", "kl_exact"), ("kl_exact", "reward")]
     figure, [panels] = new_figure(style, [len(pairs)])

@@ -31,19 +31,6 @@ AXIS_LABELS = {
     "length": "Length (tokens)",
 }
 
-MESSAGES = {
-    "fronts": "No policy was evaluated. Give `interpolate_policy.etas` several values.",
-    "eta_sweep": "No experiment was evaluated at two or more η. "
-    "Give `interpolate_policy.etas` several values.",
-    "lambda_sweep": "No merge of two members at a set weight was evaluated. Add experiments with "
-    "`members: 2`, `merge_policies.weight` between 0 and 1, and 1 in `interpolate_policy.etas`.",
-    "geometry": "There is no pair of members to compare. Set `members` to 2 or more.",
-    "training": "No training steps were recorded. Set `train_policy.steps` above 0 and "
-    "`train_policy.log_every` below it.",
-    "trajectories": "No policy was evaluated during training. Set `train_policy.evaluate_every` "
-    "below `train_policy.steps`.",
-}
-
 
 def new_figure(style: FigureStyle, panels: Sequence[int]) -> tuple[Figure, list[list[Axes]]]:
     """A figure with `panels[i]` equally wide panels in row i."""

@@ -6,7 +6,6 @@ import dataclasses
 import math
 
 import matplotlib
-import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from warpflow.figures.panels import (
     AXIS_LABELS,
-    MESSAGES,
     add_legend,
     experiment_handles,
     iteration_handles,
@@ -24,6 +23,15 @@ from warpflow.figures.style import (
     experiment_looks,
     fixed_settings,
     run_groups,
+)
+
+NO_STEPS = (
+    "No training steps were recorded. Set `train_policy.steps` above 0 and "
+    "`train_policy.log_every` below it."
+)
+NO_TRAJECTORIES = (
+    "No policy was evaluated during training. Set `train_policy.evaluate_every` below "
+    "`train_policy.steps`."
 )
 
 SMOOTHING_SHARE = 0.1  # window of the rolling mean, about, as a share of the run
@@ -57,11 +65,11 @@ def plot_training_curves(
         draw_runs(top, logged, training, looks, draw_smoothed)
         top[0].set_ylabel(AXIS_LABELS["training_reward"])
     else:
-        write_message(top[0], MESSAGES["training"])
+        write_message(top[0], NO_STEPS)
     if metrics:
         draw_runs(bottom, metrics, trajectories, looks, banded)
     else:
-        write_message(bottom[0], MESSAGES["trajectories"])
+        write_message(bottom[0], NO_TRAJECTORIES)
     if len(both):
         runs = pd.concat([distinct_runs(table) for table in (training, trajectories)])
         handles = experiment_handles(runs["experiment"], looks)
