@@ -40,3 +40,11 @@ def test_training_curves_say_what_half_is_missing() -> None:
     figure = draw("training_curves", tables)
     assert len(figure.axes) == 3
     assert "evaluated during training" in message_of(figure.axes[2])
+
+
+def test_steps_are_whole_numbers() -> None:
+    tables = make_tables()
+    tables["training"] = tables["training"].query("step <= 3")
+    tables["trajectories"]["step"] //= 10  # 0 to 3 too
+    for axes in draw("training_curves", tables).axes:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())

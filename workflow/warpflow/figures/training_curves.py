@@ -90,6 +90,7 @@ def draw_runs(
         for label, rows, color, linestyle in run_groups(table, looks):
             draw(axes, rows, metric, label, color, linestyle)
         label_axes(axes, "step", metric)
+        axes.locator_params(axis="x", integer=True)
 
 
 def draw_band(
