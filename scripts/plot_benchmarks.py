@@ -1,7 +1,7 @@
 """Draw benchmark scores against KL (benchmarks.png, benchmarks.svg)."""
 
+from warpflow.figures.benchmarks import plot_benchmarks
 from warpflow.figures.cli import draw_figure
-from warpflow.figures.comparisons import plot_benchmarks
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Draw reward, KL and gold reward against η (eta_sweep.png, eta_sweep.svg)."""
 
 from warpflow.figures.cli import draw_figure
-from warpflow.figures.plotting import plot_eta_sweep
+from warpflow.figures.eta_sweep import plot_eta_sweep
 
 
 def main(argv: list[str] | None = None) -> None:

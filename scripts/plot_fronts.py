@@ -1,7 +1,7 @@
 """Draw the KL–reward fronts of LITI, RL trajectories and the optimum (fronts.png, fronts.svg)."""
 
 from warpflow.figures.cli import draw_figure
-from warpflow.figures.plotting import plot_fronts
+from warpflow.figures.fronts import plot_fronts
 
 
 def main(argv: list[str] | None = None) -> None:

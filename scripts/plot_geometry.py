@@ -1,7 +1,7 @@
 """Draw angles and norms of task vectors (geometry.png, geometry.svg)."""
 
 from warpflow.figures.cli import draw_figure
-from warpflow.figures.plotting import plot_geometry
+from warpflow.figures.geometry import plot_geometry
 
 
 def main(argv: list[str] | None = None) -> None:

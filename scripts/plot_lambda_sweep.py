@@ -1,7 +1,7 @@
 """Draw SLERP against LERP over λ (lambda_sweep.png, lambda_sweep.svg)."""
 
 from warpflow.figures.cli import draw_figure
-from warpflow.figures.plotting import plot_lambda_sweep
+from warpflow.figures.lambda_sweep import plot_lambda_sweep
 
 
 def main(argv: list[str] | None = None) -> None:

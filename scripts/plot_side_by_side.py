@@ -1,7 +1,7 @@
 """Draw the matrices of win rates and graded scores (side_by_side.png, side_by_side.svg)."""
 
 from warpflow.figures.cli import draw_figure
-from warpflow.figures.comparisons import plot_side_by_side
+from warpflow.figures.side_by_side import plot_side_by_side
 
 
 def main(argv: list[str] | None = None) -> None:

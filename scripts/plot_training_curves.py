@@ -1,7 +1,7 @@
 """Draw the RL runs over their steps (training_curves.png, training_curves.svg)."""
 
 from warpflow.figures.cli import draw_figure
-from warpflow.figures.plotting import plot_training_curves
+from warpflow.figures.training_curves import plot_training_curves
 
 
 def main(argv: list[str] | None = None) -> None:

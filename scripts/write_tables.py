@@ -25,7 +25,8 @@ td[class^=did], td[class=below] { color: #b2182b }
 COLOURED = re.compile("<td>(held|did not hold|above|below)(?=</td>)")
 COLUMNS = ["experiment", "replicate", "stage", "iteration", "member", "towards", "eta", "reward"]
 COLUMNS += ["reward_se", "gold", "gold_se", "kl_exact", "kl_exact_se", "kl", "kl_se", "length"]
-COLUMNS += ["unfinished", "entropy", "distinct_1", "distinct_2", "distinct_3", "self_similarity"]
+COLUMNS += ["unfinished", "entropy", "distinct_1", "distinct_2", "distinct_3"]
+COLUMNS += ["distinct_completions", "self_similarity"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

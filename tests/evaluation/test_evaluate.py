@@ -1,8 +1,10 @@
 """Evaluation: standard errors, diversity, summaries; KL of a policy to itself."""
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from warpflow.evaluation.evaluate import (
     EvaluationSettings,
     Samples,
     distinct_n,
+    distinct_shares,
     entropy_per_token,
     evaluate,
     mean_and_error,
@@ -78,6 +81,51 @@ def test_distinct_n() -> None:
     assert distinct_n(["a b", "a b"], 2) == 0.5
     assert distinct_n(["a", ""], 2) == 0
     assert distinct_n(["a b", "b c"], 2) == 1, "no bigram across two texts"
+
+
+def bigram_texts(count: int, rng: random.Random, words: int = 20) -> list[str]:
+    """Texts of one bigram each, uniform over those of so many words."""
+    return [f"{rng.randrange(words)} {rng.randrange(words)}" for _ in range(count)]
+
+
+def expected_share(draws: int, kinds: int = 400) -> float:
+    """Expected share of distinct ones among uniform draws of so many kinds."""
+    return kinds * (1 - (1 - 1 / kinds) ** draws) / draws
+
+
+def test_distinct_bigrams_do_not_depend_on_the_number_of_completions() -> None:
+    """One policy, measured along the way (200 completions) and at its end (400 prompts × 2): the
+    share of all texts falls by half with their number alone, that of equally many does not."""
+    rng = random.Random(0)
+    of_all: dict[int, list[float]] = {200: [], 800: []}
+    of_equal: dict[int, list[float]] = {200: [], 800: []}
+    for _ in range(100):
+        for count, each in ((200, 1), (800, 2)):
+            texts = bigram_texts(count, rng)
+            shares = distinct_shares(texts, each)
+            assert shares["distinct_completions"] == 100
+            of_all[count].append(distinct_n(texts, 2))
+            of_equal[count].append(shares["distinct_2"])
+    for count in (200, 800):
+        assert fmean(of_all[count]) == pytest.approx(expected_share(count), abs=0.01)
+        assert fmean(of_equal[count]) == pytest.approx(expected_share(100), abs=0.01)
+    assert fmean(of_all[200]) > 1.7 * fmean(of_all[800])
+
+
+def test_distinct_bigrams_are_those_of_each_prompts_first_completion() -> None:
+    texts = [f"{prompt} x" if first else "y y" for prompt in range(120) for first in (True, False)]
+    shares = distinct_shares(texts, 2)
+    assert (shares["distinct_2"], shares["distinct_completions"]) == (1, 100)
+    assert distinct_shares(texts[:10], 2)["distinct_completions"] == 5
+
+
+def test_self_similarity_does_not_depend_on_the_number_of_completions() -> None:
+    """Two texts of one bigram are alike with the chance that they are equal, here 1 in 4."""
+    rng = random.Random(0)
+    for prompts, each in ((100, 2), (400, 2), (100, 8)):
+        texts = [bigram_texts(prompts * each, rng, words=2) for _ in range(100)]
+        similarities = [self_similarity(some, each) or 0.0 for some in texts]
+        assert fmean(similarities) == pytest.approx(1 / 4, abs=0.02)
 
 
 def test_self_similarity() -> None:
@@ -165,7 +213,8 @@ def test_summary_with_and_without_gold(make_model: MakeModel, with_gold: bool) -
     assert row["kl"] == row["kl_exact"] == 0
     assert row["unfinished"] == pytest.approx(1 - samples.finished.float().mean().item())
     assert row["self_similarity"] == pytest.approx(1 / 3)
-    assert row["distinct_2"] == 0.25
+    assert row["distinct_2"] == pytest.approx(1 / 3), "of the first completions, all alike"
+    assert row["distinct_completions"] == 3
     if with_gold:
         assert row["gold"] == 2 * samples.length.double().mean().item()
         assert row["gold_se"] == pytest.approx(2 * mean_and_error(samples.length, 2)[1])

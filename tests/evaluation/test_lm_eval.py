@@ -7,9 +7,9 @@ from typing import Any
 import benchmark_policy
 import collect_benchmarks
 import pandas as pd
+import plot_benchmarks
 import pytest
 from conftest import BOS, MakeModel, MakeTokenizer
-from test_figures import load_script
 from test_grades import plan_of
 from test_scripts import flags
 
@@ -117,7 +117,7 @@ def test_the_table_has_each_point_with_its_kl_and_the_figure_a_panel_each(tmp_pa
     assert table.eta.tolist() == [0, 0, 0.5, 0.5]
     assert table.value.tolist() == [0.75, 0.5] * 2
     arguments = ["--tables", str(tmp_path / "tables"), "--out", str(tmp_path / "figures")]
-    load_script("plot_benchmarks").main(arguments)
+    plot_benchmarks.main(arguments)
     svg = (tmp_path / "figures/benchmarks.svg").read_text()
     assert "exact_match (strict-match)" in svg and "tiny" in svg
 

@@ -10,10 +10,10 @@ import grade_answers
 import judge_answers
 import numpy as np
 import pandas as pd
+import plot_side_by_side
 import pytest
 from conftest import MakeModel, MakeTokenizer
 from project import ROOT
-from test_figures import load_script
 from test_rewards import classifier
 from test_scripts import flags
 
@@ -306,7 +306,7 @@ def test_scripts_from_answers_to_matrices(
     table = pd.read_csv("tables/side_by_side.csv")
     assert (table.win_rate[0], table.score[0], table.n[0]) == (0, -1.5, 12)
     assert table.length_b[0] == 90
-    load_script("plot_side_by_side").main(["--tables", "tables", "--out", "figures"])
+    plot_side_by_side.main(["--tables", "tables", "--out", "figures"])
     svg = (tmp_path / "figures/side_by_side.svg").read_text()
     assert "judge: length" in svg and "<svg" in svg
 

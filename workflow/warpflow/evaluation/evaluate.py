@@ -16,6 +16,7 @@ from warpflow.lm.log_probs import Completions
 
 # What evaluation.json keeps for each prompt.
 PROMPT_VALUES = ("reward", "gold", "kl", "kl_exact", "length")
+DISTINCT_PROMPTS = 100  # whose first completions the distinct n-grams are counted over
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def summarise(samples: Samples, texts: Sequence[str], samples_per_prompt: int) -
         row |= {name: mean, f"{name}_se": error}
     row["unfinished"] = 1 - samples.finished.float().mean().item()
     row["entropy"] = entropy_per_token(samples)
-    row |= {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
+    row |= distinct_shares(texts, samples_per_prompt)
     row["self_similarity"] = self_similarity(texts, samples_per_prompt)
     return row
 
@@ -120,14 +121,31 @@ def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Share of n-grams, over all texts, that differ from one another; 0 without n-grams."""
+    """Share of n-grams, over all texts, that differ from one another; 0 without n-grams. It falls
+    with the number of texts: see `distinct_shares`."""
     grams = [gram for text in texts for gram in ngrams(text, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
+def distinct_shares(texts: Sequence[str], samples_per_prompt: int) -> dict[str, float]:
+    """`distinct_1` to `distinct_3` over one completion of each of the first prompts, and
+    `distinct_completions`: how many these are, at most `DISTINCT_PROMPTS`.
+
+    The share of distinct n-grams falls with the number of texts, so only rows of the same number
+    are comparable. A fixed number makes evaluations of 400 prompts and trajectories of 200 so.
+
+    Args:
+        texts: the decoded responses, [N], those of one prompt adjacent.
+    """
+    first = texts[::samples_per_prompt][:DISTINCT_PROMPTS]
+    shares = {f"distinct_{n}": distinct_n(first, n) for n in (1, 2, 3)}
+    return {**shares, "distinct_completions": len(first)}
+
+
 def self_similarity(texts: Sequence[str], samples_per_prompt: int) -> float | None:
     """Mean Jaccard similarity of the bigrams of two completions of one prompt (as Fig. 19:
-    diversity lost); None where each prompt has one completion."""
+    diversity lost); None where each prompt has one completion. A mean over prompts of pairs: its
+    expectation depends neither on the number of prompts nor on that of completions."""
     if samples_per_prompt < 2:
         return None
     similarities = []

@@ -4,20 +4,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from warpflow.figures.plotting import (
-    LINE_STYLES,
-    FigureStyle,
+from warpflow.figures.panels import (
     add_legend,
     draw_points,
     experiment_handles,
-    experiment_looks,
-    fixed_settings,
-    has_values,
     label_axes,
     message_figure,
     new_figure,
-    split_by,
 )
+from warpflow.figures.rows import has_values, split_by
+from warpflow.figures.style import LINE_STYLES, FigureStyle, experiment_looks, fixed_settings
 
 NAMES = {"policy": "policy", "ema": "EMA, rate μ", "average": "mean of all steps"}
 MESSAGE = (

@@ -1,6 +1,8 @@
 """Command line shared by the `scripts/plot_*.py`: read tables, draw one figure, save it."""
 
 import argparse
+import io
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from warpflow.figures.plotting import FigureStyle, save_figure
+from warpflow.figures.style import FigureStyle, fixed_settings
 from warpflow.fronts.tables import KEYS, mean_of_replicates
 
 # The columns that the figures use; a table may have more.
@@ -152,3 +154,20 @@ def draw_figure(
     more = dict(zip(found, read_tables(arguments.tables, found), strict=True))
     figure = plot(*read_tables(arguments.tables, tables), style, **more)
     save_figure(figure, arguments.out, name)
+
+
+@fixed_settings
+def save_figure(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write folder/name.png and folder/name.svg; equal figures give equal bytes.
+
+    The files are replaced by rename: an existing one may be a read-only link into DVC's cache.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    for kind, entries in metadata.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=figure.dpi, metadata=entries)
+        unfinished = folder / f".{name}.{kind}.tmp"
+        unfinished.write_bytes(buffer.getvalue())
+        os.replace(unfinished, folder / f"{name}.{kind}")
+    return folder / f"{name}.png", folder / f"{name}.svg"

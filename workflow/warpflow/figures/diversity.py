@@ -1,20 +1,15 @@
 """What alignment costs besides KL: the diversity and the length of completions (Figs. 18, 19)."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from warpflow.figures.plotting import (
-    FigureStyle,
-    add_legend,
-    draw_fronts_panel,
-    experiment_looks,
-    fixed_settings,
-    front_handles,
-    has_values,
-    message_figure,
-    new_figure,
-)
+from warpflow.figures.front_panels import draw_fronts_panel, front_handles
+from warpflow.figures.panels import add_legend, message_figure, new_figure
+from warpflow.figures.rows import has_values
+from warpflow.figures.style import FigureStyle, Look, experiment_looks, fixed_settings
 
+COUNT = "distinct_completions"  # how many the share of distinct bigrams is over
 METRICS = ("self_similarity", "distinct_2", "entropy", "length")
 MESSAGE = "No diversity was measured. Set `evaluate_policy.samples_per_prompt` to 2 or more."
 
@@ -27,6 +22,8 @@ def plot_diversity(
 
     Trajectories have no self-similarity: on the way a prompt gets one completion.
     """
+    if COUNT not in evaluations:
+        evaluations = evaluations.drop(columns="distinct_2", errors="ignore")
     metrics = [metric for metric in METRICS if metric in evaluations]
     metrics = [metric for metric in metrics if has_values(evaluations, metric)]
     if not metrics:
@@ -36,6 +33,32 @@ def plot_diversity(
     figure, panels = new_figure(style, [len(row) for row in rows])
     for axes, metric in zip([a for row in panels for a in row], metrics, strict=True):
         along = trajectories if metric in trajectories else trajectories.iloc[:0]
-        draw_fronts_panel(axes, evaluations, along, metric, looks, style.z)
+        if metric == "distinct_2":
+            draw_distinct(axes, evaluations, along, looks, style.z)
+        else:
+            draw_fronts_panel(axes, evaluations, along, metric, looks, style.z)
     add_legend(figure, front_handles(evaluations, trajectories, looks), style)
     return figure
+
+
+def draw_distinct(
+    axes: Axes,
+    evaluations: pd.DataFrame,
+    trajectories: pd.DataFrame,
+    looks: dict[str, Look],
+    z: float,
+) -> None:
+    """The share of distinct bigrams, of the rows that have it over equally many completions: the
+    share falls with their number. The panel says the number, and whether rows are left out."""
+    count = evaluations[COUNT].max()
+    policies, steps = (with_count(table, count) for table in (evaluations, trajectories))
+    draw_fronts_panel(axes, policies, steps, "distinct_2", looks, z)
+    axes.set_ylabel(f"Distinct bigrams (share, {count:g} completions)")
+    left_out = len(evaluations) + len(trajectories) - len(policies) - len(steps)
+    if left_out:
+        axes.set_title(f"{left_out} rows of other numbers of completions are left out", fontsize=8)
+
+
+def with_count(table: pd.DataFrame, count: float) -> pd.DataFrame:
+    """Rows measured over `count` completions; none of a table that does not say how many."""
+    return table[table[COUNT] == count] if COUNT in table else table.iloc[:0]

@@ -1,7 +1,4 @@
-"""Figures of what is measured beside the run: answers side by side, and benchmarks.
-
-As in `plotting`, a function per figure: tables and a `FigureStyle` in, a matplotlib `Figure` out.
-"""
+"""Answers side by side: a matrix of win rates for each judge (Table 1 of the paper)."""
 
 from __future__ import annotations
 
@@ -14,21 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from warpflow.figures.plotting import (
-    AXIS_LABELS,
-    FigureStyle,
-    Look,
-    add_legend,
-    draw_points,
-    experiment_handles,
-    fixed_settings,
-    iteration_handles,
-    marker_of,
-    message_figure,
-    new_figure,
-    palette_colors,
-    split_by,
-)
+from warpflow.figures.panels import message_figure, new_figure
+from warpflow.figures.style import FigureStyle, fixed_settings
 
 CELL = 0.65  # inches that a cell's lines of text need
 WIDE = 4  # contestants; more of them get a row of the figure for each judge
@@ -98,42 +82,3 @@ def cell_text(row: dict) -> str:
 def signed(value: float) -> str:
     """+0.12, and never -0.00."""
     return f"{round(value, 2) or 0.0:+.2f}"
-
-
-@fixed_settings
-def plot_benchmarks(table: pd.DataFrame, style: FigureStyle) -> Figure:
-    """Capability against KL, a panel for each task and metric (the paper's Table 2 has one point
-    of each task; here are several η)."""
-    if table.empty:
-        return message_figure(style, "No benchmark was run. Set `benchmark_policy.tasks`.")
-    panels = list(split_by(table, "task", "metric", "filter"))
-    beside = min(3, len(panels))
-    counts = [min(beside, len(panels) - i) for i in range(0, len(panels), beside)]
-    figure, rows = new_figure(style, counts)
-    last = table.groupby("experiment")["iteration"].max()
-    names = list(dict.fromkeys(table["experiment"]))
-    colors = palette_colors(style.palette, len(names))
-    looks = {
-        name: Look(colors[i % len(colors)], "-", int(last[name])) for i, name in enumerate(names)
-    }
-    flat = [axes for row in rows for axes in row]
-    for axes, ((task, metric, kind), points) in zip(flat, panels, strict=True):
-        for (name, iteration), line in split_by(points, "experiment", "iteration"):
-            draw_points(
-                axes,
-                line.sort_values("kl_exact"),
-                "kl_exact",
-                "value",
-                style.z,
-                f"{name}, iteration {iteration}",
-                color=looks[name].shade(iteration),
-                marker=marker_of(iteration),
-                markersize=4,
-                linewidth=1.3,
-            )
-        axes.set_title(task, fontsize=9)
-        axes.set_xlabel(AXIS_LABELS["kl_exact"])
-        axes.set_ylabel(metric if pd.isna(kind) or kind == "none" else f"{metric} ({kind})")
-    handles = experiment_handles(names, looks)
-    add_legend(figure, [*handles, *iteration_handles(table["iteration"])], style)
-    return figure
