@@ -222,7 +222,7 @@ def test_replicates_that_disagree_leave_a_claim_undecided() -> None:
     sure = verdicts(world).loc["2"]
     assert sure.verdict == "held" and sure.replicates == 4 and "alone" not in sure.compared
     for policy, values in world.policies.items():
-        if policy in ("lerp/replicate1", "lerp/replicate2"):
+        if policy in ("lerp/replicate1/member0", "lerp/replicate2/member0"):
             values["reward"] += 0.3
     torn = verdicts(world).loc["2"]
     assert torn.verdict == "undecided"
@@ -276,7 +276,7 @@ def test_too_few_prompts_decide_nothing() -> None:
 
 def test_unequal_prompts_and_missing_replicates_are_errors() -> None:
     world = make_world(replicates=2)
-    world.policies["lerp/replicate1"]["reward"] = np.zeros(7)
+    world.policies["lerp/replicate1/member0"]["reward"] = np.zeros(7)
     with pytest.raises(ValueError, match="evaluated on 7 and 60 prompts"):
         world.measured()
     world = make_world(replicates=2)

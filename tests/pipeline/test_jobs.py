@@ -12,7 +12,7 @@ import yaml
 
 from warpflow.pipeline import jobs
 from warpflow.pipeline.code_files import file_hash
-from warpflow.pipeline.contents import file_md5, folder_listing, listing_md5
+from warpflow.pipeline.contents import folder_listing, listing_md5
 from warpflow.pipeline.dvc_cache import cached_object, cached_run, remove_broken_lock
 
 SCRIPT = """\

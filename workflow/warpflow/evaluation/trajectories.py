@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from warpflow.data.files import Row
 from warpflow.evaluation.evaluate import (
     Samples,
-    distinct_n,
+    distinct_shares,
     entropy_per_token,
     mean_and_error,
     prompt_values,
@@ -99,4 +99,4 @@ def summarise_point(samples: Samples, tokenizer: PreTrainedTokenizerBase) -> dic
         values = getattr(samples, name)
         row[name], row[f"{name}_se"] = (None, None) if values is None else mean_and_error(values, 1)
     texts = [text for batch in samples.batch for text in response_texts(batch, tokenizer)]
-    return row | {"entropy": entropy_per_token(samples), "distinct_2": distinct_n(texts, 2)}
+    return row | {"entropy": entropy_per_token(samples)} | distinct_shares(texts, 1)
