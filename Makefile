@@ -5,12 +5,15 @@ BIN = $(VENV)/bin
 # The tools find one another (snakemake calls python and dvc) as in an activated environment.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run plan test lint docs clean lock
+.PHONY: run plan why test lint docs clean lock image
 run: $(VENV)/installed  ## the default run: everything, from data to report
 	snakemake --cores all
 
 plan: $(VENV)/installed  ## what a run takes: make plan [CONFIG=config/paper.yaml] [TFLOPS=400] [GROUP=main]
 	python scripts/plan_run.py --configfile $(CONFIG) $(addprefix --tflops ,$(TFLOPS)) $(addprefix --group ,$(GROUP))
+
+why: $(VENV)/installed  ## why jobs are due, and what they cost: make why [CONFIG=config/mine.yaml]
+	python scripts/explain_rerun.py $(addprefix --configfile ,$(CONFIG))
 
 test: lint  ## linters, then all tests
 	pytest
@@ -35,7 +38,12 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	# The rule of .gitattributes for Snakemake's records needs this once in a clone.
+	! git rev-parse --git-dir > /dev/null 2>&1 || git config merge.ours.driver true
 	touch $@
+
+image:  ## the environment as a Docker image, for `--software-deployment-method apptainer`
+	docker build --tag warpflow:latest .
 
 clean:  ## the environment and caches; results stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,8 +1,19 @@
 # WARP as a DAG: data → SFT → reward model → (M × RL → merge → LITI) × I → evaluation → figures.
 # Read next: rules/common.smk (names and paths), then the rules in the order of the flow.
+import sys
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.0")
+# The library is found where it is not installed, so that tools which only read the workflow (lists, lint)
+# need no environment.
+sys.path.insert(0, str(Path(str(workflow.current_basedir)) / "workflow"))
+
+
+# The environment of every job, where `snakemake --software-deployment-method apptainer` is asked for:
+# `make image` builds it.
+container: "docker-daemon://warpflow:latest"
 
 
 configfile: "config/config.yaml"

@@ -11,7 +11,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 # The smoke settings, in the folder that dvc.yaml draws from; targets go in front of them.
 SMOKE = ("--config", "results=results", "--configfile", "config/smoke.yaml")
-FILES = ("Snakefile", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
+FILES = ("Snakefile", "dvc.yaml", ".gitignore", ".gitattributes", ".dvcignore")
+FILES += (".dvc/config", ".dvc/.gitignore")
 FOLDERS = ("rules", "scripts", "config", "profiles", "slurm", "workflow", "docs")
 IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@example.org")
 

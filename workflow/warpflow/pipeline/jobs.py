@@ -406,49 +406,61 @@ def stop_without_result(folder: Path, provenance: Path) -> None:
     )
 
 
+def run_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The arguments of ``run``, those before ``--``."""
+    parser.add_argument("--makes", type=Path, nargs="+", required=True, help="folders or a file")
+    parser.add_argument("--log", type=Path, required=True, help="for what the command prints")
+    parser.add_argument("--inputs", nargs="*", default=[], help="declared inputs of the rule")
+    parser.add_argument(
+        "--runtime_args", default="", help="arguments that do not change the result"
+    )
+    parser.add_argument("--functions", nargs="*", default=[], help="module:function of settings")
+    parser.add_argument("--results", type=Path, help="folder; its code/ says what the code did")
+    parser.add_argument("--gpus", type=int, default=0, help="to hold while the command runs")
+    parser.add_argument("--processes", type=int, default=1, help="0: one to each GPU")
+    parser.add_argument("--nodes", type=int, default=1, help="of this SLURM job, to run on")
+    parser.add_argument("--accelerate", default="ddp", help="a file of config/accelerate/")
+    parser.add_argument("--states", type=Path, help="folder of resume states, for --state")
+    return parser
+
+
+def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """``run``, its arguments, ``--`` and a command → the arguments and the command."""
+    cut = list(words).index("--")
+    given = run_parser(argparse.ArgumentParser()).parse_args(list(words)[1:cut])
+    return given, list(words)[cut + 1 :]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     actions = parser.add_subparsers(dest="action", required=True)
-    runner = actions.add_parser("run", help="make a result, in a job")
-    runner.add_argument("--makes", type=Path, nargs="+", required=True, help="folders or a file")
-    runner.add_argument("--log", type=Path, required=True, help="for what the command prints")
-    runner.add_argument("--inputs", nargs="*", default=[], help="declared inputs of the rule")
-    runner.add_argument(
-        "--runtime_args", default="", help="arguments that do not change the result"
-    )
-    runner.add_argument("--functions", nargs="*", default=[], help="module:function of settings")
-    runner.add_argument("--results", type=Path, help="folder; its code/ says what the code did")
-    runner.add_argument("--gpus", type=int, default=0, help="to hold while the command runs")
-    runner.add_argument("--processes", type=int, default=1, help="0: one to each GPU")
-    runner.add_argument("--nodes", type=int, default=1, help="of this SLURM job, to run on")
-    runner.add_argument("--accelerate", default="ddp", help="a file of config/accelerate/")
-    runner.add_argument("--states", type=Path, help="folder of resume states, for --state")
+    run_parser(actions.add_parser("run", help="make a result, in a job"))
     tracker = actions.add_parser("track", help="give a result to DVC, in the main process")
     tracker.add_argument("provenance", type=Path)
     tracker.add_argument("pointer", type=Path)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = []
-    if "--" in arguments:
-        cut = arguments.index("--")
-        arguments, command = arguments[:cut], arguments[cut + 1 :]
+    if arguments[:1] == ["run"] and "--" in arguments:
+        given, command = parse_run(arguments)
+        processes = choose_processes(given.processes, given.gpus, given.nodes, given.accelerate)
+        run(
+            given.makes,
+            given.inputs,
+            command,
+            given.log,
+            given.runtime_args,
+            given.states,
+            given.gpus,
+            processes,
+            given.functions,
+            given.results,
+        )
+        return
     parsed = parser.parse_args(arguments)
     if parsed.action == "run":
-        run(
-            parsed.makes,
-            parsed.inputs,
-            command,
-            parsed.log,
-            parsed.runtime_args,
-            parsed.states,
-            parsed.gpus,
-            choose_processes(parsed.processes, parsed.gpus, parsed.nodes, parsed.accelerate),
-            parsed.functions,
-            parsed.results,
-        )
-    else:
-        track(parsed.provenance, parsed.pointer)
+        parser.error("run: expected -- and a command")
+    track(parsed.provenance, parsed.pointer)
 
 
 if __name__ == "__main__":

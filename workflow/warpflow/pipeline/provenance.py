@@ -74,6 +74,11 @@ def describe(record: dict[str, Any], inputs: dict[Path, str]) -> str:
     if made_in["git_commit"]:
         modified = " + changes" if made_in["git_modified"] else ""
         parts.append(f"commit {made_in['git_commit'][:10]}{modified}")
+    for entry in record.get("accepted", []):
+        parts.append(
+            f"ACCEPTED by {entry['author']} on {entry['date']} for another code: {entry['reason']} "
+            f"(key {entry['old_key'][:10]} → {entry['new_key'][:10]})"
+        )
     changed = [str(path) for path, md5 in inputs.items() if is_changed(path, md5)]
     if changed:
         parts.append(f"CHANGED SINCE: {', '.join(changed)}")

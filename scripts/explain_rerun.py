@@ -1,0 +1,73 @@
+"""Say why jobs are due, and what they cost: which setting, input or function differs.
+
+    python scripts/explain_rerun.py
+    python scripts/explain_rerun.py --configfile config/mine.yaml -- results/mine/report/main.html
+
+Nothing is run and no file is changed. Results that are due for a change of the code alone, one that
+cannot change them, need not be computed again: see scripts/accept_results.py.
+Next in reading order: warpflow.pipeline.reruns.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from warpflow.pipeline.reruns import add_arguments, due_jobs, explain, waiting
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    due, config = due_jobs(add_arguments(parser).parse_args(argv))
+    if not due:
+        print("Nothing is due.")
+        return
+    cost_of = known_costs(config)
+    total, unknown = 0.0, 0
+    for parts, waits_for in waiting(due):
+        happens, why = explain(parts, waits_for)
+        cost = 0.0 if happens == "is looked up" else cost_of(parts.result)
+        total, unknown = total + (cost or 0.0), unknown + (cost is None)
+        print(f"{parts.result}: {happens}; {in_words(cost)}")
+        print("\n".join(f"    {line}" for line in why))
+    print(
+        f"All of them, one after the other: {in_words(total)} at most"
+        + (f", and {unknown} of which it is not known" if unknown else "")
+    )
+    small = Counter(job.rule for job in due if not job.is_heavy)
+    if small:
+        listed = ", ".join(f"{number} {rule}" for rule, number in sorted(small.items()))
+        print(f"Beside them, seconds each: {listed}")
+
+
+def known_costs(config: Mapping[str, Any]) -> Callable[[str], float | None]:
+    """Seconds of each result by its name, as `make plan` knows them; None where it does not."""
+    from warpflow.estimates import costs  # torch: an import of seconds, needed where jobs are due
+    from warpflow.experiments import make_plan
+
+    plan, results = make_plan(config), Path(config["results"])
+    jobs = {job.result: job for group in plan.groups for job in costs.jobs_of(config, plan, group)}
+    known = {job: found for job in jobs.values() if (found := costs.measured(results, job))}
+
+    def cost_of(result: str) -> float | None:
+        return costs.seconds_of(jobs[result], known, None) if result in jobs else None
+
+    return cost_of
+
+
+def in_words(seconds: float | None) -> str:
+    """A time to read: 45 s, 12 min, 3.1 h."""
+    if seconds is None:
+        return "it is not known how long it takes"
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    main()

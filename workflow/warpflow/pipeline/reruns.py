@@ -1,0 +1,295 @@
+"""Why a job is due: what differs between what its result was made from and what is there now.
+
+`snakemake -n` says that a parameter changed; here it is said which setting, which input and which
+function of which file. Next in reading order: `scripts/explain_rerun.py`, which prints it, and
+`warpflow.pipeline.accept`, which declares results good where only code has changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from warpflow.pipeline.code_files import definitions
+from warpflow.pipeline.contents import read_pointer
+from warpflow.pipeline.dvc_cache import find_folder, find_text
+from warpflow.pipeline.jobs import code_record, is_small, make_record, parse_run
+
+WRAPPER = "warpflow.pipeline.jobs"
+
+
+@dataclass(frozen=True)
+class Due:
+    """A job that Snakemake would run.
+
+    Attributes:
+        outputs: as the rule declares them.
+        command: its shell command.
+        after: first outputs of the due jobs whose results it takes.
+    """
+
+    rule: str
+    outputs: tuple[str, ...]
+    command: str
+    after: tuple[str, ...]
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether the job wrapper runs it; tables, figures and trackers run without."""
+        return f"{WRAPPER} run " in self.command
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A wrapped command, taken apart: as the arguments of `jobs.run`."""
+
+    makes: list[Path]
+    inputs: list[str]
+    command: list[str]
+    functions: list[str]
+    results: Path
+
+    @classmethod
+    def of(cls, shell: str) -> Parts:
+        words = shlex.split(shell)
+        given, command = parse_run(words[words.index(WRAPPER) + 1 :])
+        return cls(given.makes, given.inputs, command, given.functions, given.results)
+
+    @property
+    def provenance(self) -> Path:
+        return self.makes[0].parent / "provenance.json"
+
+    @property
+    def result(self) -> str:
+        """The result's name, as in the plan."""
+        return self.makes[0].parent.relative_to(self.results).as_posix()
+
+    def record(self) -> dict[str, Any]:
+        """What would go in now. Every input must be there."""
+        return make_record(self.makes, self.inputs, self.command, self.functions)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Between a recorded result and what would go in now, in words, a line each."""
+
+    settings: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    code: list[str] = field(default_factory=list)
+
+    @property
+    def lines(self) -> list[str]:
+        return [*self.settings, *self.inputs, *self.code]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """What Snakemake would be told: targets and config."""
+    parser.add_argument("targets", nargs="*", help="results, as for snakemake; default: all")
+    parser.add_argument("--configfile", type=Path, nargs="+", default=[], help="as for snakemake")
+    parser.add_argument("--config", type=key_and_value, nargs="+", default=[], help="KEY=VALUE")
+    return parser
+
+
+def key_and_value(text: str) -> tuple[str, str]:
+    """``KEY=VALUE``."""
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected KEY=VALUE")
+    return key, value
+
+
+def due_jobs(given: argparse.Namespace) -> tuple[list[Due], dict[str, Any]]:
+    """The jobs that Snakemake would run, in an order in which it could run them, and the config in
+    force. Nothing is run, and no file is changed.
+
+    Args:
+        given: of `add_arguments`.
+    """
+    from snakemake.api import SnakemakeApi  # an import of seconds, for this alone
+    from snakemake.settings.types import (
+        ConfigSettings,
+        DAGSettings,
+        OutputSettings,
+        Quietness,
+        ResourceSettings,
+    )
+
+    quiet = OutputSettings(dryrun=True, quiet={Quietness.ALL})
+    with contextlib.redirect_stdout(io.StringIO()), SnakemakeApi(quiet) as api:
+        workflow = api.workflow(
+            resource_settings=ResourceSettings(cores=1),
+            config_settings=ConfigSettings(
+                config=dict(given.config), configfiles=tuple(given.configfile)
+            ),
+            snakefile=Path("Snakefile"),
+        )
+        workflow.dag(DAGSettings(targets=set(given.targets))).summary()
+        dag = workflow._workflow.dag  # there is no public way to a DAG's jobs
+        needed = set(dag.needrun_jobs())
+        ordered = [job for level in dag.toposorted() for job in level if job in needed]
+        jobs = [
+            Due(
+                rule=job.rule.name,
+                outputs=tuple(map(str, job.output)),
+                command=job.shellcmd or "",
+                after=tuple(
+                    str(other.output[0])
+                    for other in dag.dependencies[job]
+                    if other in needed and other.output
+                ),
+            )
+            for job in ordered
+            if job.output
+        ]
+        return jobs, workflow._workflow.globals["config"]
+
+
+def waiting(due: Sequence[Due]) -> Iterator[tuple[Parts, list[str]]]:
+    """Each heavy job, and the names of the results before it that may come out anew. Those that
+    are only looked up, and are in place already, do not count."""
+    by_output = {output: job for job in due for output in job.outputs}
+    in_place: set[str] = set()
+    for job in due:
+        if job.is_heavy:
+            parts = Parts.of(job.command)
+            before = {Parts.of(b.command).result for b in heavy_before(job, by_output)} - in_place
+            if not before and is_in_place(parts):
+                in_place.add(parts.result)
+            yield parts, sorted(before)
+
+
+def heavy_before(job: Due, by_output: Mapping[str, Due]) -> Iterator[Due]:
+    """The due heavy jobs that a job waits for, those behind trackers among them."""
+    for output in job.after:
+        other = by_output[output]
+        if other.is_heavy:
+            yield other
+        else:
+            yield from heavy_before(other, by_output)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], results: Path) -> Differences:
+    """What differs between two records of `jobs.make_record`.
+
+    Args:
+        results: folder whose code/ says what the recorded code did.
+    """
+    return Differences(
+        settings=list(setting_lines(old, new)),
+        inputs=list(input_lines(old["inputs"], new["inputs"])),
+        code=list(code_lines(old["code"], new["code"], results)),
+    )
+
+
+def setting_lines(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Flags whose values differ. A path whose content is an input is compared as an input."""
+    before, after = flags_of(old), flags_of(new)
+    for flag in sorted(before.keys() | after.keys()):
+        if before.get(flag) != after.get(flag):
+            was, now = before.get(flag, "not there"), after.get(flag, "not there")
+            yield f"setting {flag}: {was} → {now}"
+
+
+def flags_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """The flags of a record's command, each with its values; of inputs and results the content, or
+    the name, in place of the path."""
+    inputs = record["inputs"]
+    found: dict[str, list[str]] = {}
+    flag = "command"
+    for word in record["command"]:
+        if word.startswith("--"):
+            flag = word
+            found[flag] = []
+        elif word not in inputs and flag not in ("--out", "--tables"):
+            found.setdefault(flag, []).append(word)
+    return {name: " ".join(words) for name, words in found.items()}
+
+
+def input_lines(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
+    """Inputs by path whose content differs, and those that came or went with a new content."""
+    for path in sorted(old.keys() & new.keys()):
+        if old[path] != new[path]:
+            yield f"input {path}: {old[path][:8]} → {new[path][:8]}"
+    for path in sorted(new.keys() - old.keys()):
+        if new[path] not in old.values():
+            yield f"input {path}: is new"
+    for path in sorted(old.keys() - new.keys()):
+        if old[path] not in new.values():
+            yield f"input {path}: is no longer read"
+
+
+def code_lines(old: Mapping[str, Any], new: Mapping[str, Any], results: Path) -> Iterator[str]:
+    """Files whose code does something else now, with the functions and classes that changed."""
+    before, after = old["files"], new["files"]
+    file = code_record(old["hash"], results)
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    for path in sorted(before.keys() | after.keys()):
+        if path not in after:
+            yield f"code {path}: is no longer used"
+        elif path not in before:
+            yield f"code {path}: is new"
+        elif before[path] != after[path]:
+            yield f"code {path}: {', '.join(changed_names(known.get(path), path)) or 'changed'}"
+
+
+def changed_names(recorded: Mapping[str, str] | None, path: str) -> list[str]:
+    """Functions and classes of a file that came, went or do something else; none where it is not
+    known what they did."""
+    if recorded is None:
+        return []
+    now = {name: value[:12] for name, value in definitions(Path(path)).items()}
+    changed = {name for name in recorded.keys() | now.keys() if recorded.get(name) != now.get(name)}
+    return [
+        name + (" (new)" if name not in recorded else " (gone)" if name not in now else "")
+        for name in sorted(changed)
+    ]
+
+
+def explain(parts: Parts, waits_for: Sequence[str]) -> tuple[str, list[str]]:
+    """Of a heavy job: what would happen, in a few words, and why, a line each.
+
+    Args:
+        waits_for: results that are due before it.
+    """
+    lines = [f"input {name}: is due itself" for name in waits_for]
+    if not parts.provenance.is_file():
+        return "runs", [*lines, "it has not been made yet"]
+    old = json.loads(parts.provenance.read_text())
+    if any(not Path(path).is_file() for path in parts.inputs):
+        return "waits for its inputs", lines
+    new = parts.record()
+    found = differences(old, new, parts.results)
+    if waits_for:
+        happens = "runs again, unless these inputs come out as they are"
+        return happens, [*lines, *found.settings, *found.code]
+    if is_at_hand(parts, new["key"]):
+        return "is looked up", ["it was made before from the same inputs: nothing is computed"]
+    return "runs again", found.lines or ["its result is not in place, and not in DVC's cache"]
+
+
+def is_at_hand(parts: Parts, key: str) -> bool:
+    """Whether DVC's cache has the result of a key."""
+    if is_small(parts.makes[0]):
+        return find_text(key) is not None
+    return all(find_folder(key, folder.name) for folder in parts.makes)
+
+
+def is_in_place(parts: Parts) -> bool:
+    """Whether the result of what would go in now is the one that is there."""
+    if any(not Path(path).is_file() for path in parts.inputs):
+        return False
+    key = parts.record()["key"]
+    if is_small(parts.makes[0]):
+        return parts.makes[0].is_file() and find_text(key) == parts.makes[0].read_text("utf-8")
+    for folder in parts.makes:
+        pointer, found = folder.with_name(f"{folder.name}.dvc"), find_folder(key, folder.name)
+        if not (found and pointer.is_file() and read_pointer(pointer)["md5"] == found["md5"]):
+            return False
+    return True
