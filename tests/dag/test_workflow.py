@@ -109,7 +109,7 @@ def test_colour_only_plots(finished, overlay):
 def test_editing_code_reruns_what_imports_it(finished, tmp_path):
     copy = copy_finished(finished, tmp_path / "edited")
     script = copy / "scripts/merge_policies.py"
-    script.write_text(script.read_text() + "# a comment\n")
+    script.write_text(script.read_text() + "\nSPARE = 1\n")
     jobs = planned(copy, *SMOKE)
     assert "train_sft" not in jobs
     assert jobs["merge_policies"] == 5
