@@ -19,23 +19,12 @@ from pathlib import Path
 
 import torch
 
-from warpflow.merging.checkpoints import (
-    available_cores,
-    check_vocabularies,
-    new_checkpoints,
-    provenance,
-    read_tensors,
-)
+from warpflow.merging.checkpoints import check_vocabularies, read_tensors
+from warpflow.merging.chunks import DTYPES, check_sources, output_dtypes, to_dtype
 from warpflow.merging.methods import GRANULARITIES, METHODS, VECTORS
-from warpflow.merging.recipes import to_dtype
-from warpflow.merging.streaming import (
-    DTYPES,
-    check_sources,
-    merge,
-    merge_into,
-    output_dtypes,
-    rounding_loss,
-)
+from warpflow.merging.streaming import merge, merge_into, rounding_loss
+from warpflow.merging.workers import available_cores
+from warpflow.merging.writing import new_checkpoints, provenance
 
 GEOMETRY_COLUMNS = [
     "group",

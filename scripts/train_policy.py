@@ -39,9 +39,9 @@ from warpflow.evaluation.evaluate import (
     mean_and_error,
     prompt_values,
 )
-from warpflow.evaluation.rewards import response_texts
 from warpflow.evaluation.task import JudgeArguments, Judges, load_judges
 from warpflow.lm.models import load_config, load_policy, save_checkpoint
+from warpflow.lm.texts import response_texts
 from warpflow.seeds import derive_seed
 from warpflow.training.distributed import (
     any_process,

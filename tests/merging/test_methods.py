@@ -1,4 +1,4 @@
-"""The three averages: EMA, merging of task vectors, LITI."""
+"""Merging of task vectors, and LITI."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ import torch
 from conftest import MakeModel
 from torch import Tensor
 
+from warpflow.merging.chunks import CHUNK, interpolate
 from warpflow.merging.methods import (
     GRANULARITIES,
     METHODS,
@@ -16,9 +17,8 @@ from warpflow.merging.methods import (
     layer_groups,
     lerp_norm_matched_coefficients,
     slerp_coefficients,
-    update_ema_,
 )
-from warpflow.merging.streaming import CHUNK, gram_matrix, interpolate, merge, merge_into
+from warpflow.merging.streaming import gram_matrix, merge, merge_into
 
 Tensors = dict[str, Tensor]
 NAMES = [
@@ -79,58 +79,6 @@ def slerp_sequence(vectors: Sequence[Tensor], steps: Sequence[float]) -> Tensor:
     for vector, step in zip(vectors[1:], steps, strict=True):
         merged = slerp_vectors(merged, vector, step)
     return merged
-
-
-# --- stage 1: EMA ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mu", [0.01, 0.3])
-def test_ema_of_a_constant_policy_has_the_closed_form(mu: float) -> None:
-    start, policy = torch.randn(7), torch.randn(7)
-    anchor = [start.clone()]
-    for _ in range(20):
-        update_ema_(anchor, [policy], mu)
-    expected = policy.double() + (start.double() - policy.double()) * (1 - mu) ** 20
-    torch.testing.assert_close(anchor[0].double(), expected, atol=1e-6, rtol=0)
-
-
-def test_ema_rate_0_keeps_the_anchor_and_1_copies_the_policy() -> None:
-    start, policy = torch.randn(50), torch.randn(50) * 1e3
-    for mu, expected in ((0.0, start), (1.0, policy)):
-        anchor = [start.clone()]
-        update_ema_(anchor, [policy], mu)
-        assert torch.equal(anchor[0], expected)
-
-
-def test_ema_moves_the_anchor_by_mu_towards_the_policy_and_leaves_the_policy() -> None:
-    anchor, policy = [torch.zeros(3), torch.zeros(2)], [torch.ones(3), torch.full((2,), 2.0)]
-    update_ema_(anchor, policy, 0.1)
-    torch.testing.assert_close(anchor, [torch.full((3,), 0.1), torch.full((2,), 0.2)])
-    assert torch.equal(policy[0], torch.ones(3))
-
-
-def test_ema_registers_a_step_of_the_papers_size() -> None:
-    """mu 0.01 of an Adam step of 1e-6 on a weight of 0.05 rounds to nothing in bf16."""
-    anchor, policy = [torch.full((4,), 0.05)], [torch.full((4,), 0.05 + 1e-6)]
-    update_ema_(anchor, policy, 0.01)
-    assert (anchor[0] > 0.05).all()
-
-
-@pytest.mark.parametrize("side", [0, 1])
-def test_ema_refuses_bf16(side: int) -> None:
-    pair = [[torch.zeros(2)], [torch.zeros(2)]]
-    pair[side] = [torch.zeros(2, dtype=torch.bfloat16)]
-    with pytest.raises(TypeError, match="float32"):
-        update_ema_(pair[0], pair[1], 0.1)
-
-
-def test_ema_of_a_tied_model_stays_tied(make_model: MakeModel) -> None:
-    anchor, policy = make_model("gemma", 0), make_model("gemma", 1)
-    before = anchor.get_input_embeddings().weight.clone()
-    update_ema_(list(anchor.parameters()), list(policy.parameters()), 0.5)
-    embedding = anchor.get_input_embeddings().weight
-    assert anchor.get_output_embeddings().weight is embedding
-    torch.testing.assert_close(embedding, (before + policy.get_input_embeddings().weight) / 2)
 
 
 # --- stage 2: merging --------------------------------------------------------------------------

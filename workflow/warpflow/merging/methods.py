@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -26,23 +26,6 @@ KARCHER_STEPS, KARCHER_TOLERANCE = 100, 1e-10  # converges in about 5 at 90° be
 
 GRANULARITIES = ("layer", "tensor", "model")
 VECTORS = ("task_vectors", "full_weights")
-
-
-# --- stage 1 -----------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def update_ema_(anchor: Sequence[Tensor], policy: Sequence[Tensor], mu: float) -> None:
-    """θ_ema ← (1 − μ) θ_ema + μ θ, in place (Algorithm 1). μ = 1 copies the policy.
-
-    Both must be fp32: with the paper's μ = 0.01 and lr = 1e-6 a bf16 average stands still.
-    """
-    for tensor in (*anchor, *policy):
-        if tensor.dtype != torch.float32:
-            raise TypeError(
-                f"EMA tensors must be float32, got {tensor.dtype}: load masters in fp32"
-            )
-    torch._foreach_lerp_(list(anchor), list(policy), mu)
 
 
 # --- stage 2 -----------------------------------------------------------------------------------

@@ -79,3 +79,9 @@ def _take_next(
         except Exception as error:
             writer.send((number, None, error))
             return
+
+
+def available_cores() -> int:
+    """Cores that this process may use, at most 8: more do not make a disk faster. One on macOS,
+    whose system libraries do not survive a fork."""
+    return min(len(os.sched_getaffinity(0)), 8) if hasattr(os, "sched_getaffinity") else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,19 @@ def code_files(script: str, *functions: str | None) -> list[str]:
         if path is None or str(path) in files:
             continue
         files.add(str(path))
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_that_run(ast.parse(path.read_text())):
             pending += map(module_file, imported_modules(node, path))
     return sorted(files)
+
+
+def nodes_that_run(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under ``if TYPE_CHECKING:``, which never run."""
+    yield tree
+    children: Iterable[ast.AST] = ast.iter_child_nodes(tree)
+    if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
+        children = tree.orelse
+    for node in children:
+        yield from nodes_that_run(node)
 
 
 def imported_modules(node: ast.AST, path: Path) -> list[str]:

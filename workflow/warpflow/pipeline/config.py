@@ -14,7 +14,7 @@ import jsonschema
 import yaml
 
 from warpflow.data.files import iterate_rows, require_columns
-from warpflow.evaluation.lm_eval import check_benchmarks
+from warpflow.evaluation.benchmark_points import check_benchmarks
 from warpflow.experiments import Experiment, experiment_groups, make_plan, resolve_experiments
 from warpflow.pipeline.code_files import module_file
 from warpflow.side_by_side.settings import check_comparison, read_comparisons

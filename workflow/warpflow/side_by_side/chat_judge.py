@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from warpflow.lm.prompts import is_messages
-from warpflow.side_by_side.answers import Answer
-from warpflow.side_by_side.settings import JUDGE_TEMPLATE
+from warpflow.side_by_side.answers import JUDGE_TEMPLATE, Answer
 
 FIELDS = ("instruction", "first", "second")  # what a template is filled with
 STOPPING = {401, 403, 404}  # statuses that no other request would escape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from warpflow.merging.methods import update_ema_
 from warpflow.training.adapters import acting_weights
 from warpflow.training.distributed import local, release
 
@@ -75,6 +74,20 @@ def _in_host_memory(tensor: Tensor) -> Tensor:
     """A copy there, pinned where it will travel to a GPU."""
     copied = tensor.to("cpu", copy=True)
     return copied.pin_memory() if tensor.is_cuda else copied
+
+
+@torch.no_grad()
+def update_ema_(anchor: Sequence[Tensor], policy: Sequence[Tensor], mu: float) -> None:
+    """θ_ema ← (1 − μ) θ_ema + μ θ, in place (Algorithm 1). μ = 1 copies the policy.
+
+    Both must be fp32: with the paper's μ = 0.01 and lr = 1e-6 a bf16 average stands still.
+    """
+    for tensor in (*anchor, *policy):
+        if tensor.dtype != torch.float32:
+            raise TypeError(
+                f"EMA tensors must be float32, got {tensor.dtype}: load masters in fp32"
+            )
+    torch._foreach_lerp_(list(anchor), list(policy), mu)
 
 
 @torch.no_grad()

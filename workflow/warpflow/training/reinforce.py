@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from warpflow.evaluation.rewards import Reward
 from warpflow.lm.log_probs import Completions
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
 from warpflow.lm.scoring import Score, scores_by_part
@@ -30,6 +29,9 @@ from warpflow.training.distributed import (
     own_part,
     shard,
 )
+
+if TYPE_CHECKING:
+    from warpflow.evaluation.rewards import Reward
 
 
 def _help(text: str) -> dict[str, str]:
