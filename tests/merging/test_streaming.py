@@ -355,11 +355,12 @@ def test_geometry_csv_has_a_row_per_group_and_pair(parents: Parents, tmp_path: P
     assert pd.read_csv(alone / "geometry.csv").empty
 
 
-def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["slerp", "ties"])
+def test_memory_does_not_grow_with_the_model(method: str, tmp_path: Path) -> None:
     """3 × 120 MB of fp32 in two tensors: what the merge allocates beyond its mapped files."""
     for seed, name in enumerate("ABC"):
         generator = torch.Generator().manual_seed(seed)
-        tensors = {f"model.layers.{k}.w": torch.empty(15_000_000) for k in (0, 1)}
+        tensors = {f"model.layers.{k}.w": torch.zeros(15_000_000) for k in (0, 1)}
         for tensor in tensors.values():
             tensor[:1000].normal_(generator=generator)
         (tmp_path / name).mkdir()
@@ -371,9 +372,39 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 
     init, a, b = (read_tensors(tmp_path / name) for name in "ABC")
     before, peaks = anonymous(), [0]
-    streaming.merge_into(lambda *piece: peaks.append(anonymous()), init, [a, b])
+    streaming.merge_into(lambda *piece: peaks.append(anonymous()), init, [a, b], method)
     assert len(peaks) > 400
     assert max(peaks) - before < 10_000  # KiB
+
+
+@pytest.mark.parametrize("density", [1e-4, 0.2, 1.0])
+@pytest.mark.parametrize("chunk", [7, 1000, 1 << 16])
+def test_thresholds_are_the_kth_largest_magnitudes_exactly(
+    chunk: int, density: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over many orders of magnitude, with many equal ones and zeros; whatever the chunks."""
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
+    deltas = torch.randn(3, 5000) * 10.0 ** torch.randint(-30, 3, (3, 5000))
+    deltas[1, ::2] = 0.125
+    deltas[2, 100:] = 0.0
+    init = {"a": torch.zeros(4000), "b": torch.zeros(10, 100)}
+    sources = [init, *({"a": d[:4000], "b": d[4000:].view(10, 100)} for d in deltas)]
+    found = streaming.magnitude_thresholds(
+        sources, ["a", "b"], density, chunks.new_scratch(sources)
+    )
+    rank = math.ceil(density * 5000)
+    assert torch.equal(found, deltas.abs().sort(descending=True).values[:, rank - 1])
+
+
+def test_ties_does_not_depend_on_chunks_or_processes(
+    parents: Parents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init, *policies = parents("llama", policies=3, shards=True)
+    whole = run_merge(init, policies, tmp_path / "whole", method="ties", workers=1)
+    monkeypatch.setattr(chunks, "CHUNK", 7)
+    parts = run_merge(init, policies, tmp_path / "parts", method="ties", workers=2)
+    assert same_bits(tensors_of(parts), tensors_of(whole))
+    assert json.loads((whole / "provenance.json").read_text())["method"] == "ties"
 
 
 # --- the symmetric mean ------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """Merging (stage 2) of checkpoints of any size, a chunk of weights at a time.
 
-A merge is θ_init + Σ c_m (θ_m − θ_init), or c_0 θ_init + … where full weights are merged. It reads
-each group of tensors twice: once for the Gram matrix of its task vectors, which gives the
-coefficients c, once to apply them. Groups are shared out to processes, not threads (docs/log.md):
-each runs in its core's cache at the speed of memory, and reading, arithmetic and writing of several
-overlap.
+A merge reads each group of tensors twice: once for the Gram matrix of its task vectors, which gives
+the coefficients c of θ_init + Σ c_m (θ_m − θ_init), once to apply them. An elementwise method that
+trims reads twice more, for the magnitudes from which on it keeps a weight. Groups are shared out to
+processes, not threads (docs/log.md): each runs in its core's cache at the speed of memory, and
+reading, arithmetic and writing of several overlap.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ from warpflow.merging.chunks import (
     task_vectors,
 )
 from warpflow.merging.methods import (
+    DENSITY,
     METHODS,
     VECTORS,
+    Elementwise,
     geometry_rows,
     layer_groups,
+    lerp_coefficients,
     merge_coefficients,
 )
 from warpflow.merging.workers import share_out
@@ -46,6 +49,7 @@ def merge_into(
     granularity: str = "layer",
     weight: float | None = None,
     vectors: str = "task_vectors",
+    density: float | None = None,
     workers: int = 1,
 ) -> list[dict[str, object]]:
     """Merge M ≥ 1 policies that were fine-tuned from `init` (Section 3.2) into result 0.
@@ -55,6 +59,8 @@ def merge_into(
     copied.
 
     Args:
+        density: share of each group's weights that an elementwise method keeps of a task vector,
+            the largest; None: `methods.DENSITY`.
         workers: processes that share the groups; with more than one, `emit` is called in these.
             The result does not depend on it.
 
@@ -62,33 +68,58 @@ def merge_into(
         Rows of `methods.geometry_rows`, for each group.
 
     Raises:
-        ValueError: unknown method, granularity or vectors, M = 0, names or shapes that differ, NaN
-            or Inf.
+        ValueError: see `check_method`; M = 0, names or shapes that differ, NaN or Inf.
     """
-    if method not in METHODS:
-        raise ValueError(f"merge method {method!r}: expected one of {', '.join(METHODS)}")
-    if vectors not in VECTORS:
-        raise ValueError(f"vectors {vectors!r}: expected one of {', '.join(VECTORS)}")
+    check_method(method, vectors, weight, density)
     if not policies:
         raise ValueError("nothing to merge: expected at least one policy")
-    if weight is not None and not 0 <= weight <= 1:
-        raise ValueError(f"weight {weight}: expected 0 <= weight <= 1, λ of the second of two")
     sources = [init, *policies]
     check_sources(sources)
     groups = list(layer_groups(init, granularity).items())
     scratch = new_scratch(sources)
+    # Of one policy there is nothing to merge, whatever the method: it is passed on bit for bit.
+    chosen = METHODS[method] if len(policies) > 1 else lerp_coefficients
 
     def merge_group(number: int) -> list[dict[str, object]]:
         group, names = groups[number]
         floating = [name for name in names if init[name].is_floating_point()]
         gram = gram_matrix(sources, floating, scratch)
-        coefficients = merge_coefficients(method, gram, weight, vectors).tolist()
-        for name in names:
-            combine_into(emit, sources, name, [coefficients], scratch)
+        if isinstance(chosen, Elementwise):
+            weights = lerp_coefficients(gram[1:, 1:], weight).float()
+            thresholds = magnitude_thresholds(sources, floating, density or DENSITY, scratch)
+            for name in names:
+                merge_elements_into(emit, sources, name, chosen, weights, thresholds, scratch)
+        else:
+            coefficients = merge_coefficients(chosen, gram, weight, vectors).tolist()
+            for name in names:
+                combine_into(emit, sources, name, [coefficients], scratch)
         return geometry_rows(group, gram)
 
     with one_thread():
         return list(itertools.chain(*share_out(merge_group, len(groups), workers)))
+
+
+def check_method(method: str, vectors: str, weight: float | None, density: float | None) -> None:
+    """Raise ValueError for settings that are unknown, out of range, or not of this method."""
+    if method not in METHODS:
+        raise ValueError(f"merge method {method!r}: expected one of {', '.join(METHODS)}")
+    if vectors not in VECTORS:
+        raise ValueError(f"vectors {vectors!r}: expected one of {', '.join(VECTORS)}")
+    if weight is not None and not 0 <= weight <= 1:
+        raise ValueError(f"weight {weight}: expected 0 <= weight <= 1, λ of the second of two")
+    is_elementwise = isinstance(METHODS[method], Elementwise)
+    if is_elementwise and vectors != "task_vectors":
+        raise ValueError(
+            f"vectors {vectors!r}: merge method {method} trims task vectors; set vectors to "
+            "task_vectors"
+        )
+    if density is not None and not is_elementwise:
+        raise ValueError(
+            f"density {density}: merge method {method} keeps all weights; leave density out, or "
+            "set method to ties"
+        )
+    if density is not None and not 0 < density <= 1:
+        raise ValueError(f"density {density}: expected 0 < density <= 1, the share that is kept")
 
 
 def gram_matrix(sources: Sequence[Tensors], names: Sequence[str], scratch: Tensor) -> Tensor:
@@ -110,6 +141,59 @@ def gram_matrix(sources: Sequence[Tensors], names: Sequence[str], scratch: Tenso
     return gram
 
 
+def magnitude_thresholds(
+    sources: Sequence[Tensors], names: Sequence[str], density: float, scratch: Tensor
+) -> Tensor:
+    """[M] fp32: the k-th largest magnitude of each task vector over the tensors `names`, where k is
+    `density` times their number of weights, rounded up.
+
+    Exact, in two passes and flat memory: the bits of a float without its sign grow with it, so the
+    first pass counts the upper 16 bits of all magnitudes, and the second one the lower 16 of those
+    whose upper ones are the k-th's.
+    """
+    elements = sum(sources[0][name].numel() for name in names)
+    left = torch.full((len(sources) - 1,), math.ceil(density * elements))
+    found = torch.zeros(len(left), dtype=torch.int32)
+    for shift in (16, 0):
+        counts = torch.zeros(len(left), 1 << 16, dtype=torch.int64)
+        for name in names:
+            flat = [source[name].reshape(-1) for source in sources]
+            for start in chunk_starts(flat[0].numel()):
+                bits = task_vectors(flat, start, scratch)[1:].abs().view(torch.int32)
+                for count, row, known in zip(counts, bits, found, strict=True):
+                    row = row if shift else row[row >> 16 == known >> 16]
+                    count += torch.bincount((row >> shift) & 0xFFFF, minlength=1 << 16)
+        for m, count in enumerate(counts):
+            from_the_top = count.flip(0).cumsum(0)
+            passed = int((from_the_top < left[m]).sum())  # bins that lie above the k-th's
+            found[m] |= ((1 << 16) - 1 - passed) << shift
+            left[m] -= from_the_top[passed - 1] if passed else 0
+    return found.view(torch.float32)
+
+
+def merge_elements_into(
+    emit: Emit,
+    sources: Sequence[Tensors],
+    name: str,
+    method: Elementwise,
+    weights: Tensor,
+    thresholds: Tensor,
+    scratch: Tensor,
+) -> None:
+    """θ_init + the merged task vector of one tensor in fp32, to result 0.
+
+    Args:
+        weights, thresholds: [M], see `methods.Elementwise`.
+    """
+    flat = [source[name].reshape(-1) for source in sources]
+    if not flat[0].is_floating_point():
+        emit(0, name, 0, flat[0])
+        return
+    for start in chunk_starts(flat[0].numel()):
+        rows = task_vectors(flat, start, scratch)
+        emit(0, name, start, method.merge(rows[1:], weights, thresholds).add_(rows[0]))
+
+
 # --- results in memory -------------------------------------------------------------------------
 
 
@@ -120,10 +204,11 @@ def merge(
     granularity: str = "layer",
     weight: float | None = None,
     vectors: str = "task_vectors",
+    density: float | None = None,
 ) -> dict[str, Tensor]:
     """`merge_into` memory."""
     emit, results = collector([init, *policies], 1)
-    merge_into(emit, init, policies, method, granularity, weight, vectors)
+    merge_into(emit, init, policies, method, granularity, weight, vectors, density)
     return results[0]
 
 

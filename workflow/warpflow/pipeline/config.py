@@ -281,6 +281,16 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
             f"- {where}merge_policies.weight: λ = {merging['weight']} is for two policies, but "
             f"members = {experiment.members}: set members to 2 or weight to null"
         )
+    if merging["method"] == "ties" and merging["vectors"] != "task_vectors":
+        yield (
+            f"- {where}merge_policies.vectors: got {merging['vectors']}, but method ties trims "
+            "task vectors: set vectors to task_vectors"
+        )
+    if merging.get("density") is not None and merging["method"] != "ties":
+        yield (
+            f"- {where}merge_policies.density: got {merging['density']}, but method "
+            f"{merging['method']} keeps all weights: set density to null or method to ties"
+        )
 
 
 def needed_file_keys(config: Mapping[str, Any]) -> list[str]:
