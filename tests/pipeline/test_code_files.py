@@ -36,7 +36,7 @@ def test_a_training_run_depends_on_no_code_that_only_merges():
 
 
 def test_an_import_of_types_is_no_code(tmp_path, monkeypatch):
-    text = "if TYPE_CHECKING:\n    import a\nelse:\n    import b\n"
+    text = "import b\nif TYPE_CHECKING:\n    import a\n"
     for name, content in {"scripts/job.py": text, "a.py": "", "b.py": ""}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)

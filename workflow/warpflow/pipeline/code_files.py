@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,17 @@ def code_files(script: str, *functions: str | None) -> list[str]:
         if path is None or str(path) in files:
             continue
         files.add(str(path))
-        for node in nodes_that_run(ast.parse(path.read_text())):
+        for node in running_nodes(ast.parse(path.read_text())):
             pending += map(module_file, imported_modules(node, path))
     return sorted(files)
 
 
-def nodes_that_run(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those under ``if TYPE_CHECKING:``, which never run."""
+def running_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a tree but those under ``if TYPE_CHECKING:``, which never run."""
     yield tree
-    children: Iterable[ast.AST] = ast.iter_child_nodes(tree)
-    if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
-        children = tree.orelse
-    for node in children:
-        yield from nodes_that_run(node)
+    for child in ast.iter_child_nodes(tree):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield from running_nodes(child)
 
 
 def imported_modules(node: ast.AST, path: Path) -> list[str]:
