@@ -1,4 +1,8 @@
-"""Work shared out to forked processes, where threads would wait for Python's lock."""
+"""Work shared out to forked processes, where threads would wait for Python's lock.
+
+Not a `ProcessPoolExecutor`: after a signal that waits until its workers' work is done, and its
+workers outlive a parent that was killed.
+"""
 
 from __future__ import annotations
 
