@@ -165,7 +165,7 @@ class Ours:
         from warpflow.lm import scoring
         from warpflow.lm.models import load_policy, load_tokenizer
         from warpflow.lm.prompts import encode_prompts
-        from warpflow.training import reinforce
+        from warpflow.training import anchors, reinforce
 
         tokenizer = load_tokenizer(folder)
         self.settings = reinforce.ReinforceSettings(
@@ -193,7 +193,7 @@ class Ours:
         for module, function, phase in (
             (reinforce, "sample_batch", "sample"),
             (scoring, "packed_log_probs", "score"),
-            (reinforce, "update_anchor_", "EMA"),
+            (anchors, "move_anchor_", "EMA"),
         ):
             setattr(module, function, self.timed(phase, getattr(module, function)))
         run.optimizer.step = self.timed("optimiser", run.optimizer.step)  # type: ignore[method-assign]

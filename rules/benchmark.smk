@@ -1,7 +1,7 @@
 # Capability benchmarks (section benchmark_policy): points of the fronts → lm-eval → table and figure.
 # `snakemake benchmarks` makes those of the config.
 
-from warpflow.evaluation.lm_eval import benchmark_points
+from warpflow.evaluation.benchmark_points import benchmark_points
 
 BENCHMARKS = config["benchmark_policy"]
 BENCHMARKED = benchmark_points(PLAN, BENCHMARKS) if BENCHMARKS["tasks"] else []

@@ -14,13 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.cli import parse_arguments
 from warpflow.data.files import Row, read_rows
-from warpflow.evaluation.rewards import response_texts
-from warpflow.evaluation.task import encode_rows
-from warpflow.lm.models import load_config, load_policy, load_tokenizer, require_context
-from warpflow.lm.prompts import Prompt, end_of_turn
+from warpflow.lm.models import load_config, load_tokenizer, require_context
+from warpflow.lm.prompts import Prompt, encode_rows, end_of_turn, user_message
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
+from warpflow.lm.texts import response_texts
+from warpflow.merging.points import load_point
 from warpflow.side_by_side.answers import Answer, read_answers, write_answers
-from warpflow.side_by_side.scores import user_message
 
 
 @dataclass
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.max_prompt_tokens,
     )
     eos_id = closing_id(tokenizer, user_message(rows[0]["prompt"], has_template))
-    policy = load_policy(arguments.policy, arguments.parents)
+    policy = load_point(arguments.policy, arguments.parents)
     texts, finished = [], []
     for text, is_finished in sample(policy, tokenizer, encoded, eos_id, arguments):
         texts.append(text)

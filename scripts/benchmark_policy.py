@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from warpflow.cli import parse_arguments
 from warpflow.evaluation.lm_eval import HINT, require_tasks, result_rows
-from warpflow.lm.models import load_policy, load_tokenizer
+from warpflow.lm.models import load_tokenizer
+from warpflow.merging.points import load_point
 
 
 @dataclass
@@ -64,7 +65,7 @@ def run_tasks(arguments: Arguments) -> dict[str, Any]:
     manager = TaskManager(include_path=arguments.task_folder)
     require_tasks(arguments.tasks, manager.all_tasks)
     tokenizer = begin_with_bos(load_tokenizer(arguments.policy))
-    policy = load_policy(arguments.policy, arguments.parents)
+    policy = load_point(arguments.policy, arguments.parents)
     results = lm_eval.simple_evaluate(
         model=HFLM(pretrained=policy, tokenizer=tokenizer, batch_size=arguments.batch_size),
         tasks=arguments.tasks,

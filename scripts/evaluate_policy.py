@@ -23,9 +23,10 @@ from warpflow.evaluation.evaluate import (
     prompt_values,
     summarise,
 )
-from warpflow.evaluation.rewards import Reward, prompt_texts, response_texts
+from warpflow.evaluation.rewards import Reward
 from warpflow.evaluation.task import JudgeArguments, load_judges
-from warpflow.lm.models import load_policy
+from warpflow.lm.texts import prompt_texts, response_texts
+from warpflow.merging.points import load_point
 
 
 @dataclass
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     judges = load_judges(given, settings.max_new_tokens)
     samples = evaluate(
-        load_policy(arguments.policy, arguments.parents),
+        load_point(arguments.policy, arguments.parents),
         judges.sft,
         judges.reward,
         judges.gold,

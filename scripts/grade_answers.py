@@ -15,8 +15,8 @@ from typing import Any
 import pandas as pd
 
 from warpflow.cli import parse_arguments
-from warpflow.side_by_side.answers import match_answers, read_answers
-from warpflow.side_by_side.grades import list_pairs, side_by_side_table
+from warpflow.side_by_side.answers import list_pairs, match_answers, read_answers
+from warpflow.side_by_side.grades import side_by_side_table
 
 
 @dataclass

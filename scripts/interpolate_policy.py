@@ -6,9 +6,9 @@
 
 Works on any Hugging Face folders with safetensors weights, of any size; Snakemake is not needed.
 Several η are one pass over the two checkpoints. With `--recipe` the folders hold a recipe in place
-of weights (see warpflow.merging.recipes), which costs no room; `load_policy` composes it while
-loading.
-Next in reading order: warpflow.merging.streaming.interpolate_into.
+of weights (see warpflow.merging.recipes), which costs no room;
+`warpflow.merging.points.load_point` composes it while loading.
+Next in reading order: warpflow.merging.liti.interpolate_into.
 """
 
 from __future__ import annotations
@@ -18,23 +18,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from warpflow.experiments import eta_text
-from warpflow.merging.checkpoints import (
-    MappedTensors,
-    available_cores,
-    check_vocabularies,
-    new_checkpoints,
-    provenance,
-    read_tensors,
-)
-from warpflow.merging.recipes import ROLES, read_recipe, to_dtype, write_recipe
-from warpflow.merging.streaming import (
-    DTYPES,
-    check_etas,
-    check_sources,
-    interpolate_into,
-    output_dtypes,
-)
+from warpflow.eta_names import eta_text
+from warpflow.merging.checkpoints import MappedTensors, check_vocabularies, read_tensors
+from warpflow.merging.chunks import DTYPES, check_etas, check_sources, output_dtypes, to_dtype
+from warpflow.merging.liti import interpolate_into
+from warpflow.merging.recipes import ROLES, read_recipe
+from warpflow.merging.workers import available_cores
+from warpflow.merging.writing import new_checkpoints, provenance, write_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> None:

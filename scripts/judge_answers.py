@@ -15,9 +15,8 @@ from typing import Any
 from warpflow.cli import parse_arguments
 from warpflow.evaluation.rewards import load_function
 from warpflow.lm.models import load_reward_model, load_reward_tokenizer, load_tokenizer
-from warpflow.side_by_side.answers import Answer, match_answers, read_answers
+from warpflow.side_by_side.answers import Answer, list_pairs, match_answers, read_answers
 from warpflow.side_by_side.chat_judge import ChatSettings, judge_pairs
-from warpflow.side_by_side.grades import list_pairs
 from warpflow.side_by_side.scores import function_scores, model_scores
 
 

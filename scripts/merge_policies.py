@@ -19,23 +19,12 @@ from pathlib import Path
 
 import torch
 
-from warpflow.merging.checkpoints import (
-    available_cores,
-    check_vocabularies,
-    new_checkpoints,
-    provenance,
-    read_tensors,
-)
-from warpflow.merging.methods import GRANULARITIES, METHODS, VECTORS
-from warpflow.merging.recipes import to_dtype
-from warpflow.merging.streaming import (
-    DTYPES,
-    check_sources,
-    merge,
-    merge_into,
-    output_dtypes,
-    rounding_loss,
-)
+from warpflow.merging.checkpoints import check_vocabularies, read_tensors
+from warpflow.merging.chunks import DTYPES, check_sources, output_dtypes, to_dtype
+from warpflow.merging.methods import DENSITY, GRANULARITIES, METHODS, VECTORS
+from warpflow.merging.streaming import merge, merge_into, rounding_loss
+from warpflow.merging.workers import available_cores
+from warpflow.merging.writing import new_checkpoints, provenance
 
 GEOMETRY_COLUMNS = [
     "group",
@@ -70,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--vectors", default="task_vectors", choices=VECTORS, help="what the method averages"
     )
+    parser.add_argument(
+        "--density", type=float, help=f"share of weights that ties keeps; default {DENSITY}"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of the result; default: the policies'")
     parser.add_argument(
         "--workers", type=int, default=available_cores(), help="processes; default: all cores, to 8"
@@ -89,6 +81,8 @@ def merge_policies(arguments: argparse.Namespace) -> None:
     dtype = to_dtype(arguments.dtype)
     keys = ("method", "granularity", "weight", "vectors")
     how = {key: getattr(arguments, key) for key in keys}
+    if arguments.density is not None:
+        how["density"] = arguments.density
     settings = how | {"dtype": arguments.dtype}
     roles = {"init": init} | {f"policy {m}": policy for m, policy in enumerate(policies)}
     document = provenance("merge_policies", settings, roles)

@@ -28,11 +28,11 @@ from warpflow.lm.models import (
     require_vocabulary,
     save_checkpoint,
 )
+from warpflow.lm.prompts import encode_example
 from warpflow.seeds import derive_seed
 from warpflow.training.supervised import (
     SupervisedSettings,
     bradley_terry_loss,
-    encode_example,
     preference_collator,
     preference_scores,
     train,

@@ -28,11 +28,10 @@ from warpflow.lm.models import (
     save_checkpoint,
     warn_of_half_precision,
 )
-from warpflow.lm.prompts import end_of_turn
+from warpflow.lm.prompts import encode_example, end_of_turn
 from warpflow.seeds import derive_seed
 from warpflow.training.supervised import (
     SupervisedSettings,
-    encode_example,
     language_model_collator,
     train,
 )

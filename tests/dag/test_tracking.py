@@ -33,6 +33,7 @@ from project import (
     snakemake,
 )
 
+from warpflow.pipeline.code_files import file_hash
 from warpflow.pipeline.contents import file_md5, read_pointer
 from warpflow.pipeline.dvc_cache import Out
 from warpflow.pipeline.jobs import PACKAGES
@@ -121,14 +122,17 @@ def test_heavy_bytes_go_to_the_cache_and_small_text_to_git(finished):
         for provenance in (finished / "results").glob(f"{rule}/**/provenance.json"):
             if provenance.parent.name == "checkpoint":  # a merge's own, part of what is tracked
                 continue
-            (pointer,) = provenance.parent.glob("*.dvc")
-            assert cached(finished, read_pointer(pointer)["md5"]).is_file(), pointer
+            found = {pointer.stem for pointer in provenance.parent.glob("*.dvc")}
+            assert found in ({"data"}, {"checkpoint"}, {"checkpoint", "tables"})
+            assert ("tables" in found) == (rule == "train_*" and "train_policy" in str(provenance))
+            for pointer in provenance.parent.glob("*.dvc"):
+                assert cached(finished, read_pointer(pointer)["md5"]).is_file(), pointer
     assert all(file.samefile(stored) for file, stored in heavy_files(finished))
     added = re.findall(r"^add '(.*)'$", git(finished, "add", "-A", "-n"), re.M)
     assert SFT in added
     assert TABLE in added
     for name in added:
-        assert not {"checkpoint", "data", "cache"} & set(Path(name).parts[:-1]), name
+        assert not {"checkpoint", "data", "tables", "cache"} & set(Path(name).parts[:-1]), name
         assert (finished / name).stat().st_size < 1_000_000, name
 
 
@@ -435,8 +439,12 @@ def test_provenance_says_what_made_a_result(finished):
     ]
     for member in members:
         assert record["inputs"][member] == read_pointer(finished / member)["md5"]
-    for path, md5 in record["code"]["files"].items():
-        assert md5 == file_md5(finished / path)
+    for path, found in record["code"]["files"].items():
+        assert found == file_hash(finished / path)
+    short = record["code"]["hash"][:16]
+    kept = json.loads((finished / f"results/code/{short}.json").read_text())
+    assert set(kept) == set(record["code"]["files"])
+    assert "main" in kept["scripts/merge_policies.py"]
     assert "scripts/merge_policies.py" in record["code"]["files"]
     assert record["parameters"]["method"] == "slerp"
     made_in = record["environment"]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from warpflow.data import prepare as data
 from warpflow.data.files import FORMATS, read_rows, read_texts, require_columns, write_jsonl
+from warpflow.data.tokenizers import SPECIAL_TOKENS, train_tokenizer
 from warpflow.data.toy_reviews import write_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -314,9 +314,9 @@ def test_settings_that_cannot_work(
 
 def test_trained_tokenizer_splits_at_the_prompt_without_a_seam(tmp_path: Path) -> None:
     texts = ["the film was good .", "a film that i liked , très bien !"] * 5
-    data.train_tokenizer(texts, 320, tmp_path)
+    train_tokenizer(texts, 320, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.convert_tokens_to_ids(list(data.SPECIAL_TOKENS)) == [0, 1, 2, 3]
+    assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [0, 1, 2, 3]
     for text in (*texts, "unseen: 漢字 🙂  two spaces\n"):
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.decode([1, *ids, 2], skip_special_tokens=True) == text

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from warpflow.data import toy_reviews as language
 from warpflow.data.files import read_rows
-from warpflow.data.prepare import SPECIAL_TOKENS
+from warpflow.data.tokenizers import SPECIAL_TOKENS
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "review of the hotel :"

@@ -13,12 +13,8 @@ from conftest import BOS, MakeModel, MakeTokenizer
 from test_grades import plan_of
 from test_scripts import flags
 
-from warpflow.evaluation.lm_eval import (
-    benchmark_points,
-    check_benchmarks,
-    require_tasks,
-    result_rows,
-)
+from warpflow.evaluation.benchmark_points import benchmark_points, check_benchmarks
+from warpflow.evaluation.lm_eval import require_tasks, result_rows
 from warpflow.lm.models import save_checkpoint
 
 SECTION: dict[str, Any] = {

@@ -24,14 +24,12 @@ from warpflow.evaluation.rewards import (
     index_rows,
     load_function,
     model_reward,
-    prompt_texts,
-    response_texts,
-    sequence_scores,
-    tokens_of_prompts,
     weighted_sum,
 )
 from warpflow.lm.log_probs import Completions
 from warpflow.lm.models import load_policy, load_reward_model, load_tokenizer, save_checkpoint
+from warpflow.lm.reward_models import sequence_scores
+from warpflow.lm.texts import prompt_texts, response_texts, tokens_of_prompts
 from warpflow.training.reinforce import ReinforceSettings, start_run, train_policy
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from warpflow.estimates.memory import LiveBytes
-from warpflow.evaluation.rewards import token_rows
 from warpflow.lm import log_probs as module
 from warpflow.lm.log_probs import (
     Completions,
@@ -16,6 +15,7 @@ from warpflow.lm.log_probs import (
     response_logits,
     token_log_probs,
 )
+from warpflow.lm.texts import token_rows
 
 PROMPTS = [[BOS, 5, 6, 7, 8], [BOS], [BOS, 9, 10]]
 RESPONSES = [[11, EOS], [4, 0, 12, 7, 7, 13], [6, 5, 4, EOS]]  # the second samples id 0, the pad

@@ -20,7 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from warpflow.data.files import write_jsonl
 from warpflow.data.prepare import PrepareData, prepare_data
-from warpflow.evaluation.rewards import model_reward, sequence_scores
+from warpflow.evaluation.rewards import model_reward
 from warpflow.lm.models import (
     build_policy,
     load_policy,
@@ -30,6 +30,7 @@ from warpflow.lm.models import (
     require_context,
     require_vocabulary,
 )
+from warpflow.lm.reward_models import sequence_scores
 
 
 def test_code_that_comes_with_a_model_is_refused_and_not_run(tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ from test_scripts import MODEL, REINFORCE, SAMPLING, flags, supervised
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from warpflow.data.files import read_rows, write_jsonl
-from warpflow.data.prepare import train_tokenizer
-from warpflow.evaluation.rewards import index_rows, model_reward, sequence_scores
+from warpflow.data.tokenizers import train_tokenizer
+from warpflow.evaluation.rewards import index_rows, model_reward
 from warpflow.lm.log_probs import Completions
 from warpflow.lm.models import build_policy, load_tokenizer
-from warpflow.lm.prompts import dialogue_tokens, encode_prompts, end_of_turn
+from warpflow.lm.prompts import dialogue_tokens, encode_example, encode_prompts, end_of_turn
+from warpflow.lm.reward_models import sequence_scores
 from warpflow.lm.sampling import pad_left
-from warpflow.training.supervised import encode_example, language_model_collator
+from warpflow.training.supervised import language_model_collator
 
 LLAMA = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
@@ -219,7 +220,9 @@ def test_a_run_on_messages(name: str, tmp_path: Path) -> None:
     )
     judging = {**folder, **SAMPLING, "max_prompt_tokens": 80, "rewards": MODEL, "seed": 0}
     run = {**REINFORCE, **judging, "replicate": 1, "iteration": 1, "member": 0}
-    train_policy.main(flags(**run, init=folder["sft"], out=tmp_path / "trained"))
+    train_policy.main(
+        flags(**run, init=folder["sft"], out=tmp_path / "trained", tables=tmp_path / "tables")
+    )
     evaluate_policy.main(
         flags(policy=tmp_path / "trained", out=tmp_path / "e.json", prompts=8, **judging)
         + flags(samples_per_prompt=1, batch_size=4, completions=8)

@@ -1,4 +1,4 @@
-"""The three averages: EMA, merging of task vectors, LITI."""
+"""Merging of task vectors, and LITI."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,24 @@ import torch
 from conftest import MakeModel
 from torch import Tensor
 
+from warpflow.merging.chunks import CHUNK, interpolate
 from warpflow.merging.methods import (
+    DENSITY,
     GRANULARITIES,
     METHODS,
+    Elementwise,
     angle,
     layer_groups,
     lerp_norm_matched_coefficients,
+    model_stock_coefficients,
     slerp_coefficients,
-    update_ema_,
+    ties,
 )
-from warpflow.merging.streaming import CHUNK, gram_matrix, interpolate, merge, merge_into
+from warpflow.merging.streaming import gram_matrix, merge, merge_into
 
 Tensors = dict[str, Tensor]
+# Those with coefficients, which move every weight and merge collinear task vectors to their mean.
+LINEAR = [name for name, method in METHODS.items() if not isinstance(method, Elementwise)]
 NAMES = [
     "model.embed_tokens.weight",
     "model.layers.0.mlp.weight",
@@ -79,58 +85,6 @@ def slerp_sequence(vectors: Sequence[Tensor], steps: Sequence[float]) -> Tensor:
     for vector, step in zip(vectors[1:], steps, strict=True):
         merged = slerp_vectors(merged, vector, step)
     return merged
-
-
-# --- stage 1: EMA ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mu", [0.01, 0.3])
-def test_ema_of_a_constant_policy_has_the_closed_form(mu: float) -> None:
-    start, policy = torch.randn(7), torch.randn(7)
-    anchor = [start.clone()]
-    for _ in range(20):
-        update_ema_(anchor, [policy], mu)
-    expected = policy.double() + (start.double() - policy.double()) * (1 - mu) ** 20
-    torch.testing.assert_close(anchor[0].double(), expected, atol=1e-6, rtol=0)
-
-
-def test_ema_rate_0_keeps_the_anchor_and_1_copies_the_policy() -> None:
-    start, policy = torch.randn(50), torch.randn(50) * 1e3
-    for mu, expected in ((0.0, start), (1.0, policy)):
-        anchor = [start.clone()]
-        update_ema_(anchor, [policy], mu)
-        assert torch.equal(anchor[0], expected)
-
-
-def test_ema_moves_the_anchor_by_mu_towards_the_policy_and_leaves_the_policy() -> None:
-    anchor, policy = [torch.zeros(3), torch.zeros(2)], [torch.ones(3), torch.full((2,), 2.0)]
-    update_ema_(anchor, policy, 0.1)
-    torch.testing.assert_close(anchor, [torch.full((3,), 0.1), torch.full((2,), 0.2)])
-    assert torch.equal(policy[0], torch.ones(3))
-
-
-def test_ema_registers_a_step_of_the_papers_size() -> None:
-    """mu 0.01 of an Adam step of 1e-6 on a weight of 0.05 rounds to nothing in bf16."""
-    anchor, policy = [torch.full((4,), 0.05)], [torch.full((4,), 0.05 + 1e-6)]
-    update_ema_(anchor, policy, 0.01)
-    assert (anchor[0] > 0.05).all()
-
-
-@pytest.mark.parametrize("side", [0, 1])
-def test_ema_refuses_bf16(side: int) -> None:
-    pair = [[torch.zeros(2)], [torch.zeros(2)]]
-    pair[side] = [torch.zeros(2, dtype=torch.bfloat16)]
-    with pytest.raises(TypeError, match="float32"):
-        update_ema_(pair[0], pair[1], 0.1)
-
-
-def test_ema_of_a_tied_model_stays_tied(make_model: MakeModel) -> None:
-    anchor, policy = make_model("gemma", 0), make_model("gemma", 1)
-    before = anchor.get_input_embeddings().weight.clone()
-    update_ema_(list(anchor.parameters()), list(policy.parameters()), 0.5)
-    embedding = anchor.get_input_embeddings().weight
-    assert anchor.get_output_embeddings().weight is embedding
-    torch.testing.assert_close(embedding, (before + policy.get_input_embeddings().weight) / 2)
 
 
 # --- stage 2: merging --------------------------------------------------------------------------
@@ -207,13 +161,13 @@ def test_slerp_of_full_weights_is_the_formula_on_them(weight: float) -> None:
         torch.testing.assert_close(merged[name], (parts / torch.sin(omega)).float())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LINEAR)
 def test_merging_equal_full_weights_returns_them(method: str) -> None:
     init, policy = tensors(0), tensors(1)
     assert_close(merge(init, [policy] * 3, method, vectors="full_weights"), policy)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LINEAR)
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
@@ -284,7 +238,7 @@ def test_lemma_1_holds_through_the_sequence(members: int) -> None:
     assert coefficients[-1].item() == pytest.approx(math.sin(math.pi / (2 * members)))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LINEAR)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_every_tensor_is_merged(method: str, granularity: str) -> None:
     """A known bug is a loop that stops after the first tensor."""
@@ -306,6 +260,96 @@ def test_norm_matched_lerp_has_the_direction_of_lerp_and_the_mean_norm() -> None
 def test_norm_matched_lerp_is_slerp_for_two_of_equal_norm_at_one_half() -> None:
     gram = torch.tensor([[4.0, 1.0], [1.0, 4.0]], dtype=torch.float64)
     torch.testing.assert_close(lerp_norm_matched_coefficients(gram), slerp_coefficients(gram))
+
+
+# --- Model Stock and TIES ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("degrees", [20, 60, 89])
+def test_model_stock_of_two_is_at_its_ratio_on_the_way_to_the_mean(degrees: float) -> None:
+    """t = 2 cosθ / (1 + cosθ): the foot of the perpendicular from the centre that is sought."""
+    cosine = math.cos(math.radians(degrees))
+    gram = torch.tensor([[4.0, 4 * cosine], [4 * cosine, 4.0]], dtype=torch.float64)
+    coefficients = model_stock_coefficients(gram).tolist()
+    assert coefficients == pytest.approx([cosine / (1 + cosine)] * 2)
+
+
+@pytest.mark.parametrize("members", [2, 5])
+def test_model_stock_trusts_members_that_agree_and_none_that_do_not(members: int) -> None:
+    same = torch.ones(members, members, dtype=torch.float64)
+    assert model_stock_coefficients(same).sum().item() == pytest.approx(1)
+    assert not model_stock_coefficients(torch.eye(members, dtype=torch.float64)).any()
+
+
+def test_model_stock_is_nearest_to_the_centre_of_noisy_members() -> None:
+    """Of all points between the init and the members' mean, for members that are a common vector
+    and noise of their own."""
+    centre = torch.randn(100_000).double()
+    vectors = torch.stack([centre + 2 * torch.randn(100_000).double() for _ in range(4)])
+    ratio = model_stock_coefficients(vectors @ vectors.T).sum().item()
+    mean = vectors.mean(0)
+    assert ratio == pytest.approx(float(mean @ centre / (mean @ mean)), rel=0.02)
+
+
+def dense_ties(deltas: Tensor, density: float, weights: Sequence[float]) -> Tensor:
+    """The paper's three steps on whole task vectors [M, d]."""
+    members, size = deltas.shape
+    kept = torch.zeros_like(deltas)
+    for m in range(members):
+        for d in deltas[m].abs().argsort(descending=True)[: math.ceil(density * size)]:
+            kept[m, d] = deltas[m, d]
+    merged = torch.zeros(size, dtype=deltas.dtype)
+    for d in range(size):
+        up = sum(w * max(v, 0.0) for w, v in zip(weights, kept[:, d].tolist(), strict=True))
+        down = sum(w * max(-v, 0.0) for w, v in zip(weights, kept[:, d].tolist(), strict=True))
+        sign = 1 if up > down else -1
+        agree = [m for m in range(members) if kept[m, d] * sign > 0]
+        if agree:
+            share = sum(weights[m] for m in agree)
+            merged[d] = sum(weights[m] * kept[m, d] for m in agree) / share
+    return merged
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("density", [None, 0.01, 0.5, 1.0])
+@pytest.mark.parametrize("members", [2, 3, 5])
+def test_ties_is_the_papers_three_steps(
+    members: int, density: float | None, granularity: str
+) -> None:
+    init = tensors(0)
+    policies = [plus(init, tensors(m, 0.1 * m)) for m in range(1, members + 1)]
+    merged = merge(init, policies, "ties", granularity, density=density)
+    for names in layer_groups(NAMES, granularity).values():
+        flat = [torch.cat([t[n].flatten() for n in names]) for t in (init, *policies)]
+        deltas = torch.stack([policy - flat[0] for policy in flat[1:]]).double()
+        expected = dense_ties(deltas, density or DENSITY, [1 / members] * members)
+        found = torch.cat([merged[name].flatten() for name in names])
+        torch.testing.assert_close(found.double(), flat[0].double() + expected, atol=1e-6, rtol=0)
+
+
+def test_ties_counts_members_by_their_weights() -> None:
+    deltas = torch.tensor([[1.0, -2.0, 3.0], [2.0, 3.0, -4.0]])
+    assert merged_delta("ties", 0.25, *deltas.tolist())[2].item() == pytest.approx(3.0), "trimmed"
+    init, policies = one_tensor(*deltas.tolist())
+    merged = merge(init, policies, "ties", weight=0.25, density=1.0)["w"] - init["w"]
+    torch.testing.assert_close(merged, torch.tensor([1.25, -2.0, 3.0]))
+
+
+def test_ties_of_equal_members_is_their_trimmed_task_vector() -> None:
+    delta = torch.randn(1000)
+    threshold = delta.abs().sort().values[800]
+    trimmed = torch.where(delta.abs() >= threshold, delta, 0.0)
+    for members in (1, 2, 3):
+        weights = torch.full((members,), 1 / members)
+        merged = ties(delta.expand(members, -1), weights, threshold.expand(members))
+        torch.testing.assert_close(merged, trimmed)
+    init = {"w": torch.randn(1000)}
+    merged_in = merge(init, [plus(init, {"w": delta})] * 3, "ties")["w"] - init["w"]
+    assert int((merged_in != 0).sum()) == 200
+
+
+def test_ties_that_are_even_leave_the_init() -> None:
+    assert torch.equal(merged_delta("ties", None, [1.0, 0.0], [-1.0, 0.0]), torch.zeros(2))
 
 
 def angled(degrees: Mapping[str, float]) -> tuple[Tensors, list[Tensors]]:
@@ -410,6 +454,14 @@ def test_merge_errors_name_what_is_wrong() -> None:
         merge(init, [])
     with pytest.raises(ValueError, match="expected 0 <= weight <= 1"):
         merge(init, [policy] * 2, weight=1.5)
+    for vectors, density, message in (
+        ("full_weights", None, "ties trims task vectors"),
+        ("task_vectors", 0.0, "expected 0 < density <= 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            merge(init, [policy] * 2, "ties", vectors=vectors, density=density)
+    with pytest.raises(ValueError, match="method slerp keeps all weights"):
+        merge(init, [policy] * 2, density=0.2)
     with pytest.raises(ValueError, match=r"0\.3 for 3"):
         merge(init, [policy] * 3, weight=0.3)
     less = {name: tensor for name, tensor in policy.items() if name != "lm_head.weight"}

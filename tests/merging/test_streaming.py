@@ -29,12 +29,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from warpflow.lm.models import load_policy
-from warpflow.merging import checkpoints, streaming
-from warpflow.merging.checkpoints import fingerprint, new_folder, read_tensors
+from warpflow.merging import chunks, streaming, writing
+from warpflow.merging.checkpoints import fingerprint, read_tensors
+from warpflow.merging.chunks import interpolate
 from warpflow.merging.methods import METHODS, karcher_coefficients, slerp_coefficients
+from warpflow.merging.points import load_point
 from warpflow.merging.recipes import compose
-from warpflow.merging.streaming import interpolate
 from warpflow.merging.workers import share_out
+from warpflow.merging.writing import new_folder
 
 Tensors = dict[str, Tensor]
 Save = Callable[..., Path]
@@ -117,7 +119,7 @@ def test_merged_checkpoints_match_an_fp64_reference(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streaming, "CHUNK", chunk)
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
     folders = parents(name, policies=3, shards=shards)
     merged = tensors_of(run_merge(folders[0], folders[1:], tmp_path / "out"))
     init, *policies = map(tensors_of, folders)
@@ -255,7 +257,7 @@ def test_the_output_is_sharded_with_an_index_when_large(
 ) -> None:
     init, a, b = parents("gpt2")
     whole = run_merge(init, [a, b], tmp_path / "whole")
-    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 9000)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 9000)
     sharded = run_merge(init, [a, b], tmp_path / "sharded")
     files = sorted(sharded.glob("*.safetensors"))
     assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
@@ -353,11 +355,12 @@ def test_geometry_csv_has_a_row_per_group_and_pair(parents: Parents, tmp_path: P
     assert pd.read_csv(alone / "geometry.csv").empty
 
 
-def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["slerp", "ties"])
+def test_memory_does_not_grow_with_the_model(method: str, tmp_path: Path) -> None:
     """3 × 120 MB of fp32 in two tensors: what the merge allocates beyond its mapped files."""
     for seed, name in enumerate("ABC"):
         generator = torch.Generator().manual_seed(seed)
-        tensors = {f"model.layers.{k}.w": torch.empty(15_000_000) for k in (0, 1)}
+        tensors = {f"model.layers.{k}.w": torch.zeros(15_000_000) for k in (0, 1)}
         for tensor in tensors.values():
             tensor[:1000].normal_(generator=generator)
         (tmp_path / name).mkdir()
@@ -369,9 +372,39 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 
     init, a, b = (read_tensors(tmp_path / name) for name in "ABC")
     before, peaks = anonymous(), [0]
-    streaming.merge_into(lambda *piece: peaks.append(anonymous()), init, [a, b])
+    streaming.merge_into(lambda *piece: peaks.append(anonymous()), init, [a, b], method)
     assert len(peaks) > 400
     assert max(peaks) - before < 10_000  # KiB
+
+
+@pytest.mark.parametrize("density", [1e-4, 0.2, 1.0])
+@pytest.mark.parametrize("chunk", [7, 1000, 1 << 16])
+def test_thresholds_are_the_kth_largest_magnitudes_exactly(
+    chunk: int, density: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over many orders of magnitude, with many equal ones and zeros; whatever the chunks."""
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
+    deltas = torch.randn(3, 5000) * 10.0 ** torch.randint(-30, 3, (3, 5000))
+    deltas[1, ::2] = 0.125
+    deltas[2, 100:] = 0.0
+    init = {"a": torch.zeros(4000), "b": torch.zeros(10, 100)}
+    sources = [init, *({"a": d[:4000], "b": d[4000:].view(10, 100)} for d in deltas)]
+    found = streaming.magnitude_thresholds(
+        sources, ["a", "b"], density, chunks.new_scratch(sources)
+    )
+    rank = math.ceil(density * 5000)
+    assert torch.equal(found, deltas.abs().sort(descending=True).values[:, rank - 1])
+
+
+def test_ties_does_not_depend_on_chunks_or_processes(
+    parents: Parents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init, *policies = parents("llama", policies=3, shards=True)
+    whole = run_merge(init, policies, tmp_path / "whole", method="ties", workers=1)
+    monkeypatch.setattr(chunks, "CHUNK", 7)
+    parts = run_merge(init, policies, tmp_path / "parts", method="ties", workers=2)
+    assert same_bits(tensors_of(parts), tensors_of(whole))
+    assert json.loads((whole / "provenance.json").read_text())["method"] == "ties"
 
 
 # --- the symmetric mean ------------------------------------------------------------------------
@@ -439,12 +472,20 @@ def test_a_loaded_recipe_is_the_loaded_weights_bit_for_bit(
     written = run_interpolate(init, policy, tmp_path / "written", eta)
     recipe = run_interpolate(init, policy, tmp_path / "recipe", eta, flags="--recipe")
     assert not list(recipe.glob("*.safetensors"))
-    a, b = load_policy(written), load_policy(recipe)
+    a, b = load_policy(written), load_point(recipe)
     assert same_bits(dict(a.state_dict()), dict(b.state_dict()))
     tied = a.get_input_embeddings().weight is a.get_output_embeddings().weight
     assert (b.get_input_embeddings().weight is b.get_output_embeddings().weight) == tied
     assert a.generation_config.to_dict() == b.generation_config.to_dict()
     assert not b.training
+
+
+def test_a_recipe_has_no_weights_to_load(parents: Parents, tmp_path: Path) -> None:
+    """And says what loads it; `lm` must not import merging, which training does not need."""
+    init, policy = parents(policies=1)
+    recipe = run_interpolate(init, policy, tmp_path / "recipe", 0.3, flags="--recipe")
+    with pytest.raises(ValueError, match=r"is a recipe .*merging\.points\.load_point"):
+        load_policy(recipe)
 
 
 def test_an_exported_recipe_is_the_written_checkpoint(parents: Parents, tmp_path: Path) -> None:
@@ -459,7 +500,7 @@ def test_an_exported_recipe_is_the_written_checkpoint(parents: Parents, tmp_path
         interpolate_policy.main(arguments)
     interpolate_policy.main([*arguments, "--parents", str(moved), str(init)])
     assert contents(exported) == contents(written)
-    composed = load_policy(recipe, [init, moved]).state_dict()
+    composed = load_point(recipe, [init, moved]).state_dict()
     assert same_bits(dict(composed), dict(load_policy(written).state_dict()))
 
 
@@ -747,15 +788,15 @@ def test_interpolation_by_several_processes_is_that_of_one(
 # A merge that stops for good in the middle of its writing, and says so.
 STALLED = """
 import sys, time, merge_policies
-from warpflow.merging import checkpoints
-real, calls = checkpoints.write_at, []
+from warpflow.merging import writing
+real, calls = writing.write_at, []
 def write_at(*arguments):
     calls.append(1)
     if len(calls) == 4:
         print("writing", flush=True)
         time.sleep(60)
     real(*arguments)
-checkpoints.write_at = write_at
+writing.write_at = write_at
 merge_policies.main(sys.argv[1:])
 """
 

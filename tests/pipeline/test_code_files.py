@@ -25,9 +25,25 @@ def test_code_of_a_script_is_what_it_imports():
     assert "scripts/merge_policies.py" in merge
     assert "workflow/warpflow/merging/methods.py" in merge
     assert "workflow/warpflow/training/reinforce.py" not in merge
-    assert "workflow/warpflow/merging/checkpoints.py" in code_files(
-        "train_policy"
-    )  # through models.py
+    assert "workflow/warpflow/lm/fast/layers.py" in code_files("train_policy")  # by reinforce.py
+
+
+def test_a_training_run_depends_on_no_code_that_only_merges():
+    """Hours of training must not be due again after an edit to the merge."""
+    files = code_files("train_policy")
+    for name in ("recipes", "streaming", "workers", "checkpoints", "version"):
+        assert not [file for file in files if Path(file).stem == name]
+    for script in ("merge_policies", "interpolate_policy"):
+        assert "workflow/warpflow/version.py" not in code_files(script)
+
+
+def test_an_import_of_types_is_no_code(tmp_path, monkeypatch):
+    text = "import b\nif TYPE_CHECKING:\n    import a\n"
+    for name, content in {"scripts/job.py": text, "a.py": "", "b.py": ""}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    assert code_files("job") == ["b.py", "scripts/job.py"]
 
 
 def test_every_import_of_the_library_is_found():

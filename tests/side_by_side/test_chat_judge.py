@@ -38,6 +38,7 @@ class Endpoint:
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.reply: Handler = lambda question: "Verdict: tie"
+        self.document = ""  # sent in place of a reply
         endpoint = self
 
         class Requests(BaseHTTPRequestHandler):
@@ -48,12 +49,14 @@ class Endpoint:
                 text = endpoint.reply(body["messages"][0]["content"])
                 status, headers = text if isinstance(text, tuple) else (200, {})
                 self.send_response(status)
+                self.send_header("Content-Type", "application/json")
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
                 usage = {"prompt_tokens": 1000, "completion_tokens": 10}
                 choices = [{"message": {"content": text}}]
-                self.wfile.write(json.dumps({"choices": choices, "usage": usage}).encode())
+                document = json.dumps({"choices": choices, "usage": usage})
+                self.wfile.write((endpoint.document or document).encode())
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -75,7 +78,7 @@ def endpoint() -> Iterator[Endpoint]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that would have been waited."""
     waited: list[float] = []
-    monkeypatch.setattr(chat_judge.time, "sleep", waited.append)
+    monkeypatch.setattr("time.sleep", waited.append)  # the client's
     return waited
 
 
@@ -142,6 +145,8 @@ def test_each_pair_is_asked_in_both_orders(endpoint: Endpoint, tmp_path: Path) -
     assert verdict["first"] == verdict["swapped"] == [1, 1, 1], "both of the first one's side"
     assert len(endpoint.asked) == 6
     assert endpoint.asked[0]["seed"] == 7
+    assert endpoint.asked[0].keys() == {"model", "messages", "temperature", "seed"}
+    assert set(endpoint.keys) == {None}, "no key was named, so none is sent"
     endpoint.reply = lambda question: "Verdict: first better"
     [biased] = judge(endpoint, tmp_path, parameters={"seed": 8})["verdicts"]
     assert (biased["first"], biased["swapped"]) == ([1, 1, 1], [-1, -1, -1])
@@ -205,6 +210,24 @@ def test_retry_after_is_followed(endpoint: Endpoint, tmp_path: Path, waits: list
     )
     judge(endpoint, tmp_path)
     assert waits == [17]
+
+
+@pytest.mark.parametrize("document", ["{}", '{"choices": []}', "<html>", "[]", '{"choices": [{}]}'])
+def test_what_is_no_chat_reply_is_no_verdict(
+    endpoint: Endpoint, tmp_path: Path, document: str
+) -> None:
+    endpoint.document = document
+    with pytest.raises(SystemExit, match=r"left 6 of 6 questions unanswered, .* no chat reply"):
+        judge(endpoint, tmp_path)
+
+
+def test_a_time_out_is_tried_again_and_named(endpoint: Endpoint, tmp_path: Path) -> None:
+    gate = threading.Event()
+    endpoint.reply = lambda question: "Verdict: tie" if gate.wait(2) else ""
+    with pytest.raises(SystemExit, match="questions unanswered, first: APITimeoutError"):
+        judge(endpoint, tmp_path, timeout=0.05, retries=1)
+    gate.set()
+    assert len(endpoint.asked) == 2 * 6
 
 
 def test_a_wrong_key_stops_at_once(

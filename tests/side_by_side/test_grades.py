@@ -19,7 +19,7 @@ from test_scripts import flags
 
 from warpflow.experiments import make_plan
 from warpflow.lm.models import save_checkpoint
-from warpflow.side_by_side.answers import Answer, match_answers, read_answers
+from warpflow.side_by_side.answers import Answer, list_pairs, match_answers, read_answers
 from warpflow.side_by_side.example_judges import overlap, structure
 from warpflow.side_by_side.grades import (
     bootstrap_interval,
@@ -27,7 +27,6 @@ from warpflow.side_by_side.grades import (
     compare_pair,
     grade_differences,
     is_contradicting,
-    list_pairs,
     side_by_side_table,
     wilson_interval,
 )

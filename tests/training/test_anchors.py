@@ -1,4 +1,4 @@
-"""Where the anchor's weights live changes what they cost, not what they are."""
+"""The EMA; and where the anchor's weights live changes what they cost, not what they are."""
 
 import dataclasses
 from pathlib import Path
@@ -9,9 +9,58 @@ from conftest import MakeModel, Perturb
 from test_reinforce import run, settings, weights
 from test_resume import train
 
-from warpflow.training.anchors import make_anchor, move_anchor_
+from warpflow.training.anchors import make_anchor, move_anchor_, update_ema_
 from warpflow.training.reinforce import start_run
 from warpflow.training.resume import load_state, save_state
+
+
+@pytest.mark.parametrize("mu", [0.01, 0.3])
+def test_ema_of_a_constant_policy_has_the_closed_form(mu: float) -> None:
+    start, policy = torch.randn(7), torch.randn(7)
+    anchor = [start.clone()]
+    for _ in range(20):
+        update_ema_(anchor, [policy], mu)
+    expected = policy.double() + (start.double() - policy.double()) * (1 - mu) ** 20
+    torch.testing.assert_close(anchor[0].double(), expected, atol=1e-6, rtol=0)
+
+
+def test_ema_rate_0_keeps_the_anchor_and_1_copies_the_policy() -> None:
+    start, policy = torch.randn(50), torch.randn(50) * 1e3
+    for mu, expected in ((0.0, start), (1.0, policy)):
+        anchor = [start.clone()]
+        update_ema_(anchor, [policy], mu)
+        assert torch.equal(anchor[0], expected)
+
+
+def test_ema_moves_the_anchor_by_mu_towards_the_policy_and_leaves_the_policy() -> None:
+    anchor, policy = [torch.zeros(3), torch.zeros(2)], [torch.ones(3), torch.full((2,), 2.0)]
+    update_ema_(anchor, policy, 0.1)
+    torch.testing.assert_close(anchor, [torch.full((3,), 0.1), torch.full((2,), 0.2)])
+    assert torch.equal(policy[0], torch.ones(3))
+
+
+def test_ema_registers_a_step_of_the_papers_size() -> None:
+    """mu 0.01 of an Adam step of 1e-6 on a weight of 0.05 rounds to nothing in bf16."""
+    anchor, policy = [torch.full((4,), 0.05)], [torch.full((4,), 0.05 + 1e-6)]
+    update_ema_(anchor, policy, 0.01)
+    assert (anchor[0] > 0.05).all()
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_ema_refuses_bf16(side: int) -> None:
+    pair = [[torch.zeros(2)], [torch.zeros(2)]]
+    pair[side] = [torch.zeros(2, dtype=torch.bfloat16)]
+    with pytest.raises(TypeError, match="float32"):
+        update_ema_(pair[0], pair[1], 0.1)
+
+
+def test_ema_of_a_tied_model_stays_tied(make_model: MakeModel) -> None:
+    anchor, policy = make_model("gemma", 0), make_model("gemma", 1)
+    before = anchor.get_input_embeddings().weight.clone()
+    update_ema_(list(anchor.parameters()), list(policy.parameters()), 0.5)
+    embedding = anchor.get_input_embeddings().weight
+    assert anchor.get_output_embeddings().weight is embedding
+    torch.testing.assert_close(embedding, (before + policy.get_input_embeddings().weight) / 2)
 
 
 def test_an_anchor_in_host_memory_trains_the_same_policy_bit_for_bit(

@@ -18,7 +18,6 @@ from warpflow.evaluation.rewards import Reward
 from warpflow.evaluation.sample import kls_and_entropy
 from warpflow.lm.log_probs import Completions, split_by_length, token_log_probs
 from warpflow.lm.models import load_policy, load_tokenizer, save_checkpoint
-from warpflow.training import reinforce
 from warpflow.training.anchors import Anchor
 from warpflow.training.reinforce import (
     ReinforceSettings,
@@ -312,38 +311,26 @@ def test_any_architecture_trains_from_shards_and_is_saved_whole(
 
 @pytest.mark.parametrize("kind", ["ema", "init", "sft", "hard_reset"])
 def test_anchors_start_and_move_as_they_should(
-    kind: str, make_model: MakeModel, perturb: Perturb, monkeypatch: pytest.MonkeyPatch
+    kind: str, make_model: MakeModel, perturb: Perturb
 ) -> None:
     """The EMA moves from the init by mu towards the policy at every step (a known bug is an EMA
     that is never updated); a hard reset copies the policy every second step; others stay."""
     policy, chosen = make_model("llama"), settings(anchor=kind)
     sft = perturb(policy, 5)
     init, sft_before = weights(policy), weights(sft)
-    anchors: list[Anchor] = []
-    choose = reinforce.choose_anchor
-
-    def keep_anchor(*arguments: Any) -> Anchor:
-        anchors.append(choose(*arguments))
-        return anchors[0]
-
-    monkeypatch.setattr(reinforce, "choose_anchor", keep_anchor)
     expected = (sft_before if kind == "sft" else init).double()
     rows = []
-    for row in train_policy(
-        start_run(policy, sft, chosen),
-        count_fives,
-        PROMPTS,
-        chosen,
-        eos_id=EOS,
-        pad_id=PAD,
-        seed=0,
-    ):
+    state = start_run(policy, sft, chosen)
+    steps = train_policy(state, count_fives, PROMPTS, chosen, eos_id=EOS, pad_id=PAD, seed=0)
+    for row in steps:
         rows.append(row)
         if kind == "ema":
             expected = (1 - chosen.mu) * expected + chosen.mu * weights(policy).double()
         if kind == "hard_reset" and row.step % 2 == 0:
             expected = weights(policy).double()
-        torch.testing.assert_close(weights(anchors[0].model).double(), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            weights(state.anchor.model).double(), expected, atol=1e-6, rtol=0
+        )
     assert (rows[0].kl_to_anchor == 0) == (kind != "sft")
     assert rows[1].kl_to_anchor != 0
     assert torch.equal(weights(sft), sft_before)

@@ -11,13 +11,12 @@ from conftest import BOS, EOS, PAD, MakeModel, MakeTokenizer
 from transformers import AutoModelForSequenceClassification
 
 from warpflow.lm.models import load_policy, load_tokenizer, save_checkpoint
-from warpflow.lm.prompts import encode_prompts
+from warpflow.lm.prompts import encode_example, encode_prompts
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
 from warpflow.training.supervised import (
     IGNORED,
     SupervisedSettings,
     bradley_terry_loss,
-    encode_example,
     language_model_collator,
     preference_collator,
     preference_scores,

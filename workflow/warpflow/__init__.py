@@ -4,5 +4,5 @@ Reading order: `lm` (models, sampling, scores), `training` (stage 1: the RL step
 `merging` (stages 2 and 3: SLERP and LITI on files of any size), `evaluation` (reward, gold, KL),
 `fronts` (tables, intervals, claims), `figures`; `data` is what goes in. `experiments` names every
 result and `pipeline` makes each once. Imports go one way, in the order
-data → lm → training, merging → evaluation → fronts → figures; a test keeps it so.
+lm → data → training, merging → evaluation → fronts → figures; tests/test_imports.py keeps it so.
 """

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from warpflow.eta_names import eta_text
+
 SFT = "train_sft"
 BASE = "warp"
 MAIN = "main"  # the group of section `experiments`
@@ -62,11 +64,6 @@ class Plan:
     policies: dict[tuple[str, int, int, int], str]
     merged: dict[tuple[str, int, int], str]
     points: dict[tuple[str, int, int, str, str], str]
-
-
-def eta_text(eta: float) -> str:
-    """η as it stands in paths: 0.3, 1, never 1.0 and 1 side by side; to six digits."""
-    return f"{eta:.6f}".rstrip("0").rstrip(".")
 
 
 def experiment_groups(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 @contextmanager
@@ -19,12 +20,16 @@ def only_one(path: Path, does: str) -> Iterator[None]:
         RuntimeError: another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"{path.parent} is in use: {does} (one left over by a killed snakemake?); wait for "
-                "it or end it"
-            ) from None
+    # Not a soft lock: that would outlive a holder that was killed.
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RuntimeError(
+            f"{path.parent} is in use: {does} (one left over by a killed snakemake?); wait for "
+            "it or end it"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()

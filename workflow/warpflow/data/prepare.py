@@ -15,8 +15,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from warpflow.data.files import (
     Row,
@@ -25,6 +24,7 @@ from warpflow.data.files import (
     require_columns,
     write_jsonl,
 )
+from warpflow.data.tokenizers import train_tokenizer
 from warpflow.lm.models import (
     load_config,
     load_tokenizer,
@@ -34,7 +34,6 @@ from warpflow.lm.models import (
 from warpflow.lm.prompts import Prompt, encode_prompts, is_messages, prompt_tokens
 from warpflow.seeds import derive_seed
 
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0 to 3 of our own tokenizers
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model",
@@ -42,52 +41,6 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 # ----------------------------------------------------------------------------------- tokenizers
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> PreTrainedTokenizerBase:
-    """Save as a Hugging Face folder; the tokenizer must know SPECIAL_TOKENS as ids 0 to 3.
-
-    Adds no token by itself (transformers writes an identity post-processor), and decodes without
-    "cleaning" spaces, which would not round-trip.
-    """
-    pad, bos, eos, unk = SPECIAL_TOKENS
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=pad,
-        bos_token=bos,
-        eos_token=eos,
-        unk_token=unk,
-        clean_up_tokenization_spaces=False,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    wrapped.save_pretrained(folder)
-    return wrapped
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE on the texts and save it to `folder`.
-
-    Without a prefix space, so that tokens(prompt) + tokens(completion) = tokens(whole text) where
-    the completion begins with its space.
-    """
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    smallest = len(SPECIAL_TOKENS) + len(alphabet)
-    if vocab_size < smallest:
-        raise ValueError(
-            f"prepare_data: vocab_size is {vocab_size}; expected at least {smallest} "
-            "(256 bytes and 4 special tokens)"
-        )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return save_tokenizer(tokenizer, folder)
 
 
 def copy_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerBase:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from warpflow.data.prepare import SPECIAL_TOKENS, save_tokenizer
+from warpflow.data.tokenizers import SPECIAL_TOKENS, save_tokenizer
 
 # ---------------------------------------------------------------------------------- vocabulary
 

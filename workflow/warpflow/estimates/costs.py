@@ -25,7 +25,7 @@ from transformers import (
 
 from warpflow.data.toy_reviews import write_tokenizer
 from warpflow.estimates.memory import Estimate, estimate_training
-from warpflow.evaluation.lm_eval import benchmark_points
+from warpflow.evaluation.benchmark_points import benchmark_points
 from warpflow.experiments import (
     MAIN,
     SFT,
@@ -36,7 +36,7 @@ from warpflow.experiments import (
     recipe_parents,
 )
 from warpflow.lm.models import load_config, load_tokenizer
-from warpflow.side_by_side.grades import list_pairs
+from warpflow.side_by_side.answers import list_pairs
 from warpflow.side_by_side.settings import Comparison, read_comparisons
 from warpflow.training.reinforce import ReinforceSettings
 

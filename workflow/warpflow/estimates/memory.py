@@ -31,6 +31,7 @@ from warpflow.lm.fast.packing import Pack, pack, packed_log_probs
 from warpflow.lm.log_probs import Completions, log_probs_of, predicting_logits, rows_per_pass
 from warpflow.lm.sampling import draw_tokens, make_cache
 from warpflow.lm.scoring import can_pack
+from warpflow.training.anchors import is_sft_itself
 from warpflow.training.reinforce import (
     ReinforceSettings,
     compute_in,
@@ -214,8 +215,8 @@ def anchor_bytes(model: PreTrainedModel, settings: ReinforceSettings) -> int:
     """On the device; the fp32 weights of ``host`` and ``bfloat16`` are in host memory besides. The
     SFT policy, where it is the anchor and stays on the device, is there once. Averages of the
     policy beside the anchor are kept as the anchor is."""
-    shared = settings.anchor == "sft" and settings.anchor_memory == "device"
-    models = len(needed_averages(settings)) + (0 if shared else 1)
+    own = 0 if is_sft_itself(settings.anchor, settings.anchor_memory) else 1
+    models = len(needed_averages(settings)) + own
     return 0 if settings.anchor_memory == "host" else models * bytes_of(model)
 
 

@@ -2,6 +2,6 @@
 
 `task` loads what a policy is judged with; `rewards` has reward models and functions; `evaluate`
 samples and measures; `optimum` and `sft_samples` estimate the best reward at each KL; `lm_eval`
-names the points that capability benchmarks run on. Imports `lm` and `data`. Next:
-`warpflow.fronts`.
+reads the results of capability benchmarks, and `benchmark_points` names the policies that they run
+on. Imports `lm` and `data`. Next: `warpflow.fronts`.
 """

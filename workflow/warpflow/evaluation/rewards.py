@@ -23,6 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from warpflow.data.files import Row
 from warpflow.lm.log_probs import Completions
 from warpflow.lm.prompts import dialogue_tokens
+from warpflow.lm.reward_models import require_readable, sequence_scores
+from warpflow.lm.texts import (
+    full_texts,
+    prompt_texts,
+    response_texts,
+    token_rows,
+    tokens_of_prompts,
+)
 
 Reward = Callable[[Completions], Tensor]
 # Called with the keywords prompts, completions, finished and columns, a list each.
@@ -121,15 +129,6 @@ def model_reward(
     return score
 
 
-def sequence_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
-    """[B] scores of token sequences, right-padded here."""
-    width, pad_id, device = max(map(len, rows)), model.config.pad_token_id, model.device
-    ids = torch.tensor([list(row) + [pad_id] * (width - len(row)) for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    is_token = torch.arange(width, device=device)[None] < lengths[:, None]
-    return model(input_ids=ids, attention_mask=is_token.long()).logits[:, 0].float()
-
-
 def function_reward(
     function: Scorer, policy_tokenizer: PreTrainedTokenizerBase, name: str, prompt_rows: PromptRows
 ) -> Reward:
@@ -213,17 +212,6 @@ def require_finite(values: Tensor, name: str, examples: Iterable[Example]) -> No
     )
 
 
-def require_readable(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
-    """Raise ValueError where a row is longer than the model's context."""
-    context, longest = getattr(model.config, "max_position_embeddings", None), max(map(len, rows))
-    if context is not None and longest > context:
-        raise ValueError(
-            f"a text of {longest} tokens, but the reward model reads at most {context} "
-            "(max_position_embeddings in its config.json): lower policy.max_new_tokens or "
-            "policy.max_prompt_tokens"
-        )
-
-
 def load_function(name: str) -> Scorer:
     """The function that a config names as ``package.module:function``, of an installed package or
     of a file in the folder that the command runs in.
@@ -245,31 +233,3 @@ def load_function(name: str) -> Scorer:
             f"columns=…): {error}; let it take these names, and **_ for those it does not need"
         ) from None
     return function
-
-
-def token_rows(batch: Completions) -> list[list[int]]:
-    """Each row's real tokens, prompt and response, as a list."""
-    ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)
-    is_token = torch.cat([batch.is_prompt, batch.is_response], 1)
-    return [row[mask].tolist() for row, mask in zip(ids, is_token, strict=True)]
-
-
-def full_texts(batch: Completions, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Prompt and response decoded together, without special tokens."""
-    return tokenizer.batch_decode(token_rows(batch), skip_special_tokens=True)
-
-
-def tokens_of_prompts(batch: Completions) -> list[list[int]]:
-    """Each row's real prompt tokens."""
-    return [ids[mask].tolist() for ids, mask in zip(batch.prompt_ids, batch.is_prompt, strict=True)]
-
-
-def prompt_texts(batch: Completions, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return tokenizer.batch_decode(tokens_of_prompts(batch), skip_special_tokens=True)
-
-
-def response_texts(batch: Completions, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    rows = [
-        ids[mask].tolist() for ids, mask in zip(batch.response_ids, batch.is_response, strict=True)
-    ]
-    return tokenizer.batch_decode(rows, skip_special_tokens=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warpflow.data.files import Row, read_rows
+from warpflow.data.files import read_rows
 from warpflow.evaluation.rewards import (
     PromptRows,
     Reward,
@@ -27,7 +26,7 @@ from warpflow.lm.models import (
     load_tokenizer,
     require_context,
 )
-from warpflow.lm.prompts import encode_prompts
+from warpflow.lm.prompts import encode_rows
 
 
 @dataclass(frozen=True)
@@ -124,17 +123,3 @@ def load_scorers(given: JudgeArguments) -> Scorers:
         train_prompts=prompts[0],
         eval_prompts=prompts[1],
     )
-
-
-def encode_rows(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], path: str, max_prompt_tokens: int
-) -> list[list[int]]:
-    """Token ids of the prompts of a file's rows, none longer than `max_prompt_tokens`."""
-    encoded = encode_prompts(tokenizer, [row["prompt"] for row in rows])
-    for row, ids in zip(rows, encoded, strict=True):
-        if len(ids) > max_prompt_tokens:
-            raise ValueError(
-                f"{path}: a prompt of {len(ids)} tokens, expected at most {max_prompt_tokens} "
-                f"(policy.max_prompt_tokens): shorten it or raise the limit: {row['prompt']!r:.80}"
-            )
-    return encoded

@@ -22,10 +22,11 @@ from warpflow.evaluation.evaluate import (
     prompt_values,
     score,
 )
-from warpflow.evaluation.rewards import Reward, response_texts
+from warpflow.evaluation.rewards import Reward
 from warpflow.evaluation.sample import Measured
 from warpflow.lm.log_probs import Completions
 from warpflow.lm.sampling import pad_left
+from warpflow.lm.texts import response_texts
 
 SCORED = ("reward", "gold", "kl", "kl_exact", "length")
 

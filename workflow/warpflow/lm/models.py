@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from warpflow.merging.checkpoints import make_readable
-from warpflow.merging.recipes import compose, is_recipe
+from warpflow.file_modes import make_readable
+
+RECIPE = "recipe.json"  # in place of weights in a folder that `warpflow.merging.recipes` wrote
 
 
 def pick_device() -> torch.device:
@@ -94,21 +94,20 @@ def load_whole(kind: Any, path: str | Path) -> PreTrainedModel:
     return to_device(model)
 
 
-def load_policy(path: str | Path, parents: Sequence[str | Path] = ()) -> PreTrainedModel:
+def load_policy(path: str | Path) -> PreTrainedModel:
     """A causal language model in fp32 masters, dropout off, on the device.
 
     Without `dtype` a bf16 checkpoint would stay bf16, where steps of lr 1e-6 round to nothing.
-    A recipe is composed of its two parents (`recipes.compose`): these folders, or those it names.
+
+    Raises:
+        ValueError: the folder is a recipe, which has no weights of its own; see also `load_whole`.
     """
-    if is_recipe(path):
-        config = load_config(path)
-        with torch.device("meta"):  # no weights: only the class that the config stands for
-            model_class = type(AutoModelForCausalLM.from_config(config))
-        tensors = compose(path, parents)
-        model = model_class.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=torch.float32
+    if Path(path, RECIPE).is_file():
+        raise ValueError(
+            f"{path} is a recipe of two checkpoints ({RECIPE}) and has no weights of its own: load "
+            "it with warpflow.merging.points.load_point, or write its weights first with "
+            f"`python scripts/interpolate_policy.py --export {path} --out FOLDER`"
         )
-        return to_device(model)
     return load_whole(AutoModelForCausalLM, path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any, TypeGuard
 
@@ -30,6 +30,14 @@ def is_messages(value: Any) -> TypeGuard[Messages]:
     )
 
 
+def user_message(prompt: Prompt, as_messages: bool) -> Prompt:
+    """A text as the message of a user, where it is one."""
+    if isinstance(prompt, str) and as_messages:
+        messages: Messages = [{"role": "user", "content": prompt}]
+        return messages
+    return prompt
+
+
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
 ) -> list[list[int]]:
@@ -45,6 +53,23 @@ def encode_prompts(
     return ids
 
 
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    path: str,
+    max_prompt_tokens: int,
+) -> list[list[int]]:
+    """Token ids of the prompts of a file's rows, none longer than `max_prompt_tokens`."""
+    encoded = encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    for row, ids in zip(rows, encoded, strict=True):
+        if len(ids) > max_prompt_tokens:
+            raise ValueError(
+                f"{path}: a prompt of {len(ids)} tokens, expected at most {max_prompt_tokens} "
+                f"(policy.max_prompt_tokens): shorten it or raise the limit: {row['prompt']!r:.80}"
+            )
+    return encoded
+
+
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Token ids: of a text with BOS first where the tokenizer has one; of messages what the chat
     template says, up to where the assistant's answer begins (a BOS only if the template has it)."""
@@ -55,6 +80,18 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt])
         bos + next(encoded) if isinstance(prompt, str) else dialogue_tokens(tokenizer, prompt)
         for prompt in prompts
     ]
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: str
+) -> tuple[list[int], int]:
+    """``prompt + completion + [eos]`` as ids, and how many of them are the prompt's (its BOS too).
+
+    Prompt and completion are tokenised apart, as the policy meets them when it is sampled.
+    """
+    start = prompt_tokens(tokenizer, [prompt])[0]
+    rest = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return [*start, *rest, tokenizer.eos_token_id], len(start)
 
 
 def dialogue_tokens(

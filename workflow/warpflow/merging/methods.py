@@ -1,10 +1,10 @@
-"""The three weight averages of WARP: EMA (stage 1), merging (stage 2), LITI (stage 3).
+"""How policies of one initialisation are merged (stage 2): one pure function for each method.
 
-All of them are linear in the weights, so a merge of a group of tensors is known once the
-coefficients of its task vectors δ_m = θ_m − θ_init are; and the coefficients of every method
-here depend on the task vectors through their Gram matrix alone (norms and angles). A merge
-method is therefore one pure function ``(gram, weight) -> coefficients``, listed in `METHODS`.
-How Gram matrices are taken of checkpoints, and coefficients applied to them: `streaming`.
+A method is of one of two kinds, both listed in `METHODS`. WARP's and most others are linear in the
+task vectors δ_m = θ_m − θ_init of a group of tensors, with coefficients that depend on their Gram
+matrix (norms and angles) alone: such a method is a function ``(gram, weight) -> coefficients``.
+TIES and its like treat each weight for itself: such a method is ``Elementwise(function)``.
+How Gram matrices are taken of checkpoints, and methods applied to them: `streaming`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,28 +25,10 @@ MIN_SIN_OMEGA = 1e-6
 MIN_WEIGHTS = 1e-4
 KARCHER_STEPS, KARCHER_TOLERANCE = 100, 1e-10  # converges in about 5 at 90° between members
 
+DENSITY = 0.2  # share of a task vector that TIES keeps (its paper's default)
+
 GRANULARITIES = ("layer", "tensor", "model")
 VECTORS = ("task_vectors", "full_weights")
-
-
-# --- stage 1 -----------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def update_ema_(anchor: Sequence[Tensor], policy: Sequence[Tensor], mu: float) -> None:
-    """θ_ema ← (1 − μ) θ_ema + μ θ, in place (Algorithm 1). μ = 1 copies the policy.
-
-    Both must be fp32: with the paper's μ = 0.01 and lr = 1e-6 a bf16 average stands still.
-    """
-    for tensor in (*anchor, *policy):
-        if tensor.dtype != torch.float32:
-            raise TypeError(
-                f"EMA tensors must be float32, got {tensor.dtype}: load masters in fp32"
-            )
-    torch._foreach_lerp_(list(anchor), list(policy), mu)
-
-
-# --- stage 2 -----------------------------------------------------------------------------------
 
 
 def slerp_coefficients(gram: Tensor, weight: float | None = None) -> Tensor:
@@ -116,21 +99,72 @@ def karcher_coefficients(gram: Tensor, weight: float | None = None) -> Tensor:
     return mean * (weights @ norms) / norms
 
 
+def model_stock_coefficients(gram: Tensor, weight: float | None = None) -> Tensor:
+    """Model Stock (arXiv 2403.19522): LERP drawn back to θ_init by
+    ``t = M cosθ / (1 + (M − 1) cosθ)``, with cosθ the mean cosine between two task vectors.
+
+    Orthogonal task vectors, as those of noise around one centre are, give t = 0: θ_init. So does
+    a mean cosine below 0, where the formula would turn the direction round. With a zero task vector
+    it is LERP.
+    """
+    mean = lerp_coefficients(gram, weight)
+    members, norms = len(gram), gram.diagonal().clamp(min=0).sqrt()
+    if members == 1 or bool((norms == 0).any()):
+        return mean
+    cosines = (gram / norms.outer(norms)).clamp(-1, 1)
+    cosine = max(0.0, float(cosines.sum() - cosines.trace()) / (members * (members - 1)))
+    return mean * (members * cosine / (1 + (members - 1) * cosine))
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """A method that treats each weight for itself.
+
+    Attributes:
+        merge: ``(deltas, weights, thresholds) -> [n]``, the merged task vector of n weights, of
+            their task vectors [M, n] in fp32, the members' weights λ [M], and for each member the
+            magnitude [M] from which on a weight is among the `density` largest of its group.
+    """
+
+    merge: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def ties(deltas: Tensor, weights: Tensor, thresholds: Tensor) -> Tensor:
+    """TIES-Merging (arXiv 2306.01708): trim, elect a sign, take the disjoint mean.
+
+    Of each task vector only the largest magnitudes stay. Each weight gets the sign of the larger
+    sum, and the λ-weighted mean over the members that have it; 0 where none has, or where the sums
+    are equal. Shapes as in `Elementwise`.
+    """
+    trimmed = deltas.masked_fill(deltas.abs() < thresholds[:, None], 0.0)
+    weighted = weights[:, None] * trimmed
+    elected = weighted.sum(0).sign()
+    agrees = (trimmed.sign() == elected) & (elected != 0)
+    total = (weights[:, None] * agrees).sum(0)
+    return torch.where(total > 0, (weighted * agrees).sum(0) / total, 0.0)
+
+
 # Another merge method is one function above and one line here; config: merge_policies.method.
-METHODS: dict[str, Callable[[Tensor, float | None], Tensor]] = {
+METHODS: dict[str, Callable[[Tensor, float | None], Tensor] | Elementwise] = {
     "slerp": slerp_coefficients,
     "lerp": lerp_coefficients,
     "lerp_norm_matched": lerp_norm_matched_coefficients,
     "karcher": karcher_coefficients,
+    "model_stock": model_stock_coefficients,
+    "ties": Elementwise(ties),
 }
 
 
 def merge_coefficients(
-    method: str, gram: Tensor, weight: float | None = None, vectors: str = "task_vectors"
+    method: Callable[[Tensor, float | None], Tensor],
+    gram: Tensor,
+    weight: float | None = None,
+    vectors: str = "task_vectors",
 ) -> Tensor:
     """What θ_init and each task vector of one group of tensors count in the merge.
 
     Args:
+        method: of `METHODS`, one that gives coefficients.
         gram: [M + 1, M + 1] float64 inner products of θ_init, δ_1 … δ_M.
         vectors: what `method` averages: ``task_vectors`` (the paper's) or ``full_weights`` θ_m,
             whose angle is so near 0 that SLERP of them is about LERP (the paper's Fig. 9).
@@ -139,9 +173,9 @@ def merge_coefficients(
         [M + 1] float64 c with ``merged = c_0 θ_init + Σ c_m δ_m``; of task vectors c_0 = 1.
     """
     if vectors == "full_weights":
-        coefficients = METHODS[method](_weights_gram(gram), weight)
+        coefficients = method(_weights_gram(gram), weight)
         return torch.cat([coefficients.sum().view(1), coefficients])
-    return torch.cat([gram.new_ones(1), METHODS[method](gram[1:, 1:], weight)])
+    return torch.cat([gram.new_ones(1), method(gram[1:, 1:], weight)])
 
 
 def _weights_gram(gram: Tensor) -> Tensor:

@@ -3,58 +3,29 @@
 A point of a LITI sweep is (1 − η) θ_init + η θ, so a sweep need not lie on disk point by point. A
 recipe is a Hugging Face folder with config and tokenizer, and recipe.json in place of the weights:
 
-    {"made_by": "warpflow 0.1.0 interpolate_policy", "eta": 0.3, "dtype": null,
+    {"made_by": "warpflow interpolate_policy", "eta": 0.3, "dtype": null,
      "parents": {"init": "sampled-sha256:…", "policy": "sampled-sha256:…"},
      "paths": {"init": "../sft", "policy": "../merged"}}
 
 `parents` are fingerprints of contents, checked whenever a recipe is loaded; `paths` are relative
 to the folder and may be left out, so that its bytes depend on contents alone: then whoever loads it
-says where the parents are. What is composed equals the written weights bit for bit.
+says where the parents are. What is composed equals the written weights bit for bit. A recipe is
+loaded as a model by `points.load_point`, and written by `writing.write_recipe`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from warpflow.merging.checkpoints import (
-    RECIPE,
-    MappedTensors,
-    carry_over,
-    fingerprint,
-    new_folder,
-    read_tensors,
-)
-from warpflow.merging.streaming import interpolate, output_dtypes
+from warpflow.merging.checkpoints import RECIPE, MappedTensors, fingerprint, read_tensors
+from warpflow.merging.chunks import interpolate, to_dtype
 
 ROLES = ("init", "policy")
-
-
-def write_recipe(
-    out: Path, parents: Sequence[MappedTensors], document: Mapping[str, Any], with_paths: bool
-) -> None:
-    """Write a recipe to the folder `out`.
-
-    Args:
-        parents: the checkpoints at η = 0 and 1.
-        document: `checkpoints.provenance` of the point, with its eta and dtype.
-        with_paths: name the parents' folders too, relative to `out`.
-    """
-    folders = [parent.folder for parent in parents]
-    recipe = dict(document)
-    if with_paths:
-        paths = [os.path.relpath(folder.resolve(), out.resolve()) for folder in folders]
-        recipe["paths"] = dict(zip(ROLES, paths, strict=True))
-    with new_folder(out, folders) as folder:
-        dtypes = output_dtypes(parents, to_dtype(document["dtype"]))
-        carry_over(folders[0], folder, set(dtypes.values()))
-        (folder / RECIPE).write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
 
 
 def is_recipe(folder: str | Path) -> bool:
@@ -100,8 +71,3 @@ def compose(folder: str | Path, parents: Sequence[str | Path] = ()) -> dict[str,
     """The tensors that a recipe stands for, in memory. Errors: see `read_recipe`."""
     recipe, (init, policy) = read_recipe(folder, parents)
     return interpolate(init, policy, recipe["eta"], to_dtype(recipe["dtype"]))
-
-
-def to_dtype(name: str | None) -> torch.dtype | None:
-    """``float32`` → torch.float32; None stays None."""
-    return None if name is None else getattr(torch, name)

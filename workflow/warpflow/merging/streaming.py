@@ -1,10 +1,8 @@
-"""Merging (stage 2) and LITI (stage 3) of checkpoints of any size, a chunk of weights at a time.
+"""Merging (stage 2) of checkpoints of any size, a chunk of weights at a time.
 
-Both are θ_init + Σ c_m (θ_m − θ_init), or c_0 θ_init + … where full weights are merged. A merge
-reads each group of tensors twice: once for the Gram matrix of its task vectors, which gives the
-coefficients c, once to apply them; LITI has c_1 = η and reads once for all its η. Sources are
-name → tensor, usually views of mapped files (`checkpoints.read_tensors`); results leave in chunks
-through `emit`, so that nothing of a tensor's size is ever allocated. Groups are shared out to
+A merge reads each group of tensors twice: once for the Gram matrix of its task vectors, which gives
+the coefficients c of θ_init + Σ c_m (θ_m − θ_init), once to apply them. An elementwise method that
+trims reads twice more, for the magnitudes from which on it keeps a weight. Groups are shared out to
 processes, not threads (docs/log.md): each runs in its core's cache at the speed of memory, and
 reading, arithmetic and writing of several overlap.
 """
@@ -13,30 +11,34 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from warpflow.merging.chunks import (
+    Emit,
+    Tensors,
+    check_sources,
+    chunk_starts,
+    collector,
+    combine_into,
+    new_scratch,
+    one_thread,
+    require_finite,
+    task_vectors,
+)
 from warpflow.merging.methods import (
+    DENSITY,
     METHODS,
     VECTORS,
+    Elementwise,
     geometry_rows,
     layer_groups,
+    lerp_coefficients,
     merge_coefficients,
 )
 from warpflow.merging.workers import share_out
-
-CHUNK = 1 << 16  # elements; M + 1 fp32 rows of it fit a core's second-level cache
-AVERAGED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-DTYPES = ("float32", "bfloat16", "float16")  # that a result may be given
-
-Tensors = Mapping[str, Tensor]
-# emit(k, name, start, piece): elements start, start + 1 … of tensor `name` of result k, 1-D, in
-# fp32 or in a source's dtype; valid until the next call only.
-Emit = Callable[[int, str, int, Tensor], None]
 
 
 def merge_into(
@@ -47,6 +49,7 @@ def merge_into(
     granularity: str = "layer",
     weight: float | None = None,
     vectors: str = "task_vectors",
+    density: float | None = None,
     workers: int = 1,
 ) -> list[dict[str, object]]:
     """Merge M ≥ 1 policies that were fine-tuned from `init` (Section 3.2) into result 0.
@@ -56,64 +59,67 @@ def merge_into(
     copied.
 
     Args:
+        density: share of each group's weights that an elementwise method keeps of a task vector,
+            the largest; None: `methods.DENSITY`.
         workers: processes that share the groups; with more than one, `emit` is called in these.
             The result does not depend on it.
 
     Returns:
-        Rows of `averaging.geometry_rows`, for each group.
+        Rows of `methods.geometry_rows`, for each group.
 
     Raises:
-        ValueError: unknown method, granularity or vectors, M = 0, names or shapes that differ, NaN
-            or Inf.
+        ValueError: see `check_method`; M = 0, names or shapes that differ, NaN or Inf.
     """
-    if method not in METHODS:
-        raise ValueError(f"merge method {method!r}: expected one of {', '.join(METHODS)}")
-    if vectors not in VECTORS:
-        raise ValueError(f"vectors {vectors!r}: expected one of {', '.join(VECTORS)}")
+    check_method(method, vectors, weight, density)
     if not policies:
         raise ValueError("nothing to merge: expected at least one policy")
-    if weight is not None and not 0 <= weight <= 1:
-        raise ValueError(f"weight {weight}: expected 0 <= weight <= 1, λ of the second of two")
     sources = [init, *policies]
     check_sources(sources)
     groups = list(layer_groups(init, granularity).items())
-    scratch = torch.empty(len(sources), CHUNK)
+    scratch = new_scratch(sources)
+    # Of one policy there is nothing to merge, whatever the method: it is passed on bit for bit.
+    chosen = METHODS[method] if len(policies) > 1 else lerp_coefficients
 
     def merge_group(number: int) -> list[dict[str, object]]:
         group, names = groups[number]
         floating = [name for name in names if init[name].is_floating_point()]
         gram = gram_matrix(sources, floating, scratch)
-        coefficients = merge_coefficients(method, gram, weight, vectors).tolist()
-        for name in names:
-            combine_into(emit, sources, name, [coefficients], scratch)
+        if isinstance(chosen, Elementwise):
+            weights = lerp_coefficients(gram[1:, 1:], weight).float()
+            thresholds = magnitude_thresholds(sources, floating, density or DENSITY, scratch)
+            for name in names:
+                merge_elements_into(emit, sources, name, chosen, weights, thresholds, scratch)
+        else:
+            coefficients = merge_coefficients(chosen, gram, weight, vectors).tolist()
+            for name in names:
+                combine_into(emit, sources, name, [coefficients], scratch)
         return geometry_rows(group, gram)
 
     with one_thread():
         return list(itertools.chain(*share_out(merge_group, len(groups), workers)))
 
 
-def interpolate_into(
-    emit: Emit, init: Tensors, policy: Tensors, etas: Sequence[float], workers: int = 1
-) -> None:
-    """LITI: (1 − η) θ_init + η θ (Section 3.3), result k for `etas[k]`, in one pass. η = 0 and 1
-    return the endpoints bit for bit; η in (1, 2] extrapolates. `workers` as in `merge_into`.
-
-    Raises:
-        ValueError: η out of range, names or shapes that differ, NaN or Inf.
-    """
-    check_etas(etas)
-    sources = [init, policy]
-    check_sources(sources)
-    groups = list(layer_groups(init).values())
-    coefficients = [[1.0, eta] for eta in etas]
-    scratch = torch.empty(2, CHUNK)
-
-    def interpolate_group(number: int) -> None:
-        for name in groups[number]:
-            combine_into(emit, sources, name, coefficients, scratch, is_checked=False)
-
-    with one_thread():
-        share_out(interpolate_group, len(groups), workers)
+def check_method(method: str, vectors: str, weight: float | None, density: float | None) -> None:
+    """Raise ValueError for settings that are unknown, out of range, or not of this method."""
+    if method not in METHODS:
+        raise ValueError(f"merge method {method!r}: expected one of {', '.join(METHODS)}")
+    if vectors not in VECTORS:
+        raise ValueError(f"vectors {vectors!r}: expected one of {', '.join(VECTORS)}")
+    if weight is not None and not 0 <= weight <= 1:
+        raise ValueError(f"weight {weight}: expected 0 <= weight <= 1, λ of the second of two")
+    is_elementwise = isinstance(METHODS[method], Elementwise)
+    if is_elementwise and vectors != "task_vectors":
+        raise ValueError(
+            f"vectors {vectors!r}: merge method {method} trims task vectors; set vectors to "
+            "task_vectors"
+        )
+    if density is not None and not is_elementwise:
+        raise ValueError(
+            f"density {density}: merge method {method} keeps all weights; leave density out, or "
+            "set method to ties"
+        )
+    if density is not None and not 0 < density <= 1:
+        raise ValueError(f"density {density}: expected 0 < density <= 1, the share that is kept")
 
 
 def gram_matrix(sources: Sequence[Tensors], names: Sequence[str], scratch: Tensor) -> Tensor:
@@ -125,7 +131,7 @@ def gram_matrix(sources: Sequence[Tensors], names: Sequence[str], scratch: Tenso
     gram = torch.zeros(len(sources), len(sources), dtype=torch.float64)
     for name in names:
         flat = [source[name].reshape(-1) for source in sources]
-        for start in range(0, flat[0].numel(), CHUNK):
+        for start in chunk_starts(flat[0].numel()):
             rows = task_vectors(flat, start, scratch)
             gram += rows @ rows.T
     if not gram.isfinite().all():
@@ -135,87 +141,60 @@ def gram_matrix(sources: Sequence[Tensors], names: Sequence[str], scratch: Tenso
     return gram
 
 
-def task_vectors(flat: Sequence[Tensor], start: int, scratch: Tensor) -> Tensor:
-    """[M + 1, n] fp32 view of `scratch`: θ_init and δ_1 … δ_M, from element `start` on."""
-    stop = min(start + CHUNK, flat[0].numel())
-    rows = scratch[:, : stop - start]
-    rows[0].copy_(flat[0][start:stop])
-    for row, policy in zip(rows[1:], flat[1:], strict=True):
-        row.copy_(policy[start:stop]).sub_(rows[0])
-    return rows
+def magnitude_thresholds(
+    sources: Sequence[Tensors], names: Sequence[str], density: float, scratch: Tensor
+) -> Tensor:
+    """[M] fp32: the k-th largest magnitude of each task vector over the tensors `names`, where k is
+    `density` times their number of weights, rounded up.
+
+    Exact, in two passes and flat memory: the bits of a float without its sign grow with it, so the
+    first pass counts the upper 16 bits of all magnitudes, and the second one the lower 16 of those
+    whose upper ones are the k-th's.
+    """
+    elements = sum(sources[0][name].numel() for name in names)
+    left = torch.full((len(sources) - 1,), math.ceil(density * elements))
+    found = torch.zeros(len(left), dtype=torch.int32)
+    for shift in (16, 0):
+        counts = torch.zeros(len(left), 1 << 16, dtype=torch.int64)
+        for name in names:
+            flat = [source[name].reshape(-1) for source in sources]
+            for start in chunk_starts(flat[0].numel()):
+                bits = task_vectors(flat, start, scratch)[1:].abs().view(torch.int32)
+                for count, row, known in zip(counts, bits, found, strict=True):
+                    row = row if shift else row[row >> 16 == known >> 16]
+                    count += torch.bincount((row >> shift) & 0xFFFF, minlength=1 << 16)
+        for m, count in enumerate(counts):
+            from_the_top = count.flip(0).cumsum(0)
+            passed = int((from_the_top < left[m]).sum())  # bins that lie above the k-th's
+            found[m] |= ((1 << 16) - 1 - passed) << shift
+            left[m] -= from_the_top[passed - 1] if passed else 0
+    return found.view(torch.float32)
 
 
-def combine_into(
+def merge_elements_into(
     emit: Emit,
     sources: Sequence[Tensors],
     name: str,
-    coefficients: Sequence[Sequence[float]],
+    method: Elementwise,
+    weights: Tensor,
+    thresholds: Tensor,
     scratch: Tensor,
-    is_checked: bool = True,
 ) -> None:
-    """c_0 θ_init + Σ c_m δ_m of one tensor in fp32, result k with `coefficients[k]`, [K][M + 1].
+    """θ_init + the merged task vector of one tensor in fp32, to result 0.
 
-    A source that has all the weight (M = 1, λ or η = 0 or 1) is passed on bit for bit.
+    Args:
+        weights, thresholds: [M], see `methods.Elementwise`.
     """
     flat = [source[name].reshape(-1) for source in sources]
     if not flat[0].is_floating_point():
-        for k in range(len(coefficients)):
-            emit(k, name, 0, flat[0])
+        emit(0, name, 0, flat[0])
         return
-    alone = [only_source(row) for row in coefficients]
-    out = torch.empty(min(CHUNK, flat[0].numel()))
-    for start in range(0, flat[0].numel(), CHUNK):
+    for start in chunk_starts(flat[0].numel()):
         rows = task_vectors(flat, start, scratch)
-        if not is_checked and not math.isfinite(rows[1:].sum()):
-            require_finite(sources, name)
-        for k, row in enumerate(coefficients):
-            piece = out[: rows.shape[1]]
-            index = alone[k]
-            if index is not None:
-                piece = flat[index][start : start + CHUNK]
-            else:
-                torch.mul(rows[0], row[0], out=piece)
-                for delta, coefficient in zip(rows[1:], row[1:], strict=True):
-                    piece.add_(delta, alpha=coefficient)
-            emit(k, name, start, piece)
-
-
-def only_source(coefficients: Sequence[float]) -> int | None:
-    """Which source the combination is: 0 θ_init, m the m-th policy; None: a mixture."""
-    init, *others = coefficients
-    if init != 1:
-        return None
-    if not any(others):
-        return 0
-    is_one = sorted(others) == [0.0] * (len(others) - 1) + [1.0]
-    return 1 + others.index(1.0) if is_one else None
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch with one thread: on chunks of this size more of them only wait for one another, and
-    sums would depend on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        emit(0, name, start, method.merge(rows[1:], weights, thresholds).add_(rows[0]))
 
 
 # --- results in memory -------------------------------------------------------------------------
-
-
-def output_dtypes(sources: Sequence[Tensors], dtype: torch.dtype | None) -> dict[str, torch.dtype]:
-    """Of each tensor of the result: `dtype`, or the widest of its sources (fp32 policies of a bf16
-    init would lose their small task vectors in its dtype); integers keep their own."""
-    dtypes = {}
-    for name, tensor in sources[0].items():
-        widest = tensor.dtype
-        for source in sources[1:]:
-            widest = torch.promote_types(widest, source[name].dtype)
-        dtypes[name] = (dtype or widest) if tensor.is_floating_point() else tensor.dtype
-    return dtypes
 
 
 def merge(
@@ -225,19 +204,11 @@ def merge(
     granularity: str = "layer",
     weight: float | None = None,
     vectors: str = "task_vectors",
+    density: float | None = None,
 ) -> dict[str, Tensor]:
     """`merge_into` memory."""
     emit, results = collector([init, *policies], 1)
-    merge_into(emit, init, policies, method, granularity, weight, vectors)
-    return results[0]
-
-
-def interpolate(
-    init: Tensors, policy: Tensors, eta: float, dtype: torch.dtype | None = None
-) -> dict[str, Tensor]:
-    """`interpolate_into` memory."""
-    emit, results = collector([init, policy], 1, dtype)
-    interpolate_into(emit, init, policy, [eta])
+    merge_into(emit, init, policies, method, granularity, weight, vectors, density)
     return results[0]
 
 
@@ -269,81 +240,3 @@ def rounding_loss(
             lost += float((exact.to(dtype).float() - exact).double().square().sum())
             moved += float((exact - start[name]).double().square().sum())
     return math.sqrt(lost / moved) if moved else 0.0
-
-
-def collector(
-    sources: Sequence[Tensors], count: int, dtype: torch.dtype | None = None
-) -> tuple[Emit, list[dict[str, Tensor]]]:
-    """An `emit` that fills `count` results in memory, and these."""
-    check_sources(sources)
-    dtypes = output_dtypes(sources, dtype)
-    results = [
-        {name: torch.empty(t.shape, dtype=dtypes[name]) for name, t in sources[0].items()}
-        for _ in range(count)
-    ]
-
-    def emit(k: int, name: str, start: int, piece: Tensor) -> None:
-        results[k][name].view(-1)[start : start + piece.numel()].copy_(piece)
-
-    return emit, results
-
-
-# --- checks ------------------------------------------------------------------------------------
-
-
-def check_sources(sources: Sequence[Tensors]) -> None:
-    """Raise ValueError naming the file and tensor in which a source differs from the first."""
-    init = sources[0]
-    for index, policy in enumerate(sources[1:]):
-        missing, extra = sorted(set(init) - set(policy)), sorted(set(policy) - set(init))
-        if missing or extra:
-            what = getattr(policy, "folder", None) or f"policy {index}"
-            raise ValueError(
-                f"{what} is not of the initialisation's architecture: {missing=}, {extra=}"
-            )
-        for name, tensor in init.items():
-            where, other = describe(policy, index, name), policy[name]
-            if tensor.shape != other.shape:
-                raise ValueError(
-                    f"{where}: tensor {name} has shape {tuple(other.shape)}, expected "
-                    f"{tuple(tensor.shape)} as in the initialisation"
-                )
-            for dtype in (tensor.dtype, other.dtype):
-                if dtype.is_floating_point and dtype not in AVERAGED:
-                    raise ValueError(
-                        f"{where}: tensor {name} is {dtype}, which cannot be averaged: store the "
-                        "checkpoint in float32 or bfloat16"
-                    )
-            if tensor.is_floating_point() != other.is_floating_point() or (
-                not tensor.is_floating_point() and not torch.equal(tensor, other)
-            ):
-                raise ValueError(
-                    f"{where}: integer tensor {name} differs from the initialisation's and cannot "
-                    "be averaged"
-                )
-
-
-def check_etas(etas: Sequence[float]) -> None:
-    """Raise ValueError where an η is out of range or comes twice."""
-    for eta in etas:
-        if not 0 <= eta <= 2:
-            raise ValueError(f"eta {eta}: expected 0 <= eta <= 2")
-        if list(etas).count(eta) > 1:
-            raise ValueError(f"eta {eta} comes twice: expected each once")
-
-
-def require_finite(sources: Sequence[Tensors], name: str) -> None:
-    """Raise ValueError naming the file if tensor `name` of a source holds NaN or Inf."""
-    for index, source in enumerate(sources):
-        for piece in source[name].reshape(-1).split(CHUNK):
-            if not piece.isfinite().all():
-                raise ValueError(
-                    f"{describe(source, index - 1, name)}: tensor {name} holds NaN or Inf: "
-                    "the run that wrote it diverged; expected finite weights"
-                )
-
-
-def describe(source: Tensors, index: int, name: str) -> Path | str:
-    """Where a tensor comes from: its file, or the policy's number (−1: the initialisation)."""
-    files = getattr(source, "files", {})
-    return files.get(name) or (f"policy {index}" if index >= 0 else "the initialisation")

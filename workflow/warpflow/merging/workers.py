@@ -1,4 +1,8 @@
-"""Work shared out to forked processes, where threads would wait for Python's lock."""
+"""Work shared out to forked processes, where threads would wait for Python's lock.
+
+Not a `ProcessPoolExecutor`: after a signal that waits until its workers' work is done, and its
+workers outlive a parent that was killed.
+"""
 
 from __future__ import annotations
 
@@ -79,3 +83,9 @@ def _take_next(
         except Exception as error:
             writer.send((number, None, error))
             return
+
+
+def available_cores() -> int:
+    """Cores that this process may use, at most 8: more do not make a disk faster. One on macOS,
+    whose system libraries do not survive a fork."""
+    return min(len(os.sched_getaffinity(0)), 8) if hasattr(os, "sched_getaffinity") else 1

@@ -14,7 +14,7 @@ import jsonschema
 import yaml
 
 from warpflow.data.files import iterate_rows, require_columns
-from warpflow.evaluation.lm_eval import check_benchmarks
+from warpflow.evaluation.benchmark_points import check_benchmarks
 from warpflow.experiments import Experiment, experiment_groups, make_plan, resolve_experiments
 from warpflow.pipeline.code_files import module_file
 from warpflow.side_by_side.settings import check_comparison, read_comparisons
@@ -280,6 +280,16 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
         yield (
             f"- {where}merge_policies.weight: λ = {merging['weight']} is for two policies, but "
             f"members = {experiment.members}: set members to 2 or weight to null"
+        )
+    if merging["method"] == "ties" and merging["vectors"] != "task_vectors":
+        yield (
+            f"- {where}merge_policies.vectors: got {merging['vectors']}, but method ties trims "
+            "task vectors: set vectors to task_vectors"
+        )
+    if merging.get("density") is not None and merging["method"] != "ties":
+        yield (
+            f"- {where}merge_policies.density: got {merging['density']}, but method "
+            f"{merging['method']} keeps all weights: set density to null or method to ties"
         )
 
 

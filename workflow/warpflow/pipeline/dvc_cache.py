@@ -7,7 +7,6 @@ small files that `dvc push --run-cache` shares, remembers which result each key 
 from __future__ import annotations
 
 import configparser
-import fcntl
 import json
 import os
 import shlex
@@ -20,6 +19,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from warpflow.pipeline.contents import (
     Out,
@@ -179,8 +180,7 @@ def require_unchanged(pointer: Path) -> None:
 def one_at_a_time() -> Iterator[None]:
     """DVC's commands do not run side by side in one repository: queue instead of failing."""
     Path(".dvc/tmp").mkdir(exist_ok=True)
-    with open(".dvc/tmp/warpflow.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(".dvc/tmp/warpflow.lock", fallback_to_soft=False):
         yield
 
 

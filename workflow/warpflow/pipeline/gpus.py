@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -13,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from filelock import FileLock, lock_descriptor
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,15 @@ def take(count: int, uuids: list[str]) -> dict[str, IO[str]]:
     folder = Path(tempfile.gettempdir(), f"warpflow-gpus-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     taken: dict[str, IO[str]] = {}
-    with open(folder / "taking", "w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    with FileLock(folder / "taking", fallback_to_soft=False):
         for uuid in uuids:
             if len(taken) == count:
                 break
+            # Not a FileLock: the command inherits the open file, and with it the lock.
             file: IO[str] = open(folder / uuid, "w")  # noqa: SIM115 - kept open: it is the lock
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock_descriptor(file.fileno(), blocking=False):
                 taken[uuid] = file
-            except BlockingIOError:
+            else:
                 file.close()
         if len(taken) < count:
             for file in taken.values():

@@ -7,6 +7,7 @@ need be; `generator` and `dataset` are AlpacaEval's. Answers that were sampled h
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from warpflow.data.files import Row, read_rows, require_columns
 
 OWN = ("instruction", "output", "finished", "columns")
+JUDGE_TEMPLATE = "config/judge_prompt.txt"  # the question to a chat judge that names no other
 KEY = "compare_answers"  # the config section whose files these are
 
 
@@ -129,3 +131,9 @@ def describe_mismatch(
     return " ".join(
         [*parts, "expected answers to the same instructions, word for word: mend the files"]
     )
+
+
+def list_pairs(contestants: Sequence[str], which: str) -> list[tuple[str, str]]:
+    """(A, B) of every comparison: `all` pairs, or the `first` contestant against each other one."""
+    pairs = list(itertools.combinations(contestants, 2))
+    return pairs if which == "all" else [pair for pair in pairs if pair[0] == contestants[0]]

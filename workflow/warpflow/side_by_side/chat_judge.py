@@ -7,32 +7,28 @@ job, or one whose endpoint broke down, goes on where it was.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import logging
 import os
-import random
 import re
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from openai import APIConnectionError, APIError, APIStatusError, OpenAI, omit
+
 from warpflow.lm.prompts import is_messages
-from warpflow.side_by_side.answers import Answer
-from warpflow.side_by_side.settings import JUDGE_TEMPLATE
+from warpflow.side_by_side.answers import JUDGE_TEMPLATE, Answer
 
 FIELDS = ("instruction", "first", "second")  # what a template is filled with
 STOPPING = {401, 403, 404}  # statuses that no other request would escape
 PASSING = {408, 409, 429}  # statuses that may pass, as those from 500 on
-LONGEST_WAIT = 60.0
-# No connection, no time, or what came is no chat reply.
-FAILURES = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError)
+# What a document of another form raises.
+NO_REPLY = (APIError, ValueError, LookupError, TypeError, AttributeError)
+NO_KEY = "none"  # the client wants one; it is not sent
 BROKEN_DOWN = 10  # failures in a row, without a reply in between, that end a job
 
 Body = dict[str, Any]
@@ -141,53 +137,46 @@ def read_api_key(settings: ChatSettings) -> str | None:
     return os.environ[name] if name else None
 
 
-def ask(settings: ChatSettings, api_key: str | None, body: Body) -> Reply:
-    """Send a request until there is a reply, waiting twice as long after each failure that may
-    pass, or as long as Retry-After says.
+def open_client(settings: ChatSettings, api_key: str | None) -> OpenAI:
+    """A client that tries again what may pass (no connection, a time-out, 408, 409, 429, 5xx),
+    waiting longer each time, or as long as Retry-After says."""
+    return OpenAI(
+        base_url=settings.base_url,
+        api_key=api_key or NO_KEY,
+        max_retries=settings.retries,
+        timeout=settings.timeout,
+    )
+
+
+def ask(settings: ChatSettings, client: OpenAI, body: Body) -> Reply:
+    """Send a request until there is a reply.
 
     Raises:
         RefusedError, UnreachableError; ValueError where key, model or address are wrong.
     """
-    for attempt in range(settings.retries + 1):
-        wait = None
-        try:
-            return send(settings, api_key, body)
-        except urllib.error.HTTPError as error:
-            said = f"HTTP {error.code}: {error.read().decode(errors='replace')[:300]}"
-            if error.code in STOPPING:
-                raise ValueError(
-                    f"{settings.base_url} with model {settings.model!r} says {said}; correct "
-                    "base_url, model or the key"
-                ) from None
-            if error.code not in PASSING and error.code < 500:
-                raise RefusedError(said) from None
-            wait = error.headers.get("Retry-After")
-        except FAILURES as error:
-            said = f"{type(error).__name__}: {error}"
-        if attempt < settings.retries:
-            time.sleep(waiting_time(attempt, wait))
-    raise UnreachableError(f"{said} (after {settings.retries + 1} attempts)")
-
-
-def send(settings: ChatSettings, api_key: str | None, body: Body) -> Reply:
-    """One request and its reply."""
-    headers = {"Content-Type": "application/json"}
-    if api_key:
-        headers["Authorization"] = f"Bearer {api_key}"
-    request = urllib.request.Request(
-        f"{settings.base_url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
-    )
-    with urllib.request.urlopen(request, timeout=settings.timeout) as response:
-        document = json.load(response)
-    text = document["choices"][0]["message"]["content"]
-    return {"text": text or "", "usage": document.get("usage") or {}}
-
-
-def waiting_time(attempt: int, retry_after: str | None) -> float:
-    """Seconds; a random part keeps requests that failed together apart."""
-    if retry_after is not None and retry_after.strip().isdigit():
-        return min(float(retry_after), LONGEST_WAIT)
-    return min(2.0**attempt, LONGEST_WAIT) * random.uniform(0.5, 1)
+    try:
+        reply = client.chat.completions.create(
+            model=body["model"],
+            messages=body["messages"],
+            extra_body=body,
+            extra_headers={"Authorization": omit} if client.api_key == NO_KEY else None,
+        )
+        text = reply.choices[0].message.content
+        return {"text": text or "", "usage": reply.usage.model_dump() if reply.usage else {}}
+    except APIStatusError as error:
+        said = f"HTTP {error.status_code}: {error.response.text[:300]}"
+        if error.status_code in STOPPING:
+            raise ValueError(
+                f"{settings.base_url} with model {settings.model!r} says {said}; correct "
+                "base_url, model or the key"
+            ) from None
+        if error.status_code not in PASSING and error.status_code < 500:
+            raise RefusedError(said) from None
+    except APIConnectionError as error:
+        said = f"{type(error).__name__}: {error} {error.__cause__ or ''}"
+    except NO_REPLY as error:
+        said = f"what came is no chat reply ({type(error).__name__}: {error})"
+    raise UnreachableError(f"{said} (of up to {settings.retries + 1} attempts)")
 
 
 # --- many questions ----------------------------------------------------------------------------
@@ -251,7 +240,7 @@ def ask_pending(
 ) -> tuple[dict[str, str], list[str]]:
     """Ask, `settings.requests` at once, into `replies` and `cache`. Returns the refused questions
     with the reason, and the reasons of those that no reply came to."""
-    api_key = read_api_key(settings) if pending else None
+    client = open_client(settings, read_api_key(settings) if pending else None)
     refused: dict[str, str] = {}
     unreachable: list[str] = []
     in_a_row = 0
@@ -262,7 +251,7 @@ def ask_pending(
         if in_a_row >= BROKEN_DOWN:
             return
         try:
-            reply = ask(settings, api_key, bodies[question])
+            reply = ask(settings, client, bodies[question])
         except RefusedError as error:
             with lock:
                 refused[question] = str(error)
@@ -280,7 +269,7 @@ def ask_pending(
             append_line(cache, {"key": keys[question], "model": settings.model, "reply": reply})
             replies[question] = reply
 
-    with ThreadPoolExecutor(settings.requests) as pool:
+    with client, ThreadPoolExecutor(settings.requests) as pool:
         futures = [pool.submit(work, question) for question in pending]
         try:
             for number, future in enumerate(futures, start=1):

@@ -6,7 +6,6 @@ A judge gives either a score to each answer, whose differences are graded here, 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
@@ -40,12 +39,6 @@ COLUMNS = [
     "unit",
     "note",
 ]
-
-
-def list_pairs(contestants: Sequence[str], which: str) -> list[tuple[str, str]]:
-    """(A, B) of every comparison: `all` pairs, or the `first` contestant against each other one."""
-    pairs = list(itertools.combinations(contestants, 2))
-    return pairs if which == "all" else [pair for pair in pairs if pair[0] == contestants[0]]
 
 
 def score_unit(scores: Mapping[str, Sequence[float]]) -> float:

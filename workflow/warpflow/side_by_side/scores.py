@@ -11,13 +11,11 @@ from warpflow.evaluation.rewards import (
     Scorer,
     call_scorer,
     require_finite,
-    require_readable,
-    sequence_scores,
     showing,
 )
-from warpflow.lm.prompts import Messages, Prompt, dialogue_tokens, is_messages
+from warpflow.lm.prompts import dialogue_tokens, encode_example, is_messages, user_message
+from warpflow.lm.reward_models import require_readable, sequence_scores
 from warpflow.side_by_side.answers import Answer
-from warpflow.training.supervised import encode_example
 
 
 def function_scores(function: Scorer, name: str, answers: Sequence[Answer]) -> list[float]:
@@ -86,11 +84,3 @@ def model_scores(
     values = (torch.cat(parts).cpu() - mean) / std
     require_finite(values, "reward_model", examples)
     return values.tolist()
-
-
-def user_message(prompt: Prompt, as_messages: bool) -> Prompt:
-    """A text as the message of a user, where it is one."""
-    if isinstance(prompt, str) and as_messages:
-        messages: Messages = [{"role": "user", "content": prompt}]
-        return messages
-    return prompt

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warpflow.experiments import SFT, Plan, eta_text
+from warpflow.eta_names import eta_text
+from warpflow.experiments import SFT, Plan
 from warpflow.side_by_side.answers import match_answers, read_answers
 
 OWN_REWARD_MODEL = "train_reward_model"
-JUDGE_TEMPLATE = "config/judge_prompt.txt"  # the question to a chat judge that names no other
 
 
 @dataclass(frozen=True)

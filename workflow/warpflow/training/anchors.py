@@ -1,20 +1,25 @@
-"""The anchor of the KL penalty: whose weights it has, where it keeps them, how it moves."""
+"""The anchor of the KL penalty: whose weights it has, where it keeps them, how it moves.
+
+What anchors there are stands at the end, in `ANCHORS`.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from warpflow.merging.methods import update_ema_
 from warpflow.training.adapters import acting_weights
 from warpflow.training.distributed import local, release
+
+if TYPE_CHECKING:
+    from warpflow.training.reinforce import ReinforceSettings, Run
 
 Memory = Literal["device", "host", "bfloat16"]
 
@@ -78,6 +83,20 @@ def _in_host_memory(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def update_ema_(anchor: Sequence[Tensor], policy: Sequence[Tensor], mu: float) -> None:
+    """θ_ema ← (1 − μ) θ_ema + μ θ, in place (Algorithm 1). μ = 1 copies the policy.
+
+    Both must be fp32: with the paper's μ = 0.01 and lr = 1e-6 a bf16 average stands still.
+    """
+    for tensor in (*anchor, *policy):
+        if tensor.dtype != torch.float32:
+            raise TypeError(
+                f"EMA tensors must be float32, got {tensor.dtype}: load masters in fp32"
+            )
+    torch._foreach_lerp_(list(anchor), list(policy), mu)
+
+
+@torch.no_grad()
 def move_anchor_(anchor: Anchor, policy: PreTrainedModel, rate: float) -> None:
     """θ_anchor ← (1 − rate) θ_anchor + rate θ (Algorithm 1), with θ the weights that the policy
     acts with, LoRA's included. All at once where both lie on the device, else one at a time."""
@@ -87,3 +106,79 @@ def move_anchor_(anchor: Anchor, policy: PreTrainedModel, rate: float) -> None:
         for average, weight in zip(anchor.weights, acting_weights(policy), strict=True):
             update_ema_([average], [weight.to(average.device)], rate)
     anchor.refresh()
+
+
+# --- which anchors there are -------------------------------------------------------------------
+
+
+def stay_(run: Run, settings: ReinforceSettings, step: int) -> None:
+    """The anchor is fixed."""
+
+
+def follow_(run: Run, settings: ReinforceSettings, step: int) -> None:
+    """The EMA of the policy, moved at every step: WARP's anchor (Algorithm 1)."""
+    move_anchor_(run.anchor, run.policy, settings.mu)
+
+
+def reset_hard_(run: Run, settings: ReinforceSettings, step: int) -> None:
+    """A copy of the policy, renewed every `reset_every` steps."""
+    if step % settings.reset_every == 0:
+        move_anchor_(run.anchor, run.policy, 1.0)
+
+
+@torch.no_grad()
+def reset_elastically_(run: Run, settings: ReinforceSettings, step: int) -> None:
+    """Elastic Reset (arXiv 2312.07551): every `reset_every` steps the policy falls back to its EMA,
+    and that to the init, which the anchor is."""
+    if step % settings.reset_every:
+        return
+    ema = run.averages["ema"]
+    for parameter, weight in zip(run.policy.parameters(), ema.weights, strict=True):
+        parameter.copy_(weight)
+    for weight, start in zip(ema.weights, run.anchor.weights, strict=True):
+        weight.copy_(start)
+    ema.refresh()
+
+
+@dataclass(frozen=True)
+class AnchorKind:
+    """What an anchor starts as, and what happens after each step.
+
+    Attributes:
+        starts_as: of the policies θ_init and θ_sft the one that it is at the start.
+        after_step_: called with the run, its settings and the step (from 1), once the policy has
+            moved and its averages have followed; may move the anchor, and the policy itself.
+        needs: averages of the policy (`Run.averages`) that `after_step_` reads.
+        stands_for: averages of the policy that the anchor is itself, so that none is kept twice.
+    """
+
+    starts_as: Literal["init", "sft"]
+    after_step_: Callable[[Run, ReinforceSettings, int], None] = stay_
+    needs: frozenset[str] = frozenset()
+    stands_for: frozenset[str] = frozenset()
+
+
+# Another anchor is one function above and one line here; config: train_policy.anchor.
+ANCHORS: dict[str, AnchorKind] = {
+    "ema": AnchorKind("init", follow_, stands_for=frozenset({"ema"})),
+    "init": AnchorKind("init"),
+    "sft": AnchorKind("sft"),
+    "hard_reset": AnchorKind("init", reset_hard_),
+    "elastic_reset": AnchorKind("init", reset_elastically_, needs=frozenset({"ema"})),
+}
+
+
+def is_sft_itself(kind: str, memory: Memory) -> bool:
+    """Whether the anchor is θ_sft rather than a copy: it starts there, never moves, and stays on
+    the device."""
+    anchor = ANCHORS[kind]
+    return anchor.starts_as == "sft" and anchor.after_step_ is stay_ and memory == "device"
+
+
+def start_anchor(
+    kind: str, init: PreTrainedModel, sft: PreTrainedModel, memory: Memory = "device"
+) -> Anchor:
+    """The anchor of that name in `ANCHORS` before the first step."""
+    if is_sft_itself(kind, memory):
+        return Anchor(sft.requires_grad_(False).eval())
+    return make_anchor(init if ANCHORS[kind].starts_as == "init" else sft, memory)

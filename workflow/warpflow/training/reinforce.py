@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from accelerate import Accelerator
@@ -15,13 +15,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from warpflow.evaluation.rewards import Reward
 from warpflow.lm.log_probs import Completions
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
 from warpflow.lm.scoring import Score, scores_by_part
 from warpflow.seeds import make_generator
 from warpflow.training.adapters import add_adapters, merge_adapters
-from warpflow.training.anchors import Anchor, Memory, make_anchor, move_anchor_
+from warpflow.training.anchors import (
+    ANCHORS,
+    Anchor,
+    Memory,
+    make_anchor,
+    move_anchor_,
+    start_anchor,
+)
 from warpflow.training.distributed import (
     average_gradients_,
     gather,
@@ -30,6 +36,9 @@ from warpflow.training.distributed import (
     own_part,
     shard,
 )
+
+if TYPE_CHECKING:
+    from warpflow.evaluation.rewards import Reward
 
 
 def _help(text: str) -> dict[str, str]:
@@ -147,32 +156,6 @@ def learning_rate_at(step: int, settings: ReinforceSettings) -> float:
     return settings.learning_rate * min(1.0, step / max(1, settings.warmup_steps))
 
 
-def choose_anchor(
-    settings: ReinforceSettings, init: PreTrainedModel, sft: PreTrainedModel
-) -> Anchor:
-    """What the KL is measured to, at the start: the SFT policy, or a copy of the init."""
-    if settings.anchor != "sft":
-        return make_anchor(init, settings.anchor_memory)
-    if settings.anchor_memory == "device":  # it never moves: no copy is needed
-        return Anchor(sft.requires_grad_(False).eval())
-    return make_anchor(sft, settings.anchor_memory)
-
-
-def update_anchor_(
-    anchor: Anchor, policy: PreTrainedModel, settings: ReinforceSettings, step: int
-) -> None:
-    """Move the anchor after a step: the EMA each time, a hard reset every `reset_every` steps.
-
-    The others stay where they are.
-    """
-    rate = {
-        "ema": settings.mu,
-        "hard_reset": float(step % settings.reset_every == 0),
-    }.get(settings.anchor, 0.0)
-    if rate:
-        move_anchor_(anchor, policy, rate)
-
-
 @dataclass
 class Run:
     """All that changes while a policy is trained; saved and loaded by `warpflow.training.resume`.
@@ -203,28 +186,14 @@ def needed_averages(settings: ReinforceSettings) -> list[str]:
             f"evaluate_weights: got {settings.evaluate_weights}, expected some of policy, ema, "
             "average"
         )
-    if settings.anchor == "elastic_reset":
-        names.add("ema")
-    if settings.anchor == "ema":
-        names.discard("ema")
-    return sorted(names)
+    anchor = ANCHORS[settings.anchor]
+    return sorted((names | anchor.needs) - anchor.stands_for)
 
 
 def update_averages_(run: Run, settings: ReinforceSettings, step: int) -> None:
     """θ̄ ← (1 − rate) θ̄ + rate θ after a step: rate μ of the EMA, 1/t of the mean of θ_1 … θ_t."""
     for name, average in run.averages.items():
         move_anchor_(average, run.policy, settings.mu if name == "ema" else 1 / step)
-
-
-@torch.no_grad()
-def reset_elastically_(run: Run) -> None:
-    """Elastic Reset (arXiv 2312.07551): the policy falls back to its EMA, and that to the init."""
-    ema = run.averages["ema"]
-    for parameter, weight in zip(run.policy.parameters(), ema.weights, strict=True):
-        parameter.copy_(weight)
-    for weight, start in zip(ema.weights, run.anchor.weights, strict=True):
-        weight.copy_(start)
-    ema.refresh()
 
 
 def start_run(
@@ -244,7 +213,8 @@ def start_run(
     Raises:
         ValueError: settings that exclude sharding.
     """
-    anchor = choose_anchor(settings, policy, sft)  # a copy from before the adapters
+    # A copy from before the adapters.
+    anchor = start_anchor(settings.anchor, policy, sft, settings.anchor_memory)
     averages = {
         name: make_anchor(policy, settings.anchor_memory) for name in needed_averages(settings)
     }
@@ -318,10 +288,8 @@ def train_policy(
             )
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)  # sampling takes the gradient's memory
-        update_anchor_(run.anchor, run.policy, settings, step)
         update_averages_(run, settings, step)
-        if settings.anchor == "elastic_reset" and step % settings.reset_every == 0:
-            reset_elastically_(run)
+        ANCHORS[settings.anchor].after_step_(run, settings, step)
         run.step = step
         yield row
 

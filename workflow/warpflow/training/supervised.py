@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from warpflow.evaluation.rewards import sequence_scores
-from warpflow.lm.prompts import Prompt, prompt_tokens
+from warpflow.lm.reward_models import sequence_scores
 
 IGNORED = -100  # the label that Hugging Face's cross-entropy skips
 
@@ -31,18 +30,6 @@ class SupervisedSettings:
     learning_rate: float = field(metadata={"help": "AdamW's peak, cosine decay to 0"})
     warmup_steps: int = field(metadata={"help": "linear warm-up of the learning rate"})
     weight_decay: float = field(metadata={"help": "AdamW's"})
-
-
-def encode_example(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: str
-) -> tuple[list[int], int]:
-    """``prompt + completion + [eos]`` as ids, and how many of them are the prompt's (its BOS too).
-
-    Prompt and completion are tokenised apart, as the policy meets them when it is sampled.
-    """
-    start = prompt_tokens(tokenizer, [prompt])[0]
-    rest = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return [*start, *rest, tokenizer.eos_token_id], len(start)
 
 
 def language_model_collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:

@@ -1,0 +1,29 @@
+"""Scores of token sequences by a sequence classifier with one label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def sequence_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
+    """[B] scores of token sequences, right-padded here."""
+    width, pad_id, device = max(map(len, rows)), model.config.pad_token_id, model.device
+    ids = torch.tensor([list(row) + [pad_id] * (width - len(row)) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    is_token = torch.arange(width, device=device)[None] < lengths[:, None]
+    return model(input_ids=ids, attention_mask=is_token.long()).logits[:, 0].float()
+
+
+def require_readable(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError where a row is longer than the model's context."""
+    context, longest = getattr(model.config, "max_position_embeddings", None), max(map(len, rows))
+    if context is not None and longest > context:
+        raise ValueError(
+            f"a text of {longest} tokens, but the reward model reads at most {context} "
+            "(max_position_embeddings in its config.json): lower policy.max_new_tokens or "
+            "policy.max_prompt_tokens"
+        )
