@@ -62,6 +62,8 @@ def test_shipped_overlays_are_valid(config, name, tmp_path, monkeypatch):
         (("train_policy", "samples_per_prompt"), 1, ["samples_per_prompt", "rloo"]),
         (("train_policy", "anchor_memory"), "bfloat16", ["anchor_memory", "compute_dtype"]),
         (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 4"]),
+        (("merge_policies", "density"), 0.3, ["density", "0.3", "slerp keeps all weights"]),
+        (("merge_policies", "density"), 0, ["density", "more than 0"]),
         (("policy", "max_new_tokens"), 500, ["max_new_tokens", "max_position_embeddings = 128"]),
         (("policy", "path"), "./nowhere", ["policy.path", "config.json", "./nowhere"]),
         (("rewards", "length"), 1, ["rewards.length", "unknown key", "package.module:function"]),
@@ -99,6 +101,13 @@ def test_bad_value_is_named_with_a_remedy(config, path, value, parts):
     assert "nothing was started" in text
     for part in parts:
         assert part in text
+
+
+def test_ties_is_for_task_vectors(config):
+    config["merge_policies"]["method"] = "ties"
+    check_config(config)
+    config["merge_policies"]["vectors"] = "full_weights"
+    assert "merge_policies.vectors: got full_weights, but method ties trims" in message(config)
 
 
 def test_missing_key_is_named(config):
