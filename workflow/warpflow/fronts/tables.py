@@ -20,6 +20,7 @@ KEYS = [
     "anchor",
     "beta",
     "mu",
+    "training_changes",
     "members",
     "merge_method",
     "merge_weight",
