@@ -215,7 +215,7 @@ def kl_ratio(measured: Measurements, confidence: float, names: str, a: Array, b:
         draws = np.log(a) - np.log(b)
     estimate, low, high = map(np.exp, measured.interval(draws, confidence))
     words = (
-        f"… and more KL (ratio {estimate:.2g} [{low:.2g}, {high:.2g}]; the paper: slightly more)"
+        f"… and more KL (ratio {estimate:.3g} [{low:.3g}, {high:.3g}]; the paper: slightly more)"
     )
     compared = f"KL of {names}, merges of iteration 1"
     return row(measured, confidence, "2 KL", words, compared, draws, 1.0, back=math.exp)

@@ -176,7 +176,7 @@ def envelopes_table(measured: Measurements, confidence: float) -> pd.DataFrame:
     """envelopes.csv: the envelope over β of each anchor, and the difference where there are two.
 
     Columns: `training_changes` of the runs from the base's settings (empty: none); `arm`, ema, sft
-    or ema − sft; `kl`, evenly spaced in √KL as far as the arm reaches; `reward` with `low` and
+    or ema - sft; `kl`, evenly spaced in √KL as far as the arm reaches; `reward` with `low` and
     `high`; `betas`, the arm's; `beta`, the one that was chosen most often, and `agreement`, how
     often, among 2 halves of the prompts × R replicates; `curves`, of what the envelope is.
     """
@@ -210,7 +210,7 @@ def envelope_rows(
     chosen = choose(arms[0], kl)
     for k, value in enumerate(kl):
         reward, least, most = measured.interval(draws[..., k], confidence)
-        row: dict[str, object] = {"arm": " − ".join(arm.name for arm in arms), "kl": value}
+        row: dict[str, object] = {"arm": " - ".join(arm.name for arm in arms), "kl": value}
         row |= {"reward": reward, "low": least, "high": most}
         if len(arms) == 1:
             votes = np.bincount(chosen[..., k].ravel(), minlength=len(arms[0].betas))

@@ -20,7 +20,6 @@ KEYS = [
     "anchor",
     "beta",
     "mu",
-    "training_changes",
     "members",
     "merge_method",
     "merge_weight",
