@@ -258,13 +258,13 @@ def test_evaluations_name_every_policy_and_point_once_per_experiment() -> None:
 
 def test_changes_of_training_leave_out_what_has_a_column_and_what_changes_no_policy() -> None:
     base = config(
-        other={"train_policy": {"anchor": "sft", "beta": 0.01, "mu": 0.02, "steps": 20}},
+        other={"train_policy": {"anchor": "sft", "beta": 0.01, "mu": 2e9, "steps": 20}},
         same={"train_policy": {"beta": 0.3, "log_every": 1}},
     )
     base["train_policy"]["log_every"] = 5
     rows = evaluations(make_plan(base), "main")
     changes = {row["experiment"]: row["training_changes"] for row in rows}
-    assert changes == {"warp": "", "other": "steps 20, mu 0.02", "same": ""}
+    assert changes == {"warp": "", "other": "steps 20, mu 2e+09", "same": ""}
 
 
 def test_a_merge_of_full_weights_has_a_name_of_its_own() -> None:

@@ -337,6 +337,26 @@ def test_too_few_prompts_decide_nothing() -> None:
     assert set(results) == {"too few prompts"}
 
 
+def test_a_front_without_its_start_has_that_of_the_base() -> None:
+    """η = 0 towards SFT is SFT itself, whatever the experiment; a single point stays one."""
+    world = make_world()
+    kept = [
+        row
+        for row in world.rows
+        if not (row["experiment"] == "x3" and row.get("eta") == 0.0)
+        and not (row["experiment"] == "x4" and row.get("eta", 1.0) < 1)
+    ]
+    assert len(kept) < len(world.rows)
+    whole = world.measured().front("x3", 1)
+    world.rows = kept
+    measured = world.measured()
+    front, base, point = (measured.front(name, 1) for name in ("x3", "x1", "x4"))
+    assert whole is not None and front is not None and base is not None and point is not None
+    assert front.points == whole.points and point.points == 1
+    np.testing.assert_array_equal(front.value[..., 0], base.value[..., 0])
+    np.testing.assert_array_equal(front.value[..., 1:], whole.value[..., 1:])
+
+
 def test_unequal_prompts_and_missing_replicates_are_errors() -> None:
     world = make_world(replicates=2)
     world.policies["lerp/replicate1"]["reward"] = np.zeros(7)

@@ -225,7 +225,7 @@ def training_changes(e: Experiment, base: Experiment) -> str:
     """In which settings of train_policy, beside anchor and β, an experiment differs from the base
     one, as text ("batch_size 32, mu 0.06"); empty where in none."""
     return ", ".join(
-        f"{name} {value}"
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in e.train_policy.items()
         if name not in UNLISTED and value != base.train_policy[name]
     )

@@ -145,11 +145,17 @@ class Measurements:
         return self.cache[key]
 
     def front(self, experiment: str, iteration: int, quantity: str = "reward") -> Curve | None:
-        """The LITI front in the order of η; None without a point."""
+        """The LITI front in the order of η; None without a point.
+
+        η = 0 towards SFT is SFT itself, so a front of several η that lacks it has the base's.
+        """
         rows = self.front_rows(experiment, iteration)
         points = [self.of_replicates(part) for _, part in rows.groupby("eta", sort=True)]
         if not points:
             return None
+        if len(points) > 1 and (rows["towards"] == "sft").all() and rows["eta"].min() > 0:
+            sft = self.point(self.base, 1, 0.0)
+            points = [sft, *points] if sft else points
         kl, value = (
             np.stack([self.mean(point, name) for point in points], -1)
             for name in ("kl_exact", quantity)
