@@ -165,6 +165,7 @@ rule compare_fronts:
     output:
         f"{RESULTS}/compare_fronts/{{group}}/verdicts.csv",
         f"{RESULTS}/compare_fronts/{{group}}/comparisons.csv",
+        f"{RESULTS}/compare_fronts/{{group}}/envelopes.csv",
         f"{RESULTS}/compare_fronts/{{group}}/shares.csv",
     log:
         f"{LOGS}/compare_fronts/{{group}}.log",

@@ -1,8 +1,9 @@
 """Compare the fronts of a group of experiments, with intervals, and judge the paper's claims.
 
-Writes verdicts.csv (six observations and two lemmas: held, did not hold, undecided, not measured),
-comparisons.csv (each experiment against the base one, at matched KL and by hypervolume) and
-shares.csv (each policy's gain as a share of the optimum's at its KL).
+Writes verdicts.csv (six observations and two lemmas: held, did not hold, undecided, one run, not
+measured), comparisons.csv (each experiment against the base one, at matched KL and by hypervolume),
+envelopes.csv (the best of each anchor's β at each KL) and shares.csv (each policy's KL and reward,
+and its gain as a share of the optimum's at its KL).
 Next in reading order: warpflow.fronts.measurements, then warpflow.fronts.claims.
 """
 
@@ -18,6 +19,7 @@ import pandas as pd
 
 from warpflow.fronts.claims import verdicts_table
 from warpflow.fronts.differences import comparisons_table, shares_table
+from warpflow.fronts.envelopes import envelopes_table
 from warpflow.fronts.measurements import read_measurements
 
 
@@ -27,9 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--results", required=True, help="results folder")
     parser.add_argument(
-        "--tables", required=True, help="folder of evaluations.csv, geometry.csv, optimum.csv"
+        "--tables",
+        required=True,
+        help="folder of evaluations.csv, geometry.csv, training.csv, optimum.csv",
     )
-    parser.add_argument("--resamples", type=int, required=True, help="of the bootstrap")
+    parser.add_argument("--resamples", type=int, required=True, help="of the prompts")
     parser.add_argument("--confidence", type=float, required=True, help="level of the intervals")
     parser.add_argument("--seed", type=int, required=True, help="of the resamples")
     parser.add_argument("--out", required=True, help="folder to write")
@@ -40,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = {
         "verdicts": verdicts_table(measured, given.confidence),
         "comparisons": comparisons_table(measured, given.confidence),
+        "envelopes": envelopes_table(measured, given.confidence),
         "shares": shares_table(measured, optimum, given.confidence, given.seed),
     }
     Path(given.out).mkdir(parents=True, exist_ok=True)

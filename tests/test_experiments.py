@@ -210,6 +210,7 @@ COLUMNS = {
     "anchor",
     "beta",
     "mu",
+    "training_changes",
     "members",
     "merge_method",
     "merge_weight",
@@ -253,6 +254,17 @@ def test_evaluations_name_every_policy_and_point_once_per_experiment() -> None:
         assert {row["anchor"] for row in mine} == {experiment.train_policy["anchor"]}
     half = next(row for row in rows if row["experiment"] == "half")
     assert (half["merge_method"], half["merge_weight"], half["beta"]) == ("lerp", 0.5, 0.1)
+
+
+def test_changes_of_training_leave_out_what_has_a_column_and_what_changes_no_policy() -> None:
+    base = config(
+        other={"train_policy": {"anchor": "sft", "beta": 0.01, "mu": 2e9, "steps": 20}},
+        same={"train_policy": {"beta": 0.3, "log_every": 1}},
+    )
+    base["train_policy"]["log_every"] = 5
+    rows = evaluations(make_plan(base), "main")
+    changes = {row["experiment"]: row["training_changes"] for row in rows}
+    assert changes == {"warp": "", "other": "steps 20, mu 2e+09", "same": ""}
 
 
 def test_a_merge_of_full_weights_has_a_name_of_its_own() -> None:

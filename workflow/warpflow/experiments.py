@@ -6,7 +6,8 @@ needs it. Two stages are the same if their settings and their inputs are.
 
 Experiments come in groups, each with tables and figures of its own: `main` (section `experiments`
 of the config) and one for each entry of section `ablations`. The base experiment is in all of them.
-Replicates repeat every experiment from the SFT policy on, with other seeds.
+Replicates repeat RL, merge and LITI of every experiment with other seeds; they share data, SFT
+policy and reward model.
 
 A result's name is its folder below the results folder, e.g.
 ``train_policy/warp/replicate1/iteration1/member0``; rules build all their paths from it.
@@ -229,6 +230,24 @@ def evaluations(plan: Plan, group: str) -> list[dict[str, Any]]:
     return [row for e in experiments for r in replicates for row in experiment_rows(plan, e, r)]
 
 
+# Settings of train_policy that `training_changes` leaves out: they have columns of their own, or
+# the policy does not depend on them.
+UNLISTED = (
+    *("anchor", "beta", "save_every", "log_every"),
+    *("evaluate_every", "evaluate_prompts", "evaluate_weights"),
+)
+
+
+def training_changes(e: Experiment, base: Experiment) -> str:
+    """In which settings of train_policy, beside anchor and β, an experiment differs from the base
+    one, as text ("batch_size 32, mu 0.06"); empty where in none."""
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in e.train_policy.items()
+        if name not in UNLISTED and value != base.train_policy[name]
+    )
+
+
 def method_name(method: str, vectors: str, **_: object) -> str:
     """What tables and figures call a merge: SLERP of full weights is no SLERP of the paper's."""
     return method if vectors == "task_vectors" else f"{method}_of_{vectors}"
@@ -242,6 +261,7 @@ def experiment_rows(plan: Plan, e: Experiment, r: int) -> Iterator[dict[str, Any
         "anchor": e.train_policy["anchor"],
         "beta": e.train_policy["beta"],
         "mu": e.train_policy["mu"],
+        "training_changes": training_changes(e, plan.experiments[BASE]),
         "members": e.members,
         "merge_method": method_name(**e.merge_policies),
         "merge_weight": e.merge_policies["weight"],

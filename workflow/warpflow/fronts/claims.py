@@ -2,28 +2,31 @@
 
 Each claim is a quantity that is above its reference where the claim is true. It *held* where the
 whole interval is above, *did not hold* where the whole interval is below, and is *undecided*
-between. The arms of a comparison are found by their settings and by the runs they share, never by
-their names; where an arm is missing the claim is *not measured*, and the row says what to add.
+between. With one replicate the verdict is *one run*, whatever the interval, for another run of the
+same settings may come out otherwise. The arms of a comparison are found by their settings and by
+the runs they share, never by their names; where an arm is missing the claim is *not measured*, and
+the row says what to add.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
 from warpflow.fronts.bootstrap import (
     Array,
-    Curve,
     Verdict,
     decide,
-    envelope,
     interval,
-    mean_difference,
+    means_over_prompts,
     resample,
-    second_differences,
 )
+from warpflow.fronts.curves import Curve, mean_difference, second_differences
+from warpflow.fronts.differences import singles_of_base
+from warpflow.fronts.envelopes import Arm, anchor_arms, envelope_difference
 from warpflow.fronts.measurements import MIN_PROMPTS, Measurements
 
 FAR_ANGLE = 45.0  # degrees: task vectors at more are nearer to orthogonal than to collinear
@@ -50,16 +53,20 @@ def row(
     draws: Array,
     reference: float = 0.0,
     verdict: Verdict | None = None,
-    units: str = "prompts",
+    back: Callable[[float], float] = float,
 ) -> Row:
-    """A row of verdicts.csv; the verdict is that of the interval unless it is given."""
-    estimate, low, high = interval(draws, confidence)
-    if measured.replicates == 1:
-        compared += f"; one replicate: the interval is over {units} alone, not over runs"
+    """A row of verdicts.csv; the verdict is that of the interval unless it is given.
+
+    Args:
+        draws: [B + 1, R] over prompts. back: from their unit to that of the table (exp of a log).
+    """
+    estimate, low, high = map(back, measured.interval(draws, confidence))
     found = verdict or decide(low, high, reference)
-    if units == "prompts" and not measured.has_enough_prompts:
+    if not measured.has_enough_prompts:
         found = "undecided"
         compared += f"; {measured.prompts} prompts are too few for an interval ({MIN_PROMPTS})"
+    elif measured.replicates == 1 and found != "reported":
+        found = "one run"
     return {
         "claim": claim,
         "statement": statement,
@@ -68,8 +75,9 @@ def row(
         "low": low,
         "high": high,
         "reference": reference,
-        "prompts": measured.prompts if units == "prompts" else None,
+        "prompts": measured.prompts,
         "replicates": measured.replicates,
+        "interval_over": measured.interval_over,
         "compared": compared,
     }
 
@@ -83,70 +91,87 @@ def not_measured(claim: str, statement: str, to_add: str) -> Row:
     }
 
 
-def over(between: tuple[float, float]) -> str:
-    low, high = between
-    return f"over KL {low:.3g} to {high:.3g}" if high > low else f"at KL {high:.3g}"
-
-
 # ----------------------------------------------------------------- 1: EMA anchor, SFT anchor
 
 
-def first_runs(measured: Measurements) -> dict[tuple[str, ...], str]:
-    """Every distinct RL run from SFT by member 0 → the first experiment that has it.
-
-    An experiment of one member comes before others, since its front is that of the run alone.
-    """
-    names = sorted(measured.experiments, key=lambda name: measured.settings(name)["members"] != 1)
-    runs: dict[tuple[str, ...], str] = {}
-    for name in names:
-        runs.setdefault(measured.members(name, 1)[0], name)
-    return runs
-
-
 def anchor(measured: Measurements, confidence: float) -> Iterator[Row]:
-    """The EMA anchor against the SFT anchor, M = 1: at the same β, and the best of all β."""
+    """The EMA anchor against the SFT anchor, M = 1: at the same β, and by their envelopes over β.
+
+    Runs whose other settings differ from the base's, but not from one another's, are compared too.
+    """
+    arms, kind = anchor_arms(measured)
+    for changes in sorted({"", *arms}):
+        found = arms.get(changes, {})
+        if not changes or len(found) == 2:
+            yield from anchor_rows(measured, confidence, changes, found, kind)
+
+
+def anchor_rows(
+    measured: Measurements, confidence: float, changes: str, arms: dict[str, Arm], kind: str
+) -> Iterator[Row]:
+    """Both rows for one setting of all but anchor and β."""
     statement = "the EMA anchor gives a better front than the SFT anchor"
-    names = first_runs(measured)
-    own = measured.members(measured.base, 1)[0]
-    # Of equal length: a run with the compute of all of WARP is another comparison.
-    alike = [run for run in names if measured.last_step(run) == measured.last_step(own)]
-    settings = {run: measured.settings(names[run]) for run in alike}
-    of_ema, of_sft = (
-        [run for run in alike if settings[run]["anchor"] == anchor] for anchor in ("ema", "sft")
+    kind += f", {changes}" if changes else ""
+    same, envelopes = (
+        f"{name}, {changes}" if changes else name for name in ("1 same β", "1 envelopes")
     )
-    if not of_ema:
-        yield not_measured("1", statement, "an experiment {train_policy: {anchor: ema}}")
+    words = f"{statement} (same β, which is not the same penalty)"
+    over_beta = f"{statement} (envelopes over β{at_one_beta(arms)})"
+    if len(arms) < 2:
+        own = float(measured.settings(measured.base)["beta"])
+        missing = next(name for name in ("ema", "sft") if name not in arms)
+        arm = f"{{iterations: 1, members: 1, train_policy: {{anchor: {missing}, beta: {own:g}}}}}"
+        for claim, text in ((same, words), (envelopes, over_beta)):
+            yield not_measured(claim, text, f"an experiment {arm}")
         return
-    ema = own if own in of_ema else of_ema[0]
-    beta = settings[ema]["beta"]
-    for claim, against, words in (
-        ("1", [run for run in of_sft if settings[run]["beta"] == beta], "same β"),
-        ("1 best β", of_sft, "best of its β at each KL"),
-    ):
-        words = f"{statement} ({words})"
-        curves, kind = run_curves(measured, [ema, *against], names)
-        found = mean_difference(curves[:1], [envelope(curves[1:])]) if against else None
-        if found is None:
-            arm = f"{{iterations: 1, members: 1, train_policy: {{anchor: sft, beta: {beta:g}}}}}"
-            yield not_measured(claim, words, f"an experiment {arm} whose KLs overlap with EMA's")
-            continue
-        others = ", ".join(f"{names[run]} (β {settings[run]['beta']:g})" for run in against)
-        compared = f"reward of {names[ema]} (β {beta:g}) − {others}, {kind}, {over(found[1])}"
-        yield row(measured, confidence, claim, words, compared, found[0])
+    ema, sft = arms["ema"], arms["sft"]
+    yield same_beta(measured, confidence, same, words, (ema, sft), kind)
+    found = envelope_difference(ema, sft)
+    if found is None:
+        yield not_measured(envelopes, over_beta, "runs whose KLs overlap")
+        return
+    of_betas = " − ".join(
+        f"{arm.name} (β {', '.join(f'{beta:g}' for beta in arm.betas)})" for arm in (ema, sft)
+    )
+    chosen = "other replicates on the other half of the prompts"
+    if measured.replicates == 1:
+        chosen = "the other half of the prompts"
+    compared = f"best reward of {of_betas}, β chosen at each KL by {chosen}; {kind}, {found[1]}"
+    yield row(measured, confidence, envelopes, over_beta, compared, found[0])
 
 
-def run_curves(
-    measured: Measurements, runs: Sequence[tuple[str, ...]], names: dict[tuple[str, ...], str]
-) -> tuple[list[Curve], str]:
-    """The LITI fronts of single runs where all have one, else their trajectories."""
-    fronts = [
-        measured.front(names[run], 1) if measured.settings(names[run])["members"] == 1 else None
-        for run in runs
-    ]
-    whole = [front for front in fronts if front is not None and front.kl.shape[1] > 2]
-    if len(whole) == len(runs):
-        return whole, "LITI fronts of one run each"
-    return [measured.trajectory(run) for run in runs], "trajectories of one run each"
+def at_one_beta(arms: dict[str, Arm]) -> str:
+    """Where an arm has one β alone, that is said."""
+    lonely = [f"{arm.name} at one β" for arm in arms.values() if len(arm.betas) == 1]
+    return f"; {' and '.join(lonely)}, unlike penalties" if lonely else ""
+
+
+def same_beta(
+    measured: Measurements,
+    confidence: float,
+    claim: str,
+    words: str,
+    arms: tuple[Arm, Arm],
+    kind: str,
+) -> Row:
+    """The runs of both anchors at one β, with the penalty that each of them paid."""
+    both = [beta for beta in arms[0].betas if beta in arms[1].betas]
+    own = float(measured.settings(measured.base)["beta"])
+    if not both:
+        return not_measured(claim, words, f"runs of both anchors with the same β, such as {own:g}")
+    beta = own if own in both else both[0]
+    places = [list(arm.betas).index(beta) for arm in arms]
+    a, b = (arm.curves[place] for arm, place in zip(arms, places, strict=True))
+    found = mean_difference([a], [b])
+    if found is None:
+        return not_measured(claim, words, "runs whose KLs overlap")
+    names = [arm.experiments[place] for arm, place in zip(arms, places, strict=True)]
+    paid = [f"{beta * measured.kl_to_anchor(name):.2g} in {name}" for name in names]
+    compared = (
+        f"reward of {names[0]} − {names[1]}, β {beta:g}, {kind}, {found[1]}; penalty that a run "
+        f"pays, β · KL to its anchor: {' and '.join(paid)}"
+    )
+    return row(measured, confidence, claim, words, compared, found[0])
 
 
 # ------------------------------------------------------------------------ 2 and 3: the merge
@@ -172,16 +197,28 @@ def slerp_over_lerp(measured: Measurements, confidence: float) -> Iterator[Row]:
             if not same_weight or measured.members(slerp, 1) != measured.members(lerp, 1):
                 continue
             points = [measured.point(name, 1, 1.0) for name in (slerp, lerp)]
-            for claim, words, quantity in (
-                ("2", statement, "reward"),
-                ("2 KL", "… and slightly more KL", "kl_exact"),
-            ):
-                a, b = (measured.mean(point or (), quantity) for point in points)
-                compared = f"{quantity} of {slerp} − {lerp}, merges of iteration 1"
-                yield row(measured, confidence, claim, words, compared, a - b)
+            reward, kl = (
+                [measured.mean(point or (), quantity) for point in points]
+                for quantity in ("reward", "kl_exact")
+            )
+            compared = f"reward of {slerp} − {lerp}, merges of iteration 1"
+            yield row(measured, confidence, "2", statement, compared, reward[0] - reward[1])
+            yield kl_ratio(measured, confidence, f"{slerp} / {lerp}", *kl)
             return
     to_add = "an experiment {iterations: 1, merge_policies: {method: lerp}} beside one of slerp"
     yield not_measured("2", statement, to_add)
+
+
+def kl_ratio(measured: Measurements, confidence: float, names: str, a: Array, b: Array) -> Row:
+    """Whether SLERP has more KL, by the ratio; the geometric mean over replicates."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # no KL at all: no interval
+        draws = np.log(a) - np.log(b)
+    estimate, low, high = map(np.exp, measured.interval(draws, confidence))
+    words = (
+        f"… and more KL (ratio {estimate:.3g} [{low:.3g}, {high:.3g}]; the paper: slightly more)"
+    )
+    compared = f"KL of {names}, merges of iteration 1"
+    return row(measured, confidence, "2 KL", words, compared, draws, 1.0, back=math.exp)
 
 
 def lerp(measured: Measurements, confidence: float) -> Iterator[Row]:
@@ -227,11 +264,35 @@ def geometry(measured: Measurements, confidence: float) -> Iterator[Row]:
         by_layer = table.assign(value=column).pivot_table(
             index="replicate", columns="group", values="value", aggfunc="mean"
         )
-        layers = by_layer.to_numpy(float)
-        weights = resample(layers.shape[1], measured.replicates, len(measured.resamples.prompts), 0)
-        compared = f"mean over {layers.shape[1]} layers and all pairs of members of {measured.base}"
-        draws = weights.mean(layers)
-        yield row(measured, confidence, claim, words, compared, draws, reference, units="layers")
+        layers = by_layer.to_numpy(float)  # [R, layers]
+        yield layers_row(measured, confidence, claim, words, layers, reference)
+
+
+def layers_row(
+    measured: Measurements,
+    confidence: float,
+    claim: str,
+    words: str,
+    layers: Array,
+    reference: float,
+) -> Row:
+    """A row whose interval is over layers in place of prompts: values [R, layers]."""
+    count = layers.shape[1]
+    weights = resample(count, len(measured.weights) - 1, 0)
+    estimate, low, high = interval(means_over_prompts(weights, layers), confidence, count)
+    one_run = measured.replicates == 1
+    return {
+        "claim": claim,
+        "statement": words,
+        "verdict": "one run" if one_run else decide(low, high, reference),
+        "estimate": estimate,
+        "low": low,
+        "high": high,
+        "reference": reference,
+        "replicates": measured.replicates,
+        "interval_over": measured.interval_over.replace("prompts", "layers"),
+        "compared": f"mean over {count} layers and all pairs of members of {measured.base}",
+    }
 
 
 # ------------------------------------------------------------------- 5 and 6: fronts and runs
@@ -247,7 +308,7 @@ def front_over_run(measured: Measurements, confidence: float) -> Iterator[Row]:
         claim = "5 one run" if alone else f"5 iteration {i}"
         words = statement + (" of the one run that it interpolates" if alone else "")
         front = measured.front(name, i)
-        if front is None or front.kl.shape[1] < 3:
+        if front is None or front.points < 3:
             yield not_measured(claim, words, f"several η from 0 to 1 in the etas of {name}")
             continue
         runs = [measured.trajectory(run) for run in measured.members(name, i)]
@@ -257,19 +318,9 @@ def front_over_run(measured: Measurements, confidence: float) -> Iterator[Row]:
             continue
         compared = (
             f"reward of the front − mean of the {len(runs)} trajectories of {name}, "
-            f"iteration {i}, {over(found[1])}"
+            f"iteration {i}, {found[1]}"
         )
         yield row(measured, confidence, claim, words, compared, found[0])
-
-
-def singles_of_base(measured: Measurements) -> list[str]:
-    """The first experiment of one member that is the base's own first run."""
-    own = measured.members(measured.base, 1)[0]
-    return [
-        name
-        for name in measured.experiments
-        if name != measured.base and measured.members(name, 1) == [own]
-    ][:1]
 
 
 def iterating(measured: Measurements, confidence: float) -> Iterator[Row]:
@@ -278,7 +329,7 @@ def iterating(measured: Measurements, confidence: float) -> Iterator[Row]:
     # The first of them, so the base experiment where none is longer.
     name = max(measured.experiments, key=lambda name: len(measured.iterations(name)))
     fronts = [measured.front(name, i) for i in measured.iterations(name)]
-    curves = [front for front in fronts if front is not None and front.kl.shape[1] > 2]
+    curves = [front for front in fronts if front is not None and front.points > 2]
     if len(curves) < len(fronts) or len(fronts) < 2:
         yield not_measured("6", statement, "iterations: 2 or more, and several etas from 0 to 1")
         return
@@ -288,7 +339,7 @@ def iterating(measured: Measurements, confidence: float) -> Iterator[Row]:
         if found is None:
             yield not_measured(claim, words, "fronts of KLs in common")
             continue
-        compared = f"reward of {name}, iteration {i + 1} − {i}, {over(found[1])}"
+        compared = f"reward of {name}, iteration {i + 1} − {i}, {found[1]}"
         yield row(measured, confidence, claim, words, compared, found[0])
     yield from diminishing(measured, confidence, name, curves)
 
@@ -307,7 +358,7 @@ def diminishing(
         yield not_measured(claim, words, "fronts of KLs in common")
         return
     n = len(curves)
-    compared = f"gain of {name}, iteration 2 over 1 − {n} over {n - 1}, {over(found[1])}"
+    compared = f"gain of {name}, iteration 2 over 1 − {n} over {n - 1}, {found[1]}"
     yield row(measured, confidence, claim, words, compared, 2 * found[0])
 
 
@@ -341,18 +392,20 @@ def curvature_row(
     curvature: Array,
     etas: Array,
 ) -> Row:
-    """Held where the mean is above 0 and no triple is below it beyond noise; a single triple
-    below beyond noise (at the level divided by their number) is a counterexample."""
-    count = curvature.shape[1]
+    """Of second derivatives [B + 1, R, triples]. Held where the mean is above 0 and no triple is
+    below it beyond noise; a single triple below beyond noise (at the level divided by their number)
+    is a counterexample."""
+    count = curvature.shape[-1]
     level = 1 - (1 - confidence) / count
-    violated = [interval(curvature[:, k], level)[2] < 0 for k in range(count)]
-    worst = int(np.argmin(curvature[0]))
-    _, low, high = interval(curvature[:, worst], level)
-    mean = curvature.mean(1)
-    verdict = "did not hold" if any(violated) else decide(*interval(mean, confidence)[1:])
+    found = [measured.interval(curvature[..., k], level) for k in range(count)]
+    violated = [high < 0 for _, _, high in found]
+    worst = min(range(count), key=lambda k: found[k][0])
+    estimate, low, high = found[worst]
+    mean = curvature.mean(-1)
+    verdict: Verdict | None = "did not hold" if any(violated) else None
     compared = (
         f"mean second derivative along {measured.base}, towards the claim; {sum(violated)} of "
         f"{count} triples violate it beyond noise; worst at η = {etas[worst + 1]:g}: "
-        f"{curvature[0, worst]:.3g} ({low:.3g} to {high:.3g})"
+        f"{estimate:.3g} ({low:.3g} to {high:.3g})"
     )
     return row(measured, confidence, claim, words, compared, mean, verdict=verdict)

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from warpflow.evaluation.optimum import optimum_at, reliable_front
-from warpflow.fronts.bootstrap import (
-    Array,
+from warpflow.fronts.bootstrap import Array
+from warpflow.fronts.curves import (
+    Compared,
     Curve,
     difference_at,
     hypervolume,
-    interval,
     mean_difference,
 )
 from warpflow.fronts.measurements import USE, Measurements
@@ -25,24 +25,48 @@ Row = dict[str, object]
 
 def comparisons_table(measured: Measurements, confidence: float) -> pd.DataFrame:
     """comparisons.csv: the last front of each experiment minus the base experiment's, at the same
-    iteration and at the base's last.
+    iteration and at the base's last; and a single run's minus that of the base's own first run,
+    where the group has it by itself.
 
     Columns: `measure` is `mean reward` (and `mean gold`) over the KLs from `kl_low` to `kl_high`
-    that both reach, `reward` at one KL, or `hypervolume` up to `kl_high`, the larger KL of both;
-    `estimate`, `low`, `high` of the difference, and `result`: above, below, undecided, or why not.
+    that all replicates of both reach, `reward` at one KL, `hypervolume` up to `kl_high`, the larger
+    KL of both, or `end KL`, the KL at the largest η up to 1. A front of one point is compared at
+    that point's KL in each replicate, which lie from `kl_low` to `kl_high`. `estimate`, `low`,
+    `high` of the difference; `result`: above, below, undecided, one run, or why not.
     """
     rows = []
+    for name, own, against, i in pairs(measured):
+        key: Row = {"experiment": name, "iteration": own}
+        key |= {"against": against, "against_iteration": i}
+        for found in compare(measured, confidence, (name, own), (against, i)):
+            rows.append(key | found)
+    columns = ["experiment", "iteration", "against", "against_iteration", "measure", "kl_low"]
+    columns += ["kl_high", "estimate", "low", "high", "result", "prompts", "replicates"]
+    columns += ["interval_over"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def pairs(measured: Measurements) -> Iterator[tuple[str, int, str, int]]:
+    """(experiment, its last iteration, the other, an iteration of it) of every comparison."""
     last = measured.iterations(measured.base)[-1]
+    single = next(iter(singles_of_base(measured)), None)
     for name in measured.experiments[1:]:
         own = measured.iterations(name)[-1]
         for i in sorted({min(own, last), last}):
-            key: Row = {"experiment": name, "iteration": own}
-            key |= {"against": measured.base, "against_iteration": i}
-            for found in compare(measured, confidence, (name, own), (measured.base, i)):
-                rows.append(key | found)
-    columns = ["experiment", "iteration", "against", "against_iteration", "measure", "kl_low"]
-    columns += ["kl_high", "estimate", "low", "high", "result", "prompts", "replicates"]
-    return pd.DataFrame(rows, columns=columns)
+            yield name, own, measured.base, i
+        is_single = own == 1 and measured.settings(name)["members"] == 1
+        if single and is_single and name != single:
+            yield name, 1, single, 1
+
+
+def singles_of_base(measured: Measurements) -> list[str]:
+    """The first experiment of one member that is the base's own first run; empty without one."""
+    own = measured.members(measured.base, 1)[0]
+    return [
+        name
+        for name in measured.experiments
+        if name != measured.base and measured.members(name, 1) == [own]
+    ][:1]
 
 
 def compare(
@@ -56,35 +80,42 @@ def compare(
         found = mean_difference([a], [b])
         if found is None:
             yield {"measure": f"mean {quantity}", "result": "no KL in common"}
-            continue
-        draws, (low, high) = found
-        yield difference_row(measured, confidence, f"mean {quantity}", draws, low, high)
-        if quantity == "reward" and high > low:
-            yield from rows_at(measured, confidence, a, b, low, high)
+        else:
+            draws, between = found
+            yield difference_row(measured, confidence, f"mean {quantity}", draws, between)
+            if quantity == "reward" and between.is_range:
+                yield from rows_at(measured, confidence, a, b, between)
+        if quantity == "reward":
+            ends = a.kl[..., -1] - b.kl[..., -1]
+            yield difference_row(measured, confidence, "end KL", ends, None)
 
 
 def rows_at(
-    measured: Measurements, confidence: float, a: Curve, b: Curve, low: float, high: float
+    measured: Measurements, confidence: float, a: Curve, b: Curve, between: Compared
 ) -> Iterator[Row]:
     """Differences at some KLs of the common range, and of the hypervolumes."""
-    kls = low + (high - low) * np.array(KL_SHARES)
-    for kl, draws in zip(kls, difference_at([a], [b], kls).T, strict=True):
-        yield difference_row(measured, confidence, "reward", draws, kl, kl)
-    end, floor = max(a.ends()[1], b.ends()[1]), measured.sft_reward()
+    kls = between.low + (between.high - between.low) * np.array(KL_SHARES)
+    for kl, draws in zip(kls, np.moveaxis(difference_at([a], [b], kls), -1, 0), strict=True):
+        yield difference_row(measured, confidence, "reward", draws, Compared(kl, kl))
+    end, floor = float(max(a.ends().max(), b.ends().max())), measured.sft_reward()
     draws = hypervolume(a, floor, end) - hypervolume(b, floor, end)
-    yield difference_row(measured, confidence, "hypervolume", draws, 0.0, end)
+    yield difference_row(measured, confidence, "hypervolume", draws, Compared(0.0, end))
 
 
 def difference_row(
-    measured: Measurements, confidence: float, measure: str, draws: Array, low: float, high: float
+    measured: Measurements, confidence: float, measure: str, draws: Array, between: Compared | None
 ) -> Row:
-    estimate, least, most = interval(draws, confidence)
+    estimate, least, most = measured.interval(draws, confidence)
     result = "above" if least > 0 else "below" if most < 0 else "undecided"
+    if measured.replicates == 1:
+        result = "one run"
     if not measured.has_enough_prompts:
         result = "too few prompts"
-    row: Row = {"measure": measure, "kl_low": low, "kl_high": high, "estimate": estimate}
-    row |= {"low": least, "high": most, "result": result}
-    return row | {"prompts": measured.prompts, "replicates": measured.replicates}
+    row: Row = {"measure": measure, "estimate": estimate, "low": least, "high": most}
+    if between:
+        row |= {"kl_low": between.low, "kl_high": between.high}
+    row |= {"result": result, "prompts": measured.prompts, "replicates": measured.replicates}
+    return row | {"interval_over": measured.interval_over}
 
 
 # ----------------------------------------------------------------------- share of the optimum
@@ -98,9 +129,10 @@ def shares_table(
 
     The optimum is of other samples than the policies, so its own error is drawn from a normal of
     its standard error, one draw for the whole front, whose points rise and fall together. The
-    share is empty where KL is 0 or beyond the reliable end of the optimal front.
+    share is empty where the KL of a replicate is 0 or beyond the reliable end of the optimal front.
+    `_low` and `_high` are intervals of the mean over replicates.
     """
-    noise = np.random.default_rng(seed).standard_normal(len(measured.resamples.prompts))
+    noise = np.random.default_rng(seed).standard_normal((len(measured.weights), 1))
     noise[0] = 0.0
     end = float(reliable_front(optimum)["kl"].max())
     sft = measured.sft_reward()
@@ -109,13 +141,15 @@ def shares_table(
         policies = measured.of_replicates(part)
         kl, reward = (measured.mean(policies, name) for name in ("kl_exact", "reward"))
         row: Row = dict(zip(USE, use, strict=True))
-        row |= {"kl": kl[0], "reward": reward[0], "gain": reward[0] - sft[0]}
-        row |= {"optimal_gain": float(optimum_at(optimum, kl[:1])[0])}
+        for name, draws in (("kl", kl), ("reward", reward), ("gain", reward - sft)):
+            mean, low, high = measured.interval(draws, confidence)
+            row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+        row |= {"optimal_gain": float(optimum_at(optimum, kl[0]).mean())}
         row |= {"share": None, "low": None, "high": None}
-        if 0 < kl[0] <= end:
+        if (kl[0] > 0).all() and (kl[0] <= end).all():
             inside = np.minimum(kl, end)
             best = optimum_at(optimum, inside) + noise * optimum_at(optimum, inside, "gain_se")
-            share, low, high = interval((reward - sft) / best, confidence)
+            share, low, high = measured.interval((reward - sft) / best, confidence)
             row |= {"share": share, "low": low, "high": high}
-        rows.append(row)
+        rows.append(row | {"interval_over": measured.interval_over})
     return pd.DataFrame(rows)

@@ -1,25 +1,26 @@
-"""What a group of experiments measured, as draws of a bootstrap (`statistics`).
+"""What a group of experiments measured, as draws of a bootstrap over prompts (`bootstrap`).
 
-Every mean is taken with the weights of the same `Resamples`, so all policies are compared on the
-same prompts and replicates in each draw.
+Every mean is taken with the same weights of the prompts, so all policies are compared on the same
+prompts in each draw; and each replicate is kept by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from warpflow.experiments import trajectory_of
-from warpflow.fronts.bootstrap import Array, Curve, Resamples, resample
+from warpflow.fronts.bootstrap import Array, half_of, interval, means_over_prompts, resample
+from warpflow.fronts.curves import Curve
 from warpflow.fronts.tables import read_evaluation, read_trajectory
 
 Values = Mapping[str, Array]  # quantity → [P], a value of each prompt
 
-MIN_PROMPTS = 10  # with fewer, the percentiles of a bootstrap are too narrow to decide anything
+MIN_PROMPTS = 10  # with fewer, a bootstrap is too narrow to decide anything
 
 # What stays the same over the replicates of one use of a policy.
 USE = ["experiment", "stage", "iteration", "member", "towards", "eta"]
@@ -34,24 +35,25 @@ class Measurements:
         policies: result → values of the prompts, `reward`, `kl_exact` and, where there is one,
             `gold`.
         runs: result of an RL run → step → values of the first prompts.
-        geometry: rows as in geometry.csv.
-        resamples: of the prompts and replicates.
+        geometry: rows as in geometry.csv. training: rows as in training.csv.
+        weights: [B + 1, P] of the prompts, row 0 the sample itself.
     """
 
     evaluations: pd.DataFrame
     policies: Mapping[str, Values]
     runs: Mapping[str, Mapping[int, Values]]
     geometry: pd.DataFrame
-    resamples: Resamples
+    training: pd.DataFrame
+    weights: Array
     cache: dict[tuple[object, ...], Array] = field(default_factory=dict)
 
     @property
     def prompts(self) -> int:
-        return self.resamples.prompts.shape[1]
+        return self.weights.shape[1]
 
     @property
     def replicates(self) -> int:
-        return self.resamples.replicates.shape[1]
+        return int(self.evaluations["replicate"].nunique())
 
     @property
     def base(self) -> str:
@@ -109,24 +111,54 @@ class Measurements:
         counts = {end: rows.loc[rows["towards"] == end, "eta"].nunique() for end in ("sft", "init")}
         return rows[rows["towards"] == max(counts, key=lambda end: counts[end])]
 
+    def kl_to_anchor(self, experiment: str) -> float:
+        """Mean KL to the anchor, in nats per sequence, over the second half of the first runs of
+        an experiment: of member 0 of iteration 1, and of all replicates."""
+        rows = self.training
+        for name, value in {"experiment": experiment, "iteration": 1, "member": 0}.items():
+            rows = rows[rows[name] == value]
+        return float(rows.loc[rows["step"] > rows["step"].max() / 2, "kl_to_anchor"].mean())
+
     # ---------------------------------------------------------------------------- draws
 
+    def interval(self, draws: Array, confidence: float) -> tuple[float, float, float]:
+        """(estimate, low, high) of the mean over replicates of draws [B + 1, R]."""
+        return interval(draws, confidence, self.prompts)
+
+    @property
+    def interval_over(self) -> str:
+        """What the intervals are over, in words for the tables."""
+        if self.replicates == 1:
+            return "prompts of this one run"
+        freedom = self.replicates - 1
+        return f"prompts and {self.replicates} runs (t, {freedom} df for the runs)"
+
+    def on_half(self, half: int) -> Measurements:
+        """The same measurements on every other prompt, from prompt 0 or 1 on."""
+        return replace(self, weights=half_of(self.weights, half), cache={})
+
     def mean(self, policies: Sequence[str], quantity: str) -> Array:
-        """[B + 1] draws of the mean of a quantity of one policy with its replicates."""
+        """[B + 1, R] draws of the mean of a quantity of one policy, for each replicate."""
         key = ("policy", quantity, *policies)
         if key not in self.cache:
             values = np.stack([self.policies[policy][quantity] for policy in policies])
-            self.cache[key] = self.resamples.mean(values)
+            self.cache[key] = means_over_prompts(self.weights, values)
         return self.cache[key]
 
     def front(self, experiment: str, iteration: int, quantity: str = "reward") -> Curve | None:
-        """The LITI front in the order of η; None without a point."""
+        """The LITI front in the order of η; None without a point.
+
+        η = 0 towards SFT is SFT itself, so a front of several η that lacks it has the base's.
+        """
         rows = self.front_rows(experiment, iteration)
         points = [self.of_replicates(part) for _, part in rows.groupby("eta", sort=True)]
         if not points:
             return None
+        if len(points) > 1 and (rows["towards"] == "sft").all() and rows["eta"].min() > 0:
+            sft = self.point(self.base, 1, 0.0)
+            points = [sft, *points] if sft else points
         kl, value = (
-            np.stack([self.mean(point, name) for point in points], 1)
+            np.stack([self.mean(point, name) for point in points], -1)
             for name in ("kl_exact", quantity)
         )
         return Curve(kl, value)
@@ -139,10 +171,12 @@ class Measurements:
             if (*key, name) not in self.cache:
                 self.cache[*key, name] = np.stack(
                     [
-                        self.resamples.mean(np.stack([self.runs[p][step][name] for p in run]))
+                        means_over_prompts(
+                            self.weights, np.stack([self.runs[p][step][name] for p in run])
+                        )
                         for step in steps
                     ],
-                    1,
+                    -1,
                 )
         return Curve(self.cache[*key, "kl_exact"], self.cache[*key, "reward"])
 
@@ -150,7 +184,7 @@ class Measurements:
         return max(self.runs[run[0]])
 
     def sft_reward(self) -> Array:
-        """[B + 1] draws of the reward of SFT: η = 0 of a front towards it, else step 0 of a run."""
+        """[B + 1, R] draws of SFT's reward: η = 0 of a front towards it, else step 0 of a run."""
         rows = self.evaluations
         zero = rows[(rows["towards"] == "sft") & (rows["eta"] == 0)]
         if len(zero):
@@ -159,7 +193,7 @@ class Measurements:
                 zero["iteration"] == first["iteration"]
             )
             return self.mean(self.of_replicates(zero[same]), "reward")
-        return self.trajectory(self.members(self.base, 1)[0]).value[:, 0]
+        return self.trajectory(self.members(self.base, 1)[0]).value[..., 0]
 
 
 def read_measurements(results: str, tables: str, resamples: int, seed: int) -> Measurements:
@@ -170,14 +204,14 @@ def read_measurements(results: str, tables: str, resamples: int, seed: int) -> M
             that lacks replicates.
     """
     evaluations = pd.read_csv(Path(tables, "evaluations.csv"))
-    geometry = pd.read_csv(Path(tables, "geometry.csv"))
+    geometry, training = (pd.read_csv(Path(tables, f"{n}.csv")) for n in ("geometry", "training"))
     names = list(dict.fromkeys(evaluations["policy"]))
     policies = {name: read_values(results, name) for name in names}
     runs = {
         name: read_run(results, name)
         for name in dict.fromkeys(evaluations.loc[evaluations["stage"] == "train_policy", "policy"])
     }
-    return make_measurements(evaluations, policies, runs, geometry, resamples, seed)
+    return make_measurements(evaluations, policies, runs, geometry, training, resamples, seed)
 
 
 def make_measurements(
@@ -185,6 +219,7 @@ def make_measurements(
     policies: Mapping[str, Values],
     runs: Mapping[str, Mapping[int, Values]],
     geometry: pd.DataFrame,
+    training: pd.DataFrame,
     resamples: int,
     seed: int,
 ) -> Measurements:
@@ -202,8 +237,8 @@ def make_measurements(
                 f"evaluations.csv: {use} has {len(rows)} replicates, expected {replicates}: make "
                 "the table anew with `snakemake`"
             )
-    weights = resample(counts.pop(), replicates, resamples, seed)
-    return Measurements(evaluations, policies, runs, geometry, weights)
+    weights = resample(counts.pop(), resamples, seed)
+    return Measurements(evaluations, policies, runs, geometry, training, weights)
 
 
 def read_values(results: str, policy: str) -> Values:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from warpflow.fronts.bootstrap import interval, resample
+from warpflow.fronts.bootstrap import means_over_prompts, percentiles, resample
 from warpflow.side_by_side.answers import Answer
 
 GRADES = (0.0, 0.5, 1.0, 1.5)
@@ -78,8 +78,8 @@ def is_contradicting(first: Sequence[float | None], swapped: Sequence[float | No
 
 def bootstrap_interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over prompts, of values that differ."""
-    draws = resample(len(values), 1, RESAMPLES, seed).mean(values[None])
-    _, low, high = interval(draws, confidence)
+    draws = means_over_prompts(resample(len(values), RESAMPLES, seed), values[None])[:, 0]
+    _, low, high = percentiles(draws, confidence)
     return low, high
 
 
