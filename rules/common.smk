@@ -14,8 +14,8 @@ from snakemake.exceptions import WorkflowError
 
 from warpflow.evaluation.lm_eval import benchmark_points
 from warpflow.pipeline.code_files import code_files, flags
+from warpflow.settings.compare_answers import JUDGE_TEMPLATE
 from warpflow.side_by_side.settings import (
-    JUDGE_TEMPLATE,
     OWN_REWARD_MODEL,
     policy_result,
     read_comparisons,

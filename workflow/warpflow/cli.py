@@ -24,9 +24,6 @@ def parse_arguments(description: str | None, argv: Sequence[str] | None, *models
     Fields become flags of the same spelling (`--learning_rate`); those without a default are
     required. A list is written as ``--betas 0.1 0.3``, a mapping as JSON. A flag that is left out
     takes the field's default. An unknown flag is an error, and so is a value out of range.
-
-    Returns:
-        The instance of one model, or a tuple of those of several.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     hide_progress_bars()
@@ -42,7 +39,7 @@ def parse_arguments(description: str | None, argv: Sequence[str] | None, *models
         parsed = tuple(build(model, texts) for model in models)
     except ValueError as error:
         parser.error(str(error))
-    return parsed[0] if len(models) == 1 else parsed
+    return parsed
 
 
 def add_flags(parser: argparse.ArgumentParser, model: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,19 +20,11 @@ from warpflow.lm.log_probs import (
 )
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
 
+if TYPE_CHECKING:
+    from warpflow.settings.evaluate_policy import EvaluationSettings
+
 # What evaluation.json keeps for each prompt.
 PROMPT_VALUES = ("reward", "gold", "kl", "kl_exact", "length")
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """Section `evaluate_policy` of the config, with what it shares with `train_policy`."""
-
-    prompts: int
-    samples_per_prompt: int
-    batch_size: int
-    temperature: float
-    max_new_tokens: int
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ Model = TypeVar("Model")
 def section(model: type[Model]) -> type[Model]:
     """Make a class a frozen dataclass that checks what it is given. The docstring below a field is
     its description."""
-    return dataclass(frozen=True, config=MODEL_CONFIG)(model)
+    return dataclass(frozen=True, config=MODEL_CONFIG)(model)  # type: ignore[return-value]
 
 
 def described(model: type) -> dict[str, str]:
@@ -49,8 +49,8 @@ class SchemaOfSections(GenerateJsonSchema):
         return False
 
 
-def named_in(file: str, variable: str) -> Any:
-    """Type of a setting that is one of the names in a dict or tuple of the library.
+def named_in(file: str, variable: str) -> list[Any]:
+    """What makes ``Annotated[str, *named_in(…)]`` one of the names in a dict or tuple of ours.
 
     The file is read and not run, since to import it would import torch. So a new entry there needs
     no edit here.
@@ -61,7 +61,7 @@ def named_in(file: str, variable: str) -> Any:
     Raises:
         ValueError: the file does not assign such a dict or tuple of names.
     """
-    names: list[str] = []
+    names: list[Any] = []
     for node in ast.parse((LIBRARY / file).read_text()).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if variable in [getattr(target, "id", None) for target in targets]:
@@ -76,7 +76,7 @@ def named_in(file: str, variable: str) -> Any:
             raise ValueError(f"one of {', '.join(names)}")
         return name
 
-    return Annotated[str, AfterValidator(is_known), Field(json_schema_extra={"enum": names})]
+    return [AfterValidator(is_known), Field(json_schema_extra={"enum": names})]
 
 
 def has_no_value_twice(values: list[Any]) -> list[Any]:

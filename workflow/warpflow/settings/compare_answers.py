@@ -55,7 +55,7 @@ def one_key(*names: str) -> list[Any]:
             raise ValueError(f"1 key only, of {', '.join(names)}")
         return given
 
-    limits = {"minProperties": 1, "maxProperties": 1}
+    limits: dict[str, Any] = {"minProperties": 1, "maxProperties": 1}
     return [AfterValidator(has_one), Field(json_schema_extra=limits)]
 
 

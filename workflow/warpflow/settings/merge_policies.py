@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 from warpflow.settings.base import Share, named_in, section
 
-if TYPE_CHECKING:
-    Method = Granularity = Vectors = Dtype = str
-else:
-    Method = named_in("merging/methods.py", "METHODS")
-    Granularity = named_in("merging/methods.py", "GRANULARITIES")
-    Vectors = named_in("merging/methods.py", "VECTORS")
-    Dtype = named_in("merging/streaming.py", "DTYPES")
+# Names that belong to the code, read from there: a new method is named nowhere here.
+Method = Annotated[str, *named_in("merging/methods.py", "METHODS")]
+Granularity = Annotated[str, *named_in("merging/methods.py", "GRANULARITIES")]
+Vectors = Annotated[str, *named_in("merging/methods.py", "VECTORS")]
+Dtype = Annotated[str, *named_in("merging/streaming.py", "DTYPES")]
 
 
 @section
