@@ -50,11 +50,16 @@ def add_flags(parser: argparse.ArgumentParser, model: Any) -> None:
         options = schema.get("anyOf", [schema])
         kinds = {option.get("type") for option in options}
         names = [str(value) for option in options for value in option.get("enum", [])]
-        default = "" if field.is_required() else f" Default: {show(field.get_default())}"
+        default = (
+            ""
+            if field.is_required()
+            else f" Default: {show(field.get_default(call_default_factory=True))}"
+        )
+        is_truth = kinds == {"boolean"}
         parser.add_argument(
             f"--{name}",
-            nargs="+" if "array" in kinds else "?" if kinds == {"boolean"} else None,
-            const="true",
+            nargs="+" if "array" in kinds else "?" if is_truth else None,
+            const="true" if is_truth else None,
             default=argparse.SUPPRESS,
             required=field.is_required(),
             metavar="|".join(names) or None,

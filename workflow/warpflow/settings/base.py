@@ -36,13 +36,17 @@ def described(model: type) -> dict[str, str]:
 
 
 class SchemaOfSections(GenerateJsonSchema):
-    """JSON Schema with the descriptions of inherited fields, and without titles."""
+    """JSON Schema with the descriptions of inherited fields and the defaults that are lists, without titles."""
 
     def dataclass_schema(self, schema: Any) -> JsonSchemaValue:
         made = super().dataclass_schema(schema)
         for name, text in described(schema["cls"]).items():
+            field = schema["cls"].__pydantic_fields__[name]
+            node = made["properties"][name]
             if text:
-                made["properties"][name]["description"] = text
+                node["description"] = text
+            if field.default_factory:
+                node["default"] = field.get_default(call_default_factory=True)
         return made
 
     def field_title_should_be_set(self, schema: Any) -> bool:
