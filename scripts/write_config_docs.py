@@ -1,7 +1,7 @@
-"""Write config/config.yaml, config/schema.yaml and config/README.md from the models of the settings.
+"""Write config.yaml, schema.yaml and README.md of config/ from workflow/warpflow/settings.
 
-The models are in workflow/warpflow/settings. `experiments` of config/config.yaml are data: they stay
-as they are in that file. `--check` writes nothing and fails where a file is not what it would write.
+The `experiments` of config.yaml are data: they stay as they are in that file. `--check` writes
+nothing and fails where a file is not what it would write.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from warpflow.settings.base import described
 from warpflow.settings.config import LEFT_OUT, Config
 
 CONFIG = Path(__file__).parents[1] / "config"
+UNBROKEN = "\N{NO-BREAK SPACE}"  # where a comment is not to be wrapped
 WIDTH, COMMENTS = 100, 28  # of a line; where a line's comment begins at the earliest
 
 CONFIG_HEAD = """Every key is described in config/README.md. `make docs` writes this file from
 workflow/warpflow/settings and keeps its experiments. For runs of your own lay a file over it."""
 
-SCHEMA_HEAD = """# JSON Schema of the config, for editors. Written by `make docs` from workflow/warpflow/settings.
+SCHEMA_HEAD = """# JSON Schema of the config, for editors.
+# Written by `make docs` from workflow/warpflow/settings; edit that.
 """
 
 README_HEAD = """# Configuration
@@ -63,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     if arguments.check and changed:
         sys.exit(
-            f"config/{', config/'.join(changed)}: not as workflow/warpflow/settings has it: edit the "
-            "settings there, then run `make docs`"
+            f"config/{', config/'.join(changed)}: not what workflow/warpflow/settings says. "
+            "Edit the settings there, then run `make docs`"
         )
     for name in changed:
         (CONFIG / name).write_text(texts[name])
@@ -130,8 +132,8 @@ def with_comment(entry: str, description: str) -> Iterator[str]:
     """A line with a comment behind it, which goes on below where it is long."""
     start = max(COMMENTS, len(entry) + 2)
     first, *rest = textwrap.wrap(summary(description), WIDTH - start - 2, break_on_hyphens=False)
-    yield f"{entry:{start}}# {first}"
-    yield from (f"{'':{start}}# {line}" for line in rest)
+    yield f"{entry:{start}}# {first}".replace(UNBROKEN, " ")
+    yield from (f"{'':{start}}# {line}".replace(UNBROKEN, " ") for line in rest)
 
 
 def summary(description: str) -> str:
@@ -139,7 +141,9 @@ def summary(description: str) -> str:
     text = " ".join(description.split())
     first = re.split(r"\.(?:\s|$)", text, maxsplit=1)[0]
     paper = re.search(r"Paper([^:]*: .*)\.$", text)
-    return f"{first} (paper{paper[1]})" if paper and "Paper" not in first else first
+    if not paper or "Paper" in first:
+        return first
+    return first + f" (paper{paper[1]})".replace(" ", UNBROKEN).replace(UNBROKEN, " ", 1)
 
 
 def comment_block(text: str) -> Iterator[str]:

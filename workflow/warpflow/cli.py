@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ArgsKwargs
 
 from warpflow.settings.base import described
 
@@ -103,13 +104,12 @@ def read_value(adapter: TypeAdapter[Any], text: str | list[str]) -> Any:
 
 def summary(error: ValidationError) -> str:
     """Errors of pydantic's on one line; of a model's own check its words."""
-    found = error.errors(include_url=False)
-    return "; ".join(
-        str(one["ctx"]["error"])
-        if one["type"] == "value_error"
-        else f"got {one['input']!r}: {one['msg'][0].lower()}{one['msg'][1:]}"
-        for one in found
-    )
+    lines = []
+    for found in error.errors(include_url=False):
+        text = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        is_own = found["type"] == "value_error" and isinstance(found["input"], ArgsKwargs | dict)
+        lines.append(text if is_own else f"got {found['input']!r}, expected {text}")
+    return "; ".join(lines)
 
 
 def hide_progress_bars() -> None:

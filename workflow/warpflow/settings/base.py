@@ -36,7 +36,7 @@ def described(model: type) -> dict[str, str]:
 
 
 class SchemaOfSections(GenerateJsonSchema):
-    """JSON Schema with the descriptions of inherited fields and the defaults that are lists, without titles."""
+    """JSON Schema with descriptions of inherited fields and defaults of lists, without titles."""
 
     def dataclass_schema(self, schema: Any) -> JsonSchemaValue:
         made = super().dataclass_schema(schema)

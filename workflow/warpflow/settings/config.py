@@ -61,10 +61,10 @@ class Config:
     iterations: Count = 2
     """I of the WARP loop. Paper: 5."""
     replicates: Count = 1
-    """R, repeats of every experiment with other seeds; 3 or more for intervals. They start from the
+    """R, repeats with other seeds; 3 or more for intervals over runs. They start from the
     same SFT policy. Paper: 5."""
     members: Count = 4
-    """M, RL runs per iteration; they differ in the order of prompts and in sampling. Paper: 2."""
+    """M, RL runs per iteration. They differ in the order of prompts and in sampling. Paper: 2."""
     train_policy: TrainPolicy = TrainPolicy()
     merge_policies: MergePolicies = MergePolicies()
     interpolate_policy: InterpolatePolicy = InterpolatePolicy()

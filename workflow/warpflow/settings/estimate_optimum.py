@@ -18,7 +18,7 @@ class EstimateOptimum:
     prompts: Annotated[Integer, Field(ge=2)] = 40
     """Held-out prompts, the first ones."""
     samples_per_prompt: Annotated[Integer, Field(ge=8)] = 1000
-    """SFT samples of each; the KL reliably reached grows with their logarithm."""
+    """SFT samples of each. The KL that is reliably reached grows with their logarithm."""
     betas: Literal["auto"] | Annotated[list[Positive], NonEmpty] = "auto"
     """β of the front's points; auto: up to the last that is reliable. The points are π* ∝ π_sft
     exp(r / β); auto makes 24, evenly spaced in √KL."""

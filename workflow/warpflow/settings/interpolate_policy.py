@@ -17,7 +17,8 @@ class InterpolatePolicy:
     towards: Literal["sft", "init"] = "sft"
     """What the front interpolates to: sft (the paper's), or init, the iteration's own start."""
     next_eta: Eta = 0.5
-    """η of the next iteration's start, towards this iteration's own. Paper: 0.3."""
+    """η of the next iteration's start. It lies between this iteration's own start and its merge.
+    Paper: 0.3."""
     write: Literal["recipes", "weights"] = "recipes"
     """Points as recipes, composed while loading, or as weights on disk. A recipe is two checkpoints
     and η, bit for bit the same. What an iteration starts from is always written."""

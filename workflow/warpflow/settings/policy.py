@@ -28,7 +28,7 @@ class Model:
     """Which policy it is."""
 
     path: str | None = None
-    """Your Hugging Face policy (folder or hub name); null: build `architecture`."""
+    """Your Hugging Face policy (folder or hub name); null: build one."""
     architecture: Architecture = Field(
         default_factory=lambda: {
             "model_type": "gemma",
@@ -41,8 +41,8 @@ class Model:
             "max_position_embeddings": 128,
         }
     )
-    """Any Hugging Face causal model: `model_type` and the keys of its config class. Used when
-    `path` is null."""
+    """Of any Hugging Face causal model type. `model_type` and the keys of its config class; used
+    when `path` is null."""
     max_prompt_tokens: Count = 16
     """A prompt longer than this is an error, never cut silently."""
 

@@ -30,7 +30,7 @@ class TrainPolicy:
     """T, optimiser steps; a list gives iteration 1, 2, … their own, the last from then on. Paper:
     [9000, 7000, 7000, 5000]."""
     batch_size: Count = 4
-    """Completions per step; small: noise limits a run, as at 7 B. Paper: 128."""
+    """Completions per step; small: noise limits a run. Paper: 128."""
     samples_per_prompt: Count = 2
     """K completions of each prompt in a batch. It divides batch_size; baseline rloo needs 2 or
     more."""
@@ -41,9 +41,9 @@ class TrainPolicy:
     max_grad_norm: Positive = 1.0
     """Gradient clipping by global norm."""
     beta: NonNegative = 0.1
-    """β of the KL penalty inside the reward, over whole sequences. Paper: 0.1."""
+    """β of the KL penalty inside the reward. The KL is that of whole sequences. Paper: 0.1."""
     mu: Share = 0.03
-    """μ of the EMA anchor; keep steps × μ well above 1 (5 or more). It is the rate of θ_ema ←
+    """μ of the EMA anchor; keep steps × μ at 5 or more. It is the rate of θ_ema ←
     (1 − μ) θ_ema + μ θ. Paper: 0.01 with 9000 steps."""
     anchor: Literal["ema", "init", "sft", "hard_reset", "elastic_reset"] = "ema"
     """What the KL penalty is measured to: ema (WARP), init, sft, hard_reset or elastic_reset. These
@@ -66,10 +66,10 @@ class TrainPolicy:
     """Of matrix products; bfloat16 is for GPUs (slower on a CPU). Master weights, optimiser, EMA
     and merges stay fp32."""
     anchor_memory: Literal["device", "host", "bfloat16"] = "device"
-    """Where the anchor's fp32 weights live; host or bfloat16: less GPU memory. device: with the
-    policy. host: in host memory, sent to the device for the scoring of each step. bfloat16: in host
-    memory, with a bf16 copy on the device; needs compute_dtype bfloat16. See docs/memory.md for
-    what each costs."""
+    """Of the anchor's fp32 weights; host or bfloat16: less GPU memory. device: they are
+    with the policy. host: in host memory, sent to the device for the scoring of each step.
+    bfloat16: in host memory, with a bf16 copy on the device; needs compute_dtype bfloat16. See
+    docs/memory.md for what each costs."""
     lora_rank: Count | None = None
     """A number: train a LoRA of this rank (peft) in place of all weights. It is on every linear
     layer; null: all weights are trained. Anchor and checkpoints hold the merged weights."""

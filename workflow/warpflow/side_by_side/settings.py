@@ -69,7 +69,8 @@ def check_comparison(where: str, comparison: Comparison, plan: Plan) -> Iterator
                 yield f"- {where}.contestants.{name}: {error}"
     thresholds = list(comparison.thresholds)
     if thresholds != sorted(thresholds):
-        yield f"- {where}.thresholds: got {thresholds}, expected numbers that rise"
+        numbers = ", ".join(f"{threshold:g}" for threshold in thresholds)
+        yield f"- {where}.thresholds: got [{numbers}], expected numbers that rise"
     missing = [path for path in comparison.stored.values() if not Path(path).is_file()]
     yield from (f"- {where}.contestants: {path} is not a file" for path in missing)
     if not missing:
