@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from warpflow.pipeline.config import alternatives, json_schema
+from warpflow.pipeline.wrong_values import alternatives, json_schema
 from warpflow.settings.base import described
 from warpflow.settings.config import LEFT_OUT, Config
 

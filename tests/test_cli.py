@@ -5,6 +5,7 @@ import pytest
 from warpflow.cli import parse_arguments
 from warpflow.settings.base import section
 from warpflow.settings.estimate_optimum import OptimumSettings
+from warpflow.settings.merge_policies import MergePolicies
 from warpflow.settings.train_policy import ReinforceSettings
 
 
@@ -86,9 +87,10 @@ def test_what_has_no_default_is_required(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_help_has_descriptions_choices_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_arguments("About.", ["--help"], Arguments, ReinforceSettings)
+        parse_arguments("About.", ["--help"], Arguments, ReinforceSettings, MergePolicies)
     text = " ".join(capsys.readouterr().out.split())
     assert "100 % of it." in text
     assert "--baseline none|batch|rloo" in text
+    assert "--method slerp|lerp|" in text
     assert "Temperature" not in text
     assert "alike. Paper: 0.9. Default: 0.9" in text

@@ -48,6 +48,7 @@ def add_flags(parser: argparse.ArgumentParser, model: Any) -> None:
     help_of = described(model)
     for name, field in model.__pydantic_fields__.items():
         schema = TypeAdapter(field.rebuild_annotation()).json_schema()
+        schema |= field.json_schema_extra or {}  # which pydantic takes off the annotation
         options = schema.get("anyOf", [schema])
         kinds = {option.get("type") for option in options}
         names = [str(value) for option in options for value in option.get("enum", [])]
