@@ -25,7 +25,7 @@ lint: $(VENV)/installed
 	snakefmt --check Snakefile rules
 	python scripts/write_config_docs.py --check
 
-docs: $(VENV)/installed  ## config/README.md from config/schema.yaml
+docs: $(VENV)/installed  ## config.yaml, schema.yaml and README.md of config/ from workflow/warpflow/settings
 	python scripts/write_config_docs.py
 
 lock: $(VENV)/installed  ## requirements.lock from what is installed

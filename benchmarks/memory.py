@@ -152,6 +152,7 @@ def measure(
         "rewards": json.dumps({"reward_model": 1.0}),
         "data": folder / "data",
         "out": folder / "out",
+        "tables": folder / "tables",
         "seed": 0,
         "replicate": 1,
         "iteration": 1,
@@ -181,7 +182,7 @@ def measure(
 def libraries() -> float:
     """Resident size in MB of a process that has imported what a training run imports."""
     code = "import psutil, train_policy; print(psutil.Process().memory_info().rss / 1e6)"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'scripts'}{os.pathsep}{ROOT / 'workflow'}"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     return float(done.stdout)
 

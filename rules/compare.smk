@@ -1,7 +1,7 @@
 # Answers side by side (section compare_answers): each contestant's answers → judgements of each judge
 # → win rates and graded scores → matrices. `snakemake compare_answers` makes those of the config.
 
-from warpflow.side_by_side.answers import JUDGE_TEMPLATE
+from warpflow.settings.compare_answers import JUDGE_TEMPLATE
 from warpflow.side_by_side.settings import OWN_REWARD_MODEL
 
 

@@ -8,7 +8,6 @@ Next in reading order: warpflow.side_by_side.answers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,35 +18,41 @@ from warpflow.lm.prompts import Prompt, encode_rows, end_of_turn, user_message
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
 from warpflow.lm.texts import response_texts
 from warpflow.merging.points import load_point
+from warpflow.settings.base import listed, section
+from warpflow.settings.sampling import Sampling
 from warpflow.side_by_side.answers import Answer, read_answers, write_answers
 
 
-@dataclass
+@section
 class Arguments:
-    policy: str = field(metadata={"help": "checkpoint that answers, folder or hub name"})
-    out: str = field(metadata={"help": "JSON file to write"})
-    name: str = field(metadata={"help": "the answers' generator"})
-    seed: int = field(metadata={"help": "base seed, the same for every policy"})
-    max_prompt_tokens: int = field(metadata={"help": "longer prompts are an error"})
-    max_new_tokens: int = field(metadata={"help": "limit of an answer"})
-    temperature: float = field(metadata={"help": "of sampling"})
-    batch_size: int = field(metadata={"help": "answers sampled together"})
-    prompts: int | None = field(default=None, metadata={"help": "only the first so many"})
-    data: str | None = field(
-        default=None, metadata={"help": "data folder with the held-out prompts"}
-    )
-    instructions: str | None = field(
-        default=None, metadata={"help": "file of stored answers, for its instructions"}
-    )
-    parents: list[str] = field(
-        default_factory=list, metadata={"help": "the two checkpoints of a policy that is a recipe"}
-    )
+    """What the command line says beside the settings."""
+
+    policy: str
+    """Checkpoint that answers, folder or hub name."""
+    out: str
+    """JSON file to write."""
+    name: str
+    """The answers' generator."""
+    seed: int
+    """Base seed, the same for every policy."""
+    max_prompt_tokens: int
+    """Longer prompts are an error."""
+    batch_size: int
+    """Answers sampled together."""
+    prompts: int | None = None
+    """Only the first so many."""
+    data: str | None = None
+    """Data folder with the held-out prompts."""
+    instructions: str | None = None
+    """File of stored answers, for its instructions."""
+    parents: list[str] = listed()
+    """The two checkpoints of a policy that is a recipe."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (arguments,) = parse_arguments(__doc__, argv, Arguments)
+    arguments, sampling = parse_arguments(__doc__, argv, Arguments, Sampling)
     rows, source = read_prompts(arguments)
-    needed = arguments.max_prompt_tokens + arguments.max_new_tokens
+    needed = arguments.max_prompt_tokens + sampling.max_new_tokens
     require_context(load_config(arguments.policy), needed, arguments.policy)
     tokenizer = load_tokenizer(arguments.policy)
     has_template = bool(arguments.instructions) and tokenizer.chat_template is not None
@@ -60,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     eos_id = closing_id(tokenizer, user_message(rows[0]["prompt"], has_template))
     policy = load_point(arguments.policy, arguments.parents)
     texts, finished = [], []
-    for text, is_finished in sample(policy, tokenizer, encoded, eos_id, arguments):
+    for text, is_finished in sample(policy, tokenizer, encoded, eos_id, arguments, sampling):
         texts.append(text)
         finished.append(is_finished)
     answers = [
@@ -100,9 +105,10 @@ def sample(
     encoded: Sequence[Sequence[int]],
     eos_id: int,
     arguments: Arguments,
+    sampling: Sampling,
 ) -> Iterator[tuple[str, bool]]:
     """Each prompt's answer, and whether it ended by itself."""
-    limit = arguments.max_new_tokens
+    limit = sampling.max_new_tokens
     uniforms = draw_uniforms(len(encoded), limit, policy.device, arguments.seed, "answer_prompts")
     for start in range(0, len(encoded), arguments.batch_size):
         part = slice(start, start + arguments.batch_size)
@@ -112,7 +118,7 @@ def sample(
             ids,
             mask,
             max_new_tokens=limit,
-            temperature=arguments.temperature,
+            temperature=sampling.temperature,
             eos_id=eos_id,
             pad_id=tokenizer.pad_token_id,
             uniforms=uniforms[part],

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +19,32 @@ from warpflow.cli import parse_arguments
 from warpflow.evaluation.lm_eval import HINT, require_tasks, result_rows
 from warpflow.lm.models import load_tokenizer
 from warpflow.merging.points import load_point
+from warpflow.settings.base import listed, section
+from warpflow.settings.benchmark_policy import TaskSettings
 
 
-@dataclass
+@section
 class Arguments:
-    policy: str = field(metadata={"help": "checkpoint to benchmark"})
-    out: str = field(metadata={"help": "JSON file to write"})
-    tasks: list[str] = field(metadata={"help": "names of tasks or groups of lm-eval"})
-    batch_size: int = field(metadata={"help": "requests in a batch"})
-    seed: int = field(default=0, metadata={"help": "of few-shot examples"})
-    task_folder: str | None = field(default=None, metadata={"help": "folder of more tasks in YAML"})
-    num_fewshot: int | None = field(
-        default=None, metadata={"help": "examples; default: the task's"}
-    )
-    limit: int | None = field(default=None, metadata={"help": "only so many documents per task"})
-    apply_chat_template: bool = field(
-        default=False, metadata={"help": "ask through the policy's chat template"}
-    )
-    parents: list[str] = field(
-        default_factory=list, metadata={"help": "the two checkpoints of a policy that is a recipe"}
-    )
+    """What the command line says beside the settings."""
+
+    policy: str
+    """Checkpoint to benchmark."""
+    out: str
+    """JSON file to write."""
+    seed: int = 0
+    """Of few-shot examples."""
+    parents: list[str] = listed()
+    """The two checkpoints of a policy that is a recipe."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (arguments,) = parse_arguments(__doc__, argv, Arguments)
-    results = run_tasks(arguments)
+    arguments, settings = parse_arguments(__doc__, argv, Arguments, TaskSettings)
+    results = run_tasks(arguments, settings)
     document = {"rows": result_rows(results), "lm_eval": results["lm_eval_version"]}
     Path(arguments.out).write_text(json.dumps(document, indent=1) + "\n")
 
 
-def run_tasks(arguments: Arguments) -> dict[str, Any]:
+def run_tasks(arguments: Arguments, settings: TaskSettings) -> dict[str, Any]:
     """lm-eval's results.
 
     Raises:
@@ -62,17 +57,17 @@ def run_tasks(arguments: Arguments) -> dict[str, Any]:
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
         raise SystemExit(f"{HINT} ({error})") from None
-    manager = TaskManager(include_path=arguments.task_folder)
-    require_tasks(arguments.tasks, manager.all_tasks)
+    manager = TaskManager(include_path=settings.task_folder)
+    require_tasks(settings.tasks, manager.all_tasks)
     tokenizer = begin_with_bos(load_tokenizer(arguments.policy))
     policy = load_point(arguments.policy, arguments.parents)
     results = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=policy, tokenizer=tokenizer, batch_size=arguments.batch_size),
-        tasks=arguments.tasks,
+        model=HFLM(pretrained=policy, tokenizer=tokenizer, batch_size=settings.batch_size),
+        tasks=settings.tasks,
         task_manager=manager,
-        num_fewshot=arguments.num_fewshot,
-        limit=arguments.limit,
-        apply_chat_template=arguments.apply_chat_template,
+        num_fewshot=settings.num_fewshot,
+        limit=settings.limit,
+        apply_chat_template=settings.apply_chat_template,
         log_samples=False,
         random_seed=arguments.seed,
         numpy_random_seed=arguments.seed,

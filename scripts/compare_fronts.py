@@ -9,43 +9,44 @@ Next in reading order: warpflow.fronts.measurements, then warpflow.fronts.claims
 
 from __future__ import annotations
 
-import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from warpflow.cli import parse_arguments
 from warpflow.fronts.claims import verdicts_table
 from warpflow.fronts.differences import comparisons_table, shares_table
 from warpflow.fronts.envelopes import envelopes_table
 from warpflow.fronts.measurements import read_measurements
+from warpflow.settings.base import section
+from warpflow.settings.compare_fronts import CompareFronts
+
+
+@section
+class Arguments:
+    """What the command line says beside the settings."""
+
+    results: str
+    """Results folder."""
+    tables: str
+    """Folder of evaluations.csv, geometry.csv, optimum.csv."""
+    out: str
+    """Folder to write."""
+    seed: int
+    """Of the resamples."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", required=True, help="results folder")
-    parser.add_argument(
-        "--tables",
-        required=True,
-        help="folder of evaluations.csv, geometry.csv, training.csv, optimum.csv",
-    )
-    parser.add_argument("--resamples", type=int, required=True, help="of the prompts")
-    parser.add_argument("--confidence", type=float, required=True, help="level of the intervals")
-    parser.add_argument("--seed", type=int, required=True, help="of the resamples")
-    parser.add_argument("--out", required=True, help="folder to write")
-    given = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    measured = read_measurements(given.results, given.tables, given.resamples, given.seed)
+    given, settings = parse_arguments(__doc__, argv, Arguments, CompareFronts)
+    measured = read_measurements(given.results, given.tables, settings.resamples, given.seed)
     optimum = pd.read_csv(Path(given.tables, "optimum.csv"))
     tables = {
-        "verdicts": verdicts_table(measured, given.confidence),
-        "comparisons": comparisons_table(measured, given.confidence),
-        "envelopes": envelopes_table(measured, given.confidence),
-        "shares": shares_table(measured, optimum, given.confidence, given.seed),
+        "verdicts": verdicts_table(measured, settings.confidence),
+        "comparisons": comparisons_table(measured, settings.confidence),
+        "envelopes": envelopes_table(measured, settings.confidence),
+        "shares": shares_table(measured, optimum, settings.confidence, given.seed),
     }
     Path(given.out).mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from warpflow.cli import parse_arguments
 from warpflow.evaluation.optimum import OptimumSettings, optimum_table, reliable_front
 from warpflow.evaluation.sft_samples import score_samples
 from warpflow.evaluation.task import JudgeArguments, load_judges
+from warpflow.settings.base import section
 
 
-@dataclass
+@section
 class Arguments:
-    out: str = field(metadata={"help": "CSV file to write"})
-    seed: int = field(metadata={"help": "base seed"})
+    """What the command line says beside the settings."""
+
+    out: str
+    """CSV file to write."""
+    seed: int
+    """Base seed."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from warpflow.cli import parse_arguments
 from warpflow.evaluation.evaluate import (
-    EvaluationSettings,
     Samples,
     evaluate,
     mean_and_error,
@@ -27,17 +25,22 @@ from warpflow.evaluation.rewards import Reward
 from warpflow.evaluation.task import JudgeArguments, load_judges
 from warpflow.lm.texts import prompt_texts, response_texts
 from warpflow.merging.points import load_point
+from warpflow.settings.base import listed, section
+from warpflow.settings.evaluate_policy import EvaluationSettings
 
 
-@dataclass
+@section
 class Arguments:
-    policy: str = field(metadata={"help": "checkpoint to evaluate"})
-    out: str = field(metadata={"help": "JSON file to write"})
-    seed: int = field(metadata={"help": "base seed, the same for every policy"})
-    completions: int = field(metadata={"help": "completions to keep, of the first prompts"})
-    parents: list[str] = field(
-        default_factory=list, metadata={"help": "the two checkpoints of a policy that is a recipe"}
-    )
+    """What the command line says beside the settings."""
+
+    policy: str
+    """Checkpoint to evaluate."""
+    out: str
+    """JSON file to write."""
+    seed: int
+    """Base seed, the same for every policy."""
+    parents: list[str] = listed()
+    """The two checkpoints of a policy that is a recipe."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(judges.terms) > 1:
         metrics |= summarise_terms(samples, judges.terms, settings.samples_per_prompt)
     table = completion_rows(
-        samples, prompts, responses, settings.samples_per_prompt, arguments.completions
+        samples, prompts, responses, settings.samples_per_prompt, settings.completions
     )
     values = prompt_values(samples, settings.samples_per_prompt)
     document = {"metrics": metrics, "completions": table, "prompts": values}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from warpflow.cli import parse_arguments
@@ -19,48 +18,37 @@ from warpflow.data.toy_reviews import (
     write_tokenizer,
 )
 from warpflow.seeds import derive_seed
+from warpflow.settings.base import section
+from warpflow.settings.generate_data import GenerateData
 
 
-@dataclass(frozen=True)
+@section
 class Arguments:
-    out: str = field(metadata={"help": "data folder to write"})
-    seed: int = field(metadata={"help": "base seed"})
-    sft_examples: int = field(metadata={"help": "reviews to imitate"})
-    preference_pairs: int = field(metadata={"help": "pairs for the reward model"})
-    preference_noise_scale: float = field(
-        metadata={"help": "P(first chosen) = sigmoid(scale * gold difference); smaller is noisier"}
-    )
-    train_prompts: int = field(metadata={"help": "different prompts for reinforcement learning"})
-    eval_prompts: int = field(metadata={"help": "prompts for evaluation, none a train prompt"})
+    """What the command line says beside the settings."""
 
-    def __post_init__(self) -> None:
-        for name in ("sft_examples", "preference_pairs", "train_prompts", "eval_prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"generate_data: {name} is {getattr(self, name)}; expected >= 1")
-        if not self.preference_noise_scale >= 0:
-            raise ValueError(
-                f"generate_data: preference_noise_scale is {self.preference_noise_scale}; "
-                "expected >= 0 (0 labels by a coin)"
-            )
+    out: str
+    """Data folder to write."""
+    seed: int
+    """Base seed."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (arguments,) = parse_arguments(__doc__, argv, Arguments)
+    arguments, settings = parse_arguments(__doc__, argv, Arguments, GenerateData)
 
     def stream(purpose: str) -> random.Random:
         # one stream per purpose, so that a size changes its own file only
         return random.Random(derive_seed(arguments.seed, "generate_data", purpose))
 
     prompts = sample_distinct_prompts(
-        stream("prompts"), arguments.train_prompts + arguments.eval_prompts
+        stream("prompts"), settings.train_prompts + settings.eval_prompts
     )
     files: dict[str, list[dict[str, str]]] = {
-        "sft.jsonl": sample_sft(stream("sft"), arguments.sft_examples),
+        "sft.jsonl": sample_sft(stream("sft"), settings.sft_examples),
         "preferences.jsonl": sample_preferences(
-            stream("preferences"), arguments.preference_pairs, arguments.preference_noise_scale
+            stream("preferences"), settings.preference_pairs, settings.preference_noise_scale
         ),
-        "train_prompts.jsonl": [{"prompt": p} for p in prompts[arguments.eval_prompts :]],
-        "eval_prompts.jsonl": [{"prompt": p} for p in prompts[: arguments.eval_prompts]],
+        "train_prompts.jsonl": [{"prompt": p} for p in prompts[settings.eval_prompts :]],
+        "eval_prompts.jsonl": [{"prompt": p} for p in prompts[: settings.eval_prompts]],
     }
     for name, rows in files.items():
         write_jsonl(Path(arguments.out) / name, rows)

@@ -8,29 +8,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from warpflow.cli import parse_arguments
+from warpflow.settings.base import section
 from warpflow.side_by_side.answers import list_pairs, match_answers, read_answers
 from warpflow.side_by_side.grades import side_by_side_table
 
 
-@dataclass
+@section
 class Arguments:
-    names: list[str] = field(metadata={"help": "contestants"})
-    answers: list[str] = field(metadata={"help": "their files of answers, in the same order"})
-    judges: list[str] = field(metadata={"help": "judges"})
-    judgements: list[str] = field(metadata={"help": "their files of judgements, in the same order"})
-    out: str = field(metadata={"help": "folder for side_by_side.csv and judges.csv"})
-    seed: int = field(metadata={"help": "of the bootstrap"})
-    thresholds: list[float] = field(metadata={"help": "of a tie, slightly better, better"})
-    confidence: float = field(metadata={"help": "level of the intervals"})
-    pairs: str = field(default="all", metadata={"help": "all, or the first against each other"})
-    prompts: int | None = field(default=None, metadata={"help": "only the first so many"})
+    """What the command line says beside the settings."""
+
+    names: list[str]
+    """Contestants."""
+    answers: list[str]
+    """Their files of answers, in the same order."""
+    judges: list[str]
+    """Judges."""
+    judgements: list[str]
+    """Their files of judgements, in the same order."""
+    out: str
+    """Folder for side_by_side.csv and judges.csv."""
+    seed: int
+    """Of the bootstrap."""
+    thresholds: list[float]
+    """Of a tie, slightly better, better."""
+    confidence: float
+    """Level of the intervals."""
+    pairs: str = "all"
+    """All, or the first against each other."""
+    prompts: int | None = None
+    """Only the first so many."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,38 +8,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from warpflow.cli import parse_arguments
 from warpflow.evaluation.rewards import load_function
 from warpflow.lm.models import load_reward_model, load_reward_tokenizer, load_tokenizer
+from warpflow.settings.base import section
 from warpflow.side_by_side.answers import Answer, list_pairs, match_answers, read_answers
 from warpflow.side_by_side.chat_judge import ChatSettings, judge_pairs
 from warpflow.side_by_side.scores import function_scores, model_scores
 
 
-@dataclass
+@section
 class Arguments:
-    names: list[str] = field(metadata={"help": "contestants"})
-    answers: list[str] = field(metadata={"help": "their files of answers, in the same order"})
-    judge: str = field(metadata={"help": "JSON: function, reward_model or chat"})
-    out: str = field(metadata={"help": "JSON file to write"})
-    pairs: str = field(default="all", metadata={"help": "all, or the first against each other"})
-    prompts: int | None = field(default=None, metadata={"help": "only the first so many"})
-    reward_model: str | None = field(default=None, metadata={"help": "a reward model's checkpoint"})
-    sft: str | None = field(
-        default=None, metadata={"help": "θ_sft, where the reward model is the run's own"}
-    )
-    as_messages: bool = field(
-        default=False, metadata={"help": "prompts that are text are a user's messages"}
-    )
-    batch_size: int = field(default=64, metadata={"help": "answers scored together"})
-    cache: str = field(
-        default="judgements.jsonl",
-        metadata={"help": "a chat judge's replies; all files of the folder are read"},
-    )
+    """What the command line says beside the settings."""
+
+    names: list[str]
+    """Contestants."""
+    answers: list[str]
+    """Their files of answers, in the same order."""
+    judge: str
+    """JSON: function, reward_model or chat."""
+    out: str
+    """JSON file to write."""
+    pairs: str = "all"
+    """All, or the first against each other."""
+    prompts: int | None = None
+    """Only the first so many."""
+    reward_model: str | None = None
+    """A reward model's checkpoint."""
+    sft: str | None = None
+    """θ_sft, where the reward model is the run's own."""
+    as_messages: bool = False
+    """Prompts that are text are a user's messages."""
+    batch_size: int = 64
+    """Answers scored together."""
+    cache: str = "judgements.jsonl"
+    """A chat judge's replies; all files of the folder are read."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

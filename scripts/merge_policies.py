@@ -11,20 +11,22 @@ Next in reading order: warpflow.merging.streaming.merge_into.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from warpflow.cli import parse_arguments
 from warpflow.merging.checkpoints import check_vocabularies, read_tensors
-from warpflow.merging.chunks import DTYPES, check_sources, output_dtypes, to_dtype
-from warpflow.merging.methods import DENSITY, GRANULARITIES, METHODS, VECTORS
+from warpflow.merging.chunks import check_sources, output_dtypes, to_dtype
 from warpflow.merging.streaming import merge, merge_into, rounding_loss
 from warpflow.merging.workers import available_cores
 from warpflow.merging.writing import new_checkpoints, provenance
+from warpflow.settings.base import Count, section
+from warpflow.settings.merge_policies import MergePolicies
 
 GEOMETRY_COLUMNS = [
     "group",
@@ -38,54 +40,38 @@ GEOMETRY_COLUMNS = [
 ]
 
 
+@section
+class Arguments:
+    """What the command line says beside the settings."""
+
+    init: Path
+    """Checkpoint that the policies started from."""
+    policies: list[Path]
+    """Checkpoints to merge, in order."""
+    out: Path
+    """Checkpoint folder to write."""
+    workers: Count = available_cores()
+    """Processes; all cores, to 8, unless it is given."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--init", required=True, type=Path, help="checkpoint the policies started from"
-    )
-    parser.add_argument(
-        "--policies", required=True, type=Path, nargs="+", help="checkpoints to merge, in order"
-    )
-    parser.add_argument("--out", required=True, type=Path, help="checkpoint folder to write")
-    parser.add_argument("--method", default="slerp", choices=METHODS)
-    parser.add_argument(
-        "--granularity", default="layer", choices=GRANULARITIES, help="what shares Ω"
-    )
-    parser.add_argument(
-        "--weight", type=float, help="λ of the second of two policies; default 1/m in sequence"
-    )
-    parser.add_argument(
-        "--vectors", default="task_vectors", choices=VECTORS, help="what the method averages"
-    )
-    parser.add_argument(
-        "--density", type=float, help=f"share of weights that ties keeps; default {DENSITY}"
-    )
-    parser.add_argument("--dtype", choices=DTYPES, help="of the result; default: the policies'")
-    parser.add_argument(
-        "--workers", type=int, default=available_cores(), help="processes; default: all cores, to 8"
-    )
-    arguments = parser.parse_args(argv)
+    arguments, settings = parse_arguments(__doc__, argv, Arguments, MergePolicies)
     try:
-        merge_policies(arguments)
+        merge_policies(arguments, settings)
     except (ValueError, OSError) as error:
         sys.exit(f"merge_policies: {error}")
 
 
-def merge_policies(arguments: argparse.Namespace) -> None:
+def merge_policies(arguments: Arguments, settings: MergePolicies) -> None:
     """Read, merge and write in one go, after all checks that need no pass over the weights."""
     init, *policies = parents = [read_tensors(f) for f in (arguments.init, *arguments.policies)]
     check_vocabularies([arguments.init, *arguments.policies])
     check_sources(parents)
-    dtype = to_dtype(arguments.dtype)
-    keys = ("method", "granularity", "weight", "vectors")
-    how = {key: getattr(arguments, key) for key in keys}
-    if arguments.density is not None:
-        how["density"] = arguments.density
-    settings = how | {"dtype": arguments.dtype}
+    # A setting that only some methods have is not told to the others.
+    how = {key: value for key, value in asdict(settings).items() if key != "density" or value}
+    dtype = to_dtype(how.pop("dtype"))
     roles = {"init": init} | {f"policy {m}": policy for m, policy in enumerate(policies)}
-    document = provenance("merge_policies", settings, roles)
+    document = provenance("merge_policies", asdict(settings), roles)
     dtypes = output_dtypes(parents, dtype)
     with new_checkpoints([arguments.out], parents, dtypes, [document]) as (emit, (folder,)):
         rows = merge_into(emit, init, policies, **how, workers=arguments.workers)

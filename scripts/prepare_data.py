@@ -7,20 +7,23 @@ Next in reading order: warpflow.data.prepare.prepare_data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from warpflow.cli import parse_arguments
-from warpflow.data.prepare import PrepareData, prepare_data
+from warpflow.data.prepare import PrepareArguments, prepare_data
+from warpflow.settings.base import section
 
 
-@dataclass
+@section
 class Arguments:
-    out: str = field(metadata={"help": "data folder to write"})
+    """What the command line says beside the settings."""
+
+    out: str
+    """Data folder to write."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, settings = parse_arguments(__doc__, argv, Arguments, PrepareData)
+    arguments, settings = parse_arguments(__doc__, argv, Arguments, PrepareArguments)
     for line in prepare_data(settings, Path(arguments.out)):
         print(line)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from warpflow.cli import parse_arguments
@@ -17,14 +16,21 @@ from warpflow.data.files import read_rows
 from warpflow.evaluation.task import JudgeArguments, load_scorers
 from warpflow.evaluation.trajectories import score_trajectory
 from warpflow.lm.models import pick_device
+from warpflow.settings.base import Count, section
 
 
-@dataclass
+@section
 class Arguments:
-    runs: list[str] = field(metadata={"help": "folders of completions.jsonl, a member each"})
-    members: list[int] = field(metadata={"help": "their numbers"})
-    out: str = field(metadata={"help": "JSON file to write"})
-    batch_size: int = field(default=256, metadata={"help": "completions scored together"})
+    """What the command line says beside what scores."""
+
+    runs: list[str]
+    """Folders of completions.jsonl, a member each."""
+    members: list[int]
+    """Their numbers."""
+    out: str
+    """JSON file to write."""
+    batch_size: Count = 256
+    """Completions scored together."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

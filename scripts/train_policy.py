@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ from tqdm import tqdm
 
 from warpflow.cli import parse_arguments
 from warpflow.data.files import write_jsonl
-from warpflow.evaluation.sample import EvaluationSettings, completion_rows, sample_and_measure
+from warpflow.evaluation.sample import completion_rows, sample_and_measure
 from warpflow.evaluation.task import JudgeArguments, Judges, load_judges
 from warpflow.lm.models import load_config, load_policy, save_checkpoint
 from warpflow.seeds import derive_seed
+from warpflow.settings.base import section
 from warpflow.training.distributed import (
     any_process,
     gathered,
@@ -53,24 +54,30 @@ from warpflow.training.reinforce import (
 from warpflow.training.resume import STOPPED, load_state, locked, noting_termination, save_state
 
 
-@dataclass
+@section
 class Arguments:
-    init: str = field(metadata={"help": "checkpoint of θ_init"})
-    out: str = field(metadata={"help": "checkpoint folder to write"})
-    tables: str = field(metadata={"help": "folder to write for training.csv, completions.jsonl"})
-    seed: int = field(metadata={"help": "base seed"})
-    replicate: int = field(metadata={"help": "r, from 1: part of the seed"})
-    iteration: int = field(metadata={"help": "i, from 1: part of the seed"})
-    member: int = field(metadata={"help": "m, from 0: part of the seed"})
-    log_every: int = field(metadata={"help": "steps between rows of training.csv"})
-    evaluate_every: int = field(metadata={"help": "steps between points of the trajectory"})
-    evaluate_prompts: int = field(metadata={"help": "prompts of those evaluations"})
-    save_every: int = field(metadata={"help": "steps between saves of the state"})
-    evaluate_batch_size: int = field(
-        default=256, metadata={"help": "completions of those evaluations at once"}
-    )
-    state: str | None = field(default=None, metadata={"help": "folder to save to and resume from"})
-    tensorboard: str | None = field(default=None, metadata={"help": "folder for event files"})
+    """What the command line says beside the settings."""
+
+    init: str
+    """Checkpoint of θ_init."""
+    out: str
+    """Checkpoint folder to write."""
+    tables: str
+    """Folder to write for training.csv and completions.jsonl."""
+    seed: int
+    """Base seed."""
+    replicate: int
+    """r, from 1: part of the seed."""
+    iteration: int
+    """i, from 1: part of the seed."""
+    member: int
+    """m, from 0: part of the seed."""
+    evaluate_batch_size: int = 256
+    """Completions of those evaluations at once."""
+    state: str | None = None
+    """Folder to save to and resume from."""
+    tensorboard: str | None = None
+    """Folder for event files."""
 
 
 Tables = dict[str, list[dict[str, Any]]]
@@ -133,12 +140,12 @@ def train(
         seed=seed,
     )
     for row in show_progress(steps, run.step, settings, arguments.tensorboard):
-        if row.step % arguments.log_every == 0:
+        if row.step % settings.log_every == 0:
             tables["training"].append(asdict(row))
-        if row.step % arguments.evaluate_every == 0 or row.step == settings.steps:
+        if row.step % settings.evaluate_every == 0 or row.step == settings.steps:
             tables["completions"] += sample_along(run, judges, arguments, settings)
         stopping = any_process(bool(stopped), run.policy.device)
-        if state and (stopping or row.step % arguments.save_every == 0):
+        if state and (stopping or row.step % settings.save_every == 0):
             save_state(state, run, fingerprint, tables)
         if stopping:
             logging.info("stopped by SIGTERM after step %d", row.step)
@@ -167,7 +174,7 @@ def explain_out_of_memory(
             load_config(given.reward_model) if given.reward_model else None,
             settings,
             prompt_tokens=given.max_prompt_tokens,
-            evaluate_prompts=arguments.evaluate_prompts,
+            evaluate_prompts=settings.evaluate_prompts,
             evaluate_batch_size=arguments.evaluate_batch_size,
         )
         raise MemoryError(memory.advise(settings, estimate)) from error
@@ -218,14 +225,11 @@ def sample_along(
             batches = sample_and_measure(
                 model,
                 judges.sft,
-                judges.eval_prompts,
-                EvaluationSettings(
-                    prompts=arguments.evaluate_prompts,
-                    samples_per_prompt=1,
-                    batch_size=arguments.evaluate_batch_size,
-                    temperature=settings.temperature,
-                    max_new_tokens=settings.max_new_tokens,
-                ),
+                judges.eval_prompts[: settings.evaluate_prompts],
+                samples_per_prompt=1,
+                batch_size=arguments.evaluate_batch_size,
+                temperature=settings.temperature,
+                max_new_tokens=settings.max_new_tokens,
                 eos_id=judges.tokenizer.eos_token_id,
                 pad_id=judges.tokenizer.pad_token_id,
                 seed=arguments.seed,

@@ -12,7 +12,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,8 +29,9 @@ from warpflow.lm.models import (
 )
 from warpflow.lm.prompts import encode_example
 from warpflow.seeds import derive_seed
+from warpflow.settings.base import section
+from warpflow.settings.train_reward_model import TrainRewardModel
 from warpflow.training.supervised import (
-    SupervisedSettings,
     bradley_terry_loss,
     preference_collator,
     preference_scores,
@@ -39,24 +39,26 @@ from warpflow.training.supervised import (
 )
 
 
-@dataclass
+@section
 class Arguments:
-    data: str = field(metadata={"help": "data folder"})
-    sft: str = field(metadata={"help": "SFT checkpoint to start from"})
-    out: str = field(metadata={"help": "checkpoint folder to write"})
-    seed: int = field(metadata={"help": "base seed"})
-    held_out: int = field(metadata={"help": "pairs kept from training, for the accuracy"})
-    path: str | None = field(
-        default=None, metadata={"help": "trained Hugging Face reward model: stored, not trained"}
-    )
+    """What the command line says beside the settings."""
+
+    data: str
+    """Data folder."""
+    sft: str
+    """SFT checkpoint to start from."""
+    out: str
+    """Checkpoint folder to write."""
+    seed: int
+    """Base seed."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, settings = parse_arguments(__doc__, argv, Arguments, SupervisedSettings)
-    if arguments.path:
-        model = load_reward_model(arguments.path)
-        tokenizer = load_reward_tokenizer(arguments.path)
-        require_vocabulary(tokenizer, model.config, arguments.path)
+    arguments, settings = parse_arguments(__doc__, argv, Arguments, TrainRewardModel)
+    if settings.path:
+        model = load_reward_model(settings.path)
+        tokenizer = load_reward_tokenizer(settings.path)
+        require_vocabulary(tokenizer, model.config, settings.path)
         save_checkpoint(model, tokenizer, arguments.out)
         return
     tokenizer = load_tokenizer(arguments.sft)
@@ -65,12 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         {side: encode_example(tokenizer, row["prompt"], row[side])[0] for side in SIDES}
         for row in rows
     ]
-    if len(pairs) <= arguments.held_out:
+    if len(pairs) <= settings.held_out:
         raise ValueError(
             f"{arguments.data}/preferences.jsonl has {len(pairs)} pairs and "
-            f"train_reward_model.held_out is {arguments.held_out}: nothing is left to train on"
+            f"train_reward_model.held_out is {settings.held_out}: nothing is left to train on"
         )
-    held_out, training = pairs[: arguments.held_out], pairs[arguments.held_out :]
+    held_out, training = pairs[: settings.held_out], pairs[settings.held_out :]
     seed = derive_seed(arguments.seed, "train_reward_model")
     torch.manual_seed(seed)  # the fresh head
     model = AutoModelForSequenceClassification.from_pretrained(

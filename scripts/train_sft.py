@@ -11,7 +11,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,28 +29,32 @@ from warpflow.lm.models import (
 )
 from warpflow.lm.prompts import encode_example, end_of_turn
 from warpflow.seeds import derive_seed
+from warpflow.settings.base import section
+from warpflow.settings.train_sft import TrainSft
 from warpflow.training.supervised import (
-    SupervisedSettings,
     language_model_collator,
     train,
 )
 
 
-@dataclass
+@section
 class Arguments:
-    data: str = field(metadata={"help": "data folder"})
-    out: str = field(metadata={"help": "checkpoint folder to write"})
-    seed: int = field(metadata={"help": "base seed"})
-    policy: str | None = field(
-        default=None, metadata={"help": "Hugging Face policy to start from; else --architecture"}
-    )
-    architecture: str | None = field(
-        default=None, metadata={"help": "JSON: a Hugging Face config, model_type included"}
-    )
+    """What the command line says beside the settings."""
+
+    data: str
+    """Data folder."""
+    out: str
+    """Checkpoint folder to write."""
+    seed: int
+    """Base seed."""
+    policy: str | None = None
+    """Hugging Face policy to start from; else --architecture."""
+    architecture: str | None = None
+    """JSON: a Hugging Face config, model_type included."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, settings = parse_arguments(__doc__, argv, Arguments, SupervisedSettings)
+    arguments, settings = parse_arguments(__doc__, argv, Arguments, TrainSft)
     if arguments.policy:
         tokenizer = load_tokenizer(arguments.policy)
         warn_of_half_precision(arguments.policy)

@@ -18,9 +18,12 @@ LIBRARY = Path("workflow/warpflow")
 # A folder may import those of earlier rows, not another one of its own row. `data` comes after
 # `lm`, because `data.prepare` counts tokens with the policy's own tokenizer; `lm` reads no data.
 # `pipeline` comes late, because it checks the settings of all that runs. The modules at the top
-# (seeds, locks, experiments …) import no folder, and every folder may import them.
+# (seeds, locks, experiments …) import no folder but `settings` (`cli` makes flags of them), and every
+# folder may import them.
+TOP = ""
 LAYERS = (
     ("settings",),
+    (TOP,),
     ("lm",),
     ("data",),
     ("training", "merging"),
@@ -30,8 +33,6 @@ LAYERS = (
     ("pipeline",),
     ("estimates",),
 )
-TOP = ""
-# `cli` reads the scripts' arguments with transformers' parser.
 WITHOUT_MODEL_CODE = ("settings", "pipeline", "fronts", "figures")
 MODEL_CODE = ("torch", "transformers", "accelerate", "peft")
 # `lm.fast` can be deleted as one: these choose between it and the library's forward pass, and the
@@ -65,7 +66,7 @@ def test_every_folder_has_its_place() -> None:
 
 
 def test_folders_import_earlier_ones_only() -> None:
-    place = {TOP: -1} | {name: place for place, layer in enumerate(LAYERS) for name in layer}
+    place = {name: place for place, layer in enumerate(LAYERS) for name in layer}
     found = [(importer, imported) for importer, imported in imports()]
     assert found
     for importer, imported in found:

@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import json
 import random
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -294,8 +295,8 @@ def test_too_few_prompts_to_split_is_an_error(settings: dict[str, Any]) -> None:
         ({"preferences_chosen": "text"}, "set either preferences_chosen"),
         ({"preferences_prompt": "text"}, "preferences_prompt must be null"),
         ({"vocab_size": None}, "either vocab_size .* or tokenizer_path"),
-        ({"vocab_size": 100}, "vocab_size is 100; expected at least 260"),
-        ({"eval_prompts": 0}, "eval_prompts is 0"),
+        ({"vocab_size": 100}, "vocab_size: got '100', expected greater than or equal to 260"),
+        ({"eval_prompts": 0}, "eval_prompts: got '0', expected greater than or equal to 1"),
         ({"vocab_size": 300, "tokenizer_path": "x"}, "either vocab_size .* or tokenizer_path"),
         ({"sft_completion": "txt"}, "prepare_data: sft_completion.*Did you mean 'text'"),
         ({"prompts_column": "texts"}, "prepare_data: prompts_column.*Did you mean 'text'"),
@@ -303,10 +304,14 @@ def test_too_few_prompts_to_split_is_an_error(settings: dict[str, Any]) -> None:
     ],
 )
 def test_settings_that_cannot_work(
-    settings: dict[str, Any], changes: dict[str, Any], message: str
+    settings: dict[str, Any],
+    changes: dict[str, Any],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, SystemExit)) as error:
         run_script(settings | changes)
+    assert re.search(message, f"{error.value} {capsys.readouterr().err}")
 
 
 # --------------------------------------------------------------------------------- tokenizers

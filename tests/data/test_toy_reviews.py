@@ -262,6 +262,9 @@ def test_sizes_and_noise_change_their_own_file_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["sft_examples", "preference_noise_scale"])
-def test_script_rejects_bad_sizes(tmp_path: Path, flag: str) -> None:
-    with pytest.raises(ValueError, match=flag):
+def test_script_rejects_bad_sizes(
+    tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
         generate(tmp_path, **{flag: -1})
+    assert f"--{flag}: got '-1', expected greater than" in capsys.readouterr().err

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from warpflow.evaluation.evaluate import (
-    EvaluationSettings,
     Samples,
     distinct_n,
     distinct_shares,
@@ -25,6 +24,7 @@ from warpflow.evaluation.evaluate import (
     summarise,
 )
 from warpflow.lm.log_probs import Completions
+from warpflow.settings.evaluate_policy import EvaluationSettings
 
 PROMPTS = [[BOS, 5], [BOS, 6, 7, 8], [BOS], [BOS, 9, 10]]
 SETTINGS = EvaluationSettings(

@@ -27,11 +27,11 @@ from warpflow.lm.log_probs import Completions
 
 SETTINGS = OptimumSettings(
     prompts=3,
-    samples_per_prompt=6,
-    betas=["auto"],
+    samples_per_prompt=10,
+    betas="auto",
     min_ess=50,
     min_ess_decile=10,
-    batch_size=4,
+    batch_size=6,
     temperature=0.8,
     max_new_tokens=5,
 )
@@ -153,7 +153,7 @@ def test_automatic_front_rises_is_concave_and_ends_where_it_is_reliable() -> Non
 
 def test_given_betas_are_kept_and_the_unreliable_marked() -> None:
     reward = np.random.default_rng(3).standard_normal((20, 200))
-    table = optimum_table(reward, None, replace(SETTINGS, betas=["0.1", "2.0", "1"]))
+    table = optimum_table(reward, None, replace(SETTINGS, betas=[0.1, 2.0, 1.0]))
     front = table[table.kind == "optimum"]
     assert front.beta.tolist() == [math.inf, 2, 1, 0.1]
     assert front.reliable.tolist() == [True, True, True, False]
@@ -169,7 +169,7 @@ def test_errors_cover_the_truth_as_often_as_they_say() -> None:
     held = 0
     for seed in range(100):
         reward = draw_prompts(np.random.default_rng(seed))
-        table = optimum_table(reward, None, replace(SETTINGS, betas=["1"]))
+        table = optimum_table(reward, None, replace(SETTINGS, betas=[1.0]))
         row = table.iloc[1]
         held += abs(row.gain - 1.0) < row.gain_se
     assert 0.55 < held / 100 < 0.8
@@ -205,7 +205,7 @@ def test_samples_do_not_depend_on_the_batch_size(make_model: MakeModel) -> None:
         )
 
     small = scores(SETTINGS)
-    assert small.shape == (2, 3, 6)
-    assert sizes == [4, 2] * 3
+    assert small.shape == (2, 3, 10)
+    assert sizes == [6, 4] * 3
     np.testing.assert_array_equal(small, scores(replace(SETTINGS, batch_size=100)))
     assert len(np.unique(small[1])) > 3, "completions of a prompt differ"

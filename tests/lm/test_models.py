@@ -19,7 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from warpflow.data.files import write_jsonl
-from warpflow.data.prepare import PrepareData, prepare_data
+from warpflow.data.prepare import PrepareArguments, prepare_data
 from warpflow.evaluation.rewards import model_reward
 from warpflow.lm.models import (
     build_policy,
@@ -81,7 +81,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused_by_the_first_job(
     tokenizer.save_pretrained(folder)
     expected = r"policy: the tokenizer has ids up to 21, but the model's embedding has 20 rows"
     write_jsonl(tmp_path / "rows.jsonl", [{"text": "w0"}, {"text": "w1"}])
-    settings = PrepareData(
+    settings = PrepareArguments(
         prompts_path=str(tmp_path / "rows.jsonl"),
         prompts_column="text",
         eval_prompts=1,

@@ -1,26 +1,121 @@
-"""Command lines of the scripts: dataclasses of arguments in, an instance of each out."""
+"""Command lines of the scripts: models of settings and arguments in, an instance of each out.
+
+A model is a class with the decorator `warpflow.settings.base.section`: a section of the config, or
+what a script takes beside it.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import HfArgumentParser
-from transformers.utils import logging as transformers_logging
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ArgsKwargs
+
+from warpflow.settings.base import described
 
 
-def parse_arguments(description: str | None, argv: Sequence[str] | None, *classes: type) -> Any:
-    """Parse `argv` (default: the process's) into one instance of each dataclass.
+def parse_arguments(description: str | None, argv: Sequence[str] | None, *models: type) -> Any:
+    """Parse `argv` (default: the process's) into one instance of each model.
 
     Fields become flags of the same spelling (`--learning_rate`); those without a default are
-    required. An unknown flag is an error.
+    required. A list is written as ``--betas 0.1 0.3``, a mapping as JSON. A flag that is left out
+    takes the field's default. An unknown flag is an error, and so is a value out of range.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    transformers_logging.disable_progress_bar()
-    parser = HfArgumentParser(
-        classes,  # type: ignore[arg-type]
+    hide_progress_bars()
+    parser = argparse.ArgumentParser(
         description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    return parser.parse_args_into_dataclasses(args=list(sys.argv[1:] if argv is None else argv))
+    for model in models:
+        add_flags(parser, model)
+    texts = vars(parser.parse_args(argv))
+    try:
+        parsed = tuple(build(model, texts) for model in models)
+    except ValueError as error:
+        parser.error(str(error))
+    return parsed
+
+
+def add_flags(parser: argparse.ArgumentParser, model: Any) -> None:
+    """A flag for each field; `argparse.SUPPRESS` leaves out what is not given."""
+    help_of = described(model)
+    for name, field in model.__pydantic_fields__.items():
+        schema = TypeAdapter(field.rebuild_annotation()).json_schema()
+        schema |= field.json_schema_extra or {}  # which pydantic takes off the annotation
+        options = schema.get("anyOf", [schema])
+        kinds = {option.get("type") for option in options}
+        names = [str(value) for option in options for value in option.get("enum", [])]
+        default = (
+            ""
+            if field.is_required()
+            else f" Default: {show(field.get_default(call_default_factory=True))}"
+        )
+        is_truth = kinds == {"boolean"}
+        parser.add_argument(
+            f"--{name}",
+            nargs="+" if "array" in kinds else "?" if is_truth else None,
+            const="true" if is_truth else None,
+            default=argparse.SUPPRESS,
+            required=field.is_required(),
+            metavar="|".join(names) or None,
+            help=(help_of[name] + default).replace("%", "%%"),
+        )
+
+
+def show(default: Any) -> str:
+    return json.dumps(default, ensure_ascii=False, default=str)
+
+
+def build(model: Any, texts: Mapping[str, Any]) -> Any:
+    """An instance of the model from the texts of its flags; ValueError where one is wrong."""
+    values = {}
+    for name, field in model.__pydantic_fields__.items():
+        if name in texts:
+            try:
+                values[name] = read_value(TypeAdapter(field.rebuild_annotation()), texts[name])
+            except ValidationError as error:
+                raise ValueError(f"argument --{name}: {summary(error)}") from None
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise ValueError(summary(error)) from None
+
+
+def read_value(adapter: TypeAdapter[Any], text: str | list[str]) -> Any:
+    """What the text of a flag means, or the texts of a list's entries."""
+    others: list[Any] = []
+    if isinstance(text, list) and len(text) == 1:
+        others = text  # of a setting that is a list or one value
+    elif isinstance(text, str) and text.startswith("{"):
+        others = [json.loads(text)]
+    try:
+        return adapter.validate_python(text, strict=False)
+    except ValidationError:
+        for other in others:
+            return adapter.validate_python(other, strict=False)
+        raise
+
+
+def summary(error: ValidationError) -> str:
+    """Errors of pydantic's on one line; of a model's own check its words."""
+    lines = []
+    for found in error.errors(include_url=False):
+        text = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        is_own = found["type"] == "value_error" and isinstance(found["input"], ArgsKwargs | dict)
+        lines.append(text if is_own else f"got {found['input']!r}, expected {text}")
+    return "; ".join(lines)
+
+
+def hide_progress_bars() -> None:
+    """Those of transformers fill the log of a job; not every script loads it."""
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()

@@ -11,10 +11,10 @@ import json
 import random
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from warpflow.data.files import (
@@ -33,6 +33,8 @@ from warpflow.lm.models import (
 )
 from warpflow.lm.prompts import Prompt, encode_prompts, is_messages, prompt_tokens
 from warpflow.seeds import derive_seed
+from warpflow.settings.base import Count, section
+from warpflow.settings.prepare_data import PrepareData
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -91,48 +93,28 @@ def count_prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Pr
 # ---------------------------------------------------------------------------------- preparation
 
 
-def _flag(text: str, default: Any = MISSING) -> Any:
-    """A dataclass field with the help text of its command-line flag."""
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass(frozen=True)
-class PrepareData:
-    """The config section `prepare_data`; None, a flag left out, stands for null, "not used".
+@section
+class PrepareArguments(PrepareData):
+    """Section `prepare_data`, with what it needs of others. None, a flag left out, stands for null,
+    "not used".
 
     A column of prompts holds text or messages; a column of completions may hold messages too, which
     end with the assistant's answer. `max_text_tokens` bounds prompt + completion in tokens without
     bos and eos, `max_prompt_tokens` a prompt as the policy reads it.
     """
 
-    prompts_path: str = _flag("prompts for reinforcement learning and evaluation")
-    prompts_column: str = _flag("column of the prompt, or of the text that it is taken from")
-    eval_prompts: int = _flag("prompts that are split off for evaluation")
-    seed: int = _flag("base seed of the split and of pairing by label")
-    max_text_tokens: int = _flag("rows whose prompt + text is longer are dropped")
-    max_prompt_tokens: int = _flag("a longer prompt is an error")
-    sft_path: str | None = _flag("texts to imitate: .jsonl, .json or .csv, also with .gz", None)
-    sft_completion: str | None = _flag("column of the text to learn", None)
-    sft_prompt: str | None = _flag("column; else the prompt is empty", None)
-    preferences_path: str | None = _flag("pairs, or texts with labels, for the reward model", None)
-    preferences_prompt: str | None = _flag("column; else the prompt is empty", None)
-    preferences_chosen: str | None = _flag("column, with preferences_rejected", None)
-    preferences_rejected: str | None = _flag("column, with preferences_chosen", None)
-    preferences_text: str | None = _flag("column, with preferences_label", None)
-    preferences_label: str | None = _flag("column: 1 preferred, 0 not", None)
-    prompts_first_words: int | None = _flag("prompt = first k words of the column", None)
-    train_prompts: int | None = _flag("at most so many; else all", None)
-    vocab_size: int | None = _flag("train a byte-level BPE tokenizer of this size", None)
-    tokenizer_path: str | None = _flag("or copy it from this folder or hub name", None)
+    prompts_path: str = Field(kw_only=True)
+    prompts_column: str = Field(kw_only=True)
+    eval_prompts: Count = Field(kw_only=True)
+    max_text_tokens: Count = Field(kw_only=True)
+    seed: int = Field(kw_only=True)
+    """Base seed of the split and of pairing by label."""
+    max_prompt_tokens: Count = Field(kw_only=True)
+    """A longer prompt is an error."""
+    tokenizer_path: str | None = None
+    """Folder or hub name of a tokenizer to copy, where none is trained."""
 
     def __post_init__(self) -> None:
-        for key in (
-            "eval_prompts", "max_text_tokens", "max_prompt_tokens", "train_prompts",
-            "prompts_first_words",
-        ):  # fmt: skip
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"prepare_data: {key} is {value}; expected at least 1")
         if (self.vocab_size is None) == (self.tokenizer_path is None):
             raise ValueError(
                 "prepare_data: set either vocab_size (a tokenizer is trained) or tokenizer_path "
@@ -144,7 +126,7 @@ class PrepareData:
             _require_one_preference_form(self)
 
 
-def _require_one_preference_form(settings: PrepareData) -> None:
+def _require_one_preference_form(settings: PrepareArguments) -> None:
     pair = (settings.preferences_chosen, settings.preferences_rejected)
     label = (settings.preferences_text, settings.preferences_label)
     by_pair = None not in pair and label == (None, None)
@@ -201,7 +183,7 @@ def split_answer(prompt: Prompt, answer: Prompt, place: str) -> tuple[Prompt, st
     return messages, last["content"]
 
 
-def read_sft(settings: PrepareData) -> list[Row]:
+def read_sft(settings: PrepareArguments) -> list[Row]:
     """Rows of prompt and completion from sft_path; none where there is no such file."""
     path = settings.sft_path
     if path is None:
@@ -239,7 +221,7 @@ def pair_by_label(
     ]
 
 
-def read_preferences(settings: PrepareData) -> list[Row]:
+def read_preferences(settings: PrepareArguments) -> list[Row]:
     """Rows of prompt, chosen and rejected from preferences_path, in either form; none where there
     is no such file."""
     path = settings.preferences_path
@@ -262,7 +244,7 @@ def read_preferences(settings: PrepareData) -> list[Row]:
     return _read_pairs(rows, path, settings)
 
 
-def _read_pairs(rows: Sequence[Row], path: str, settings: PrepareData) -> list[Row]:
+def _read_pairs(rows: Sequence[Row], path: str, settings: PrepareArguments) -> list[Row]:
     prompts, chosen, rejected = (
         _read_cells(rows, getattr(settings, key), path, key)
         for key in ("preferences_prompt", "preferences_chosen", "preferences_rejected")
@@ -280,7 +262,7 @@ def _read_pairs(rows: Sequence[Row], path: str, settings: PrepareData) -> list[R
     return result
 
 
-def read_prompts(settings: PrepareData) -> tuple[list[Row], int]:
+def read_prompts(settings: PrepareArguments) -> tuple[list[Row], int]:
     """Different prompts with the other columns of their first row, and the rows dropped as short.
 
     With prompts_first_words = k a prompt is the first k words, joined by single spaces, of rows
@@ -315,7 +297,7 @@ def read_prompts(settings: PrepareData) -> tuple[list[Row], int]:
 
 
 def require_short_prompts(
-    prompts: Sequence[Row], tokenizer: PreTrainedTokenizerBase, settings: PrepareData
+    prompts: Sequence[Row], tokenizer: PreTrainedTokenizerBase, settings: PrepareArguments
 ) -> None:
     """Raise ValueError for the longest prompt if it has more than max_prompt_tokens."""
     encoded = encode_prompts(tokenizer, [row["prompt"] for row in prompts])
@@ -374,7 +356,7 @@ def drop_unusable(
 
 
 def make_tokenizer(
-    settings: PrepareData, sft: Sequence[Row], preferences: Sequence[Row], folder: Path
+    settings: PrepareArguments, sft: Sequence[Row], preferences: Sequence[Row], folder: Path
 ) -> PreTrainedTokenizerBase:
     """The user's tokenizer copied to `folder`, or one trained on all texts."""
     if settings.tokenizer_path is not None:
@@ -403,7 +385,7 @@ def require_template(has_template: bool, path: str) -> None:
         )
 
 
-def prepare_data(settings: PrepareData, out: Path) -> list[str]:
+def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
     """Write the data folder `out` from the user's files; returns a report, one line per file."""
     sft, preferences = read_sft(settings), read_preferences(settings)
     prompts, short = read_prompts(settings)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from warpflow.evaluation.rewards import Reward
-from warpflow.evaluation.sample import EvaluationSettings, Measured, sample_and_measure
+from warpflow.evaluation.sample import Measured, sample_and_measure
 from warpflow.lm.log_probs import Completions
+
+if TYPE_CHECKING:
+    from warpflow.settings.evaluate_policy import EvaluationSettings
 
 # What evaluation.json keeps for each prompt.
 PROMPT_VALUES = ("reward", "gold", "kl", "kl_exact", "length")
@@ -47,7 +51,16 @@ def evaluate(
 ) -> Samples:
     """`sample_and_measure`, and score the completions."""
     parts = sample_and_measure(
-        policy, sft, prompts, settings, eos_id=eos_id, pad_id=pad_id, seed=seed
+        policy,
+        sft,
+        prompts[: settings.prompts],
+        samples_per_prompt=settings.samples_per_prompt,
+        batch_size=settings.batch_size,
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        seed=seed,
     )
     return score(parts, reward, gold)
 

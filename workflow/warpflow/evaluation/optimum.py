@@ -10,34 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from warpflow.settings.estimate_optimum import OptimumSettings
+
 Array = NDArray[np.float64]
 
 AUTO_POINTS = 24  # of the front, where β is chosen here
 DISJOINT_SETS = 8  # best-of-n is estimated up to this many sets of n among the samples
-
-
-@dataclass(frozen=True)
-class OptimumSettings:
-    """Section `estimate_optimum` of the config, with what it shares with `evaluate_policy`.
-
-    min_ess, min_ess_decile: the effective sample size that a point needs to be reliable, on
-        average over the prompts and at the prompts' worst decile.
-    """
-
-    prompts: int
-    samples_per_prompt: int
-    betas: list[str]
-    min_ess: float
-    min_ess_decile: float
-    batch_size: int
-    temperature: float
-    max_new_tokens: int
 
 
 # ------------------------------------------------------------------------------- the front
@@ -79,8 +62,8 @@ def choose_betas(reward: Array, settings: OptimumSettings) -> list[float]:
 
     ``betas: auto`` spaces the points evenly in √KL: near π_sft the reward grows with it.
     """
-    if settings.betas != ["auto"]:
-        return sorted({float(beta) for beta in settings.betas} | {math.inf})[::-1]
+    if settings.betas != "auto":
+        return sorted({*settings.betas, math.inf})[::-1]
     spread = float(reward.std(1).mean())
     if spread == 0:  # every completion is as good as any other
         return [math.inf]

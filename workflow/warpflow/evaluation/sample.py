@@ -21,17 +21,6 @@ from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
-    """Section `evaluate_policy` of the config, with what it shares with `train_policy`."""
-
-    prompts: int
-    samples_per_prompt: int
-    batch_size: int
-    temperature: float
-    max_new_tokens: int
-
-
-@dataclass(frozen=True)
 class Measured:
     """Completions of one policy with what needs the policy itself; each [N], and the rows of one
     prompt are adjacent.
@@ -52,38 +41,43 @@ def sample_and_measure(
     policy: PreTrainedModel,
     sft: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    settings: EvaluationSettings,
     *,
+    samples_per_prompt: int,
+    batch_size: int,
+    temperature: float,
+    max_new_tokens: int,
     eos_id: int,
     pad_id: int,
     seed: int,
 ) -> Iterator[Measured]:
-    """Sample from `policy` on the first `settings.prompts` prompts, `settings.batch_size`
-    completions at a time, and measure their KL to `sft`.
+    """Sample from `policy`, `batch_size` completions at a time, and measure their KL to `sft`.
 
     Every policy sees the same prompts with the same random numbers, so differences between
     policies are paired, and the batch size changes nothing.
+
+    Args:
+        prompts: token ids of each prompt.
+        samples_per_prompt: completions of each; their rows are adjacent.
     """
-    chosen = prompts[: settings.prompts]
-    each = settings.samples_per_prompt
+    each = samples_per_prompt
     uniforms = draw_uniforms(
-        len(chosen) * each, settings.max_new_tokens, policy.device, seed, "evaluate_policy"
+        len(prompts) * each, max_new_tokens, policy.device, seed, "evaluate_policy"
     )
-    per_batch = max(1, settings.batch_size // each)
-    for start in range(0, len(chosen), per_batch):
-        ids, mask = pad_left(chosen[start : start + per_batch], pad_id, policy.device)
+    per_batch = max(1, batch_size // each)
+    for start in range(0, len(prompts), per_batch):
+        ids, mask = pad_left(prompts[start : start + per_batch], pad_id, policy.device)
         batch = sample_completions(
             policy,
             ids,
             mask,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
             eos_id=eos_id,
             pad_id=pad_id,
             uniforms=uniforms[start * each : (start + per_batch) * each],
             samples_per_prompt=each,
         )
-        yield Measured(batch, *kls_and_entropy(policy, sft, batch, settings.temperature))
+        yield Measured(batch, *kls_and_entropy(policy, sft, batch, temperature))
 
 
 def completion_rows(parts: Iterable[Measured]) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,24 +27,25 @@ from warpflow.lm.models import (
     require_context,
 )
 from warpflow.lm.prompts import encode_rows
+from warpflow.settings.base import Count, section
 
 
-@dataclass(frozen=True)
+@section
 class JudgeArguments:
-    """What every script that judges policies is told of them: flags of these names."""
+    """What every script that judges policies is told of them."""
 
-    sft: str = field(metadata={"help": "checkpoint of θ_sft"})
-    data: str = field(metadata={"help": "data folder"})
-    max_prompt_tokens: int = field(metadata={"help": "longer prompts are an error"})
-    rewards: str = field(
-        metadata={"help": "JSON: reward_model or package.module:function → its weight in r(x, y)"}
-    )
-    reward_model: str | None = field(
-        default=None, metadata={"help": "checkpoint of the reward model, where it has a weight"}
-    )
-    gold: str | None = field(
-        default=None, metadata={"help": "package.module:function, measured and never trained on"}
-    )
+    sft: str
+    """Checkpoint of θ_sft."""
+    data: str
+    """Data folder."""
+    max_prompt_tokens: Count
+    """Longer prompts are an error."""
+    rewards: str
+    """JSON: reward_model or package.module:function → its weight in r(x, y)."""
+    reward_model: str | None = None
+    """Checkpoint of the reward model, where it has a weight."""
+    gold: str | None = None
+    """package.module:function, measured and never trained on."""
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
 """Command line shared by the `scripts/plot_*.py`: read tables, draw one figure, save it."""
 
-import argparse
 import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from warpflow.cli import parse_arguments
 from warpflow.figures.style import FigureStyle, fixed_settings
 from warpflow.fronts.tables import KEYS, mean_of_replicates
+from warpflow.settings.base import section
 
 # The columns that the figures use; a table may have more.
 TABLE_COLUMNS = {
@@ -123,17 +123,14 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def parse_arguments(description: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The folders, and one flag per field of `FigureStyle`, with its default."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--tables", type=Path, required=True, help="folder with the CSV tables")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the PNG and the SVG")
-    for field in fields(FigureStyle):
-        default = field.default
-        parser.add_argument(
-            f"--{field.name}", type=type(default), default=default, help="default: %(default)s"
-        )
-    return parser.parse_args(argv)
+@section
+class Folders:
+    """Where the tables are, and where the figure goes."""
+
+    tables: Path
+    """Folder with the CSV tables."""
+    out: Path
+    """Folder for the PNG and the SVG."""
 
 
 def draw_figure(
@@ -146,14 +143,11 @@ def draw_figure(
 ) -> None:
     """Parse the flags, call `plot(*tables, style)` and save the figure under `name`. Tables that
     are `optional` go by their names as keywords, where they are there."""
-    arguments = parse_arguments(description, argv)
-    style = FigureStyle(
-        **{field.name: getattr(arguments, field.name) for field in fields(FigureStyle)}
-    )
-    found = [table for table in optional if (arguments.tables / f"{table}.csv").is_file()]
-    more = dict(zip(found, read_tables(arguments.tables, found), strict=True))
-    figure = plot(*read_tables(arguments.tables, tables), style, **more)
-    save_figure(figure, arguments.out, name)
+    folders, style = parse_arguments(description, argv, Folders, FigureStyle)
+    found = [table for table in optional if (folders.tables / f"{table}.csv").is_file()]
+    more = dict(zip(found, read_tables(folders.tables, found), strict=True))
+    figure = plot(*read_tables(folders.tables, tables), style, **more)
+    save_figure(figure, folders.out, name)
 
 
 @fixed_settings

@@ -16,6 +16,8 @@ import pandas as pd
 from matplotlib.colors import ListedColormap, to_hex, to_rgb
 
 from warpflow.figures.rows import distinct_runs, liti_fronts, split_by
+from warpflow.settings.base import section
+from warpflow.settings.figures import Figures
 
 # On top of matplotlib's own defaults, so that no user's matplotlibrc changes the bytes.
 SETTINGS = {
@@ -38,25 +40,9 @@ LINE_STYLES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-@dataclass(frozen=True)
-class FigureStyle:
-    """Look of all figures (config section `figures`).
-
-    palette: name of a matplotlib colormap. A list of distinct colours is used in its order, a
-        continuous map is sampled evenly.
-    width, height: inches; height is that of one row of panels, the legend below adds to it.
-    dpi: resolution of the PNG.
-    confidence: level of the error bars and bands, which span z·se to either side.
-    kl_scale: of the KL axis of fronts; sqrt makes room for the small KLs, where rewards rise with
-        the root of the KL.
-    """
-
-    palette: str = "okabe_ito"
-    width: float = 9.0
-    height: float = 3.8
-    dpi: int = 150
-    confidence: float = 0.95
-    kl_scale: str = "linear"
+@section
+class FigureStyle(Figures):
+    """Look of all figures: section `figures` of the config."""
 
     def __post_init__(self) -> None:
         if self.palette not in matplotlib.colormaps:
@@ -66,18 +52,6 @@ class FigureStyle:
                 f"figures.palette: expected the name of a matplotlib colormap, "
                 f"got {self.palette!r}; {hint}"
             )
-        for key in ("width", "height", "dpi"):
-            if not getattr(self, key) > 0:
-                raise ValueError(
-                    f"figures.{key}: expected a number above 0, got {getattr(self, key)}"
-                )
-        if not 0 < self.confidence < 1:
-            raise ValueError(
-                f"figures.confidence: expected a number between 0 and 1 (as 0.95), "
-                f"got {self.confidence}"
-            )
-        if self.kl_scale not in ("linear", "sqrt"):
-            raise ValueError(f"figures.kl_scale: expected linear or sqrt, got {self.kl_scale!r}")
 
     @property
     def z(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import re
@@ -10,34 +9,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import yaml
-
 from warpflow.data.files import iterate_rows, require_columns
 from warpflow.evaluation.benchmark_points import check_benchmarks
 from warpflow.experiments import Experiment, experiment_groups, make_plan, resolve_experiments
 from warpflow.pipeline.code_files import module_file
+from warpflow.pipeline.wrong_values import missing_keys, wrong_values
+from warpflow.settings.config import Config
 from warpflow.side_by_side.settings import check_comparison, read_comparisons
-
-SCHEMA = Path(__file__).parents[3] / "config" / "schema.yaml"
 
 
 class ConfigError(ValueError):
     """What is wrong with the config: key, what came, what was expected, what to do."""
 
 
-def check_config(config: Mapping[str, Any], schema: Path = SCHEMA, files: bool = True) -> None:
+def check_config(config: Mapping[str, Any], files: bool = True) -> None:
     """Raise one ConfigError with every problem of the config; touches and starts nothing.
 
     Args:
         files: look at those that the config names, too.
     """
-    validator = jsonschema.Draft202012Validator(yaml.safe_load(schema.read_text()))
-    problems = [
-        line
-        for error in sorted(validator.iter_errors(config), key=lambda e: list(map(str, e.path)))
-        for line in describe(error)
-    ]
+    problems = sorted([*wrong_values(config), *missing_keys(config, Config())])
     if not problems:  # the cross-checks rely on types being right
         problems = list(cross_check(config, files))
     if not problems and files:  # and these on the plan of the run
@@ -46,68 +37,6 @@ def check_config(config: Mapping[str, Any], schema: Path = SCHEMA, files: bool =
         raise ConfigError(
             "\n".join(["The configuration is wrong; nothing was started.", *problems])
         )
-
-
-def describe(error: Any) -> list[str]:
-    """A `jsonschema.ValidationError` in the words of whoever wrote the config."""
-    key = ".".join(str(part) for part in error.absolute_path)
-    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        known = list(error.schema.get("properties", {}))
-        unknown = [name for name in error.instance if name not in known]
-        patterns = error.schema.get("patternProperties", {})  # of rewards: names of functions
-        known += ["package.module:function"] * len(patterns)
-        return [
-            f"- {join(key, name)}: unknown key{closest(name, known)}"
-            for name in unknown
-            if not any(re.search(pattern, name) for pattern in patterns)
-        ]
-    if error.validator == "required":
-        missing = [name for name in error.validator_value if name not in error.instance]
-        return [f"- {join(key, name)}: missing; see config/README.md" for name in missing[:1]]
-    if error.validator == "not":
-        return [f"- {key}: {error.instance!r} is a name of ours: choose another"]
-    hint = ""
-    if isinstance(error.instance, str) and is_number(error.instance):
-        hint = f"; YAML reads {error.instance} as text: write it as {float(error.instance):.1e}"
-    return [f"- {key}: got {error.instance!r}, expected {expectation(error)}{hint}"]
-
-
-def join(key: str, name: str) -> str:
-    return f"{key}.{name}" if key else name
-
-
-def closest(name: str, known: list[str]) -> str:
-    """A suggestion for a misspelt key."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(sorted(known))}"
-
-
-def is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def expectation(error: Any) -> str:
-    """What the failed schema rule asks for."""
-    value = error.validator_value
-    phrases = {
-        "type": lambda: " or ".join(value) if isinstance(value, list) else value,
-        "enum": lambda: "one of " + ", ".join(map(str, value)),
-        "minimum": lambda: f"at least {value}",
-        "maximum": lambda: f"at most {value}",
-        "exclusiveMinimum": lambda: f"more than {value}",
-        "exclusiveMaximum": lambda: f"less than {value}",
-        "minItems": lambda: f"at least {value} item",
-        "minProperties": lambda: f"at least {value} of them",
-        "maxProperties": lambda: f"{value} key only, of {', '.join(error.schema['properties'])}",
-        "uniqueItems": lambda: "no value twice",
-        "pattern": lambda: f"text like {value}",
-        "oneOf": lambda: "a whole number of at least 1, or a list of them",
-    }
-    return str(phrases.get(str(error.validator), lambda: error.message)())
 
 
 def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
@@ -298,7 +227,7 @@ def needed_file_keys(config: Mapping[str, Any]) -> list[str]:
     keys = ["prompts_path", "prompts_column", "eval_prompts", "max_text_tokens"]
     if config["train_sft"]["steps"]:
         keys += ["sft_path", "sft_completion"]
-    if config["rewards"]["reward_model"] and config["train_reward_model"]["path"] is None:
+    if config["rewards"].get("reward_model") and config["train_reward_model"]["path"] is None:
         keys += ["preferences_path"]
     return keys
 

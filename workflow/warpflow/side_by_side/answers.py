@@ -17,7 +17,6 @@ from typing import Any
 from warpflow.data.files import Row, read_rows, require_columns
 
 OWN = ("instruction", "output", "finished", "columns")
-JUDGE_TEMPLATE = "config/judge_prompt.txt"  # the question to a chat judge that names no other
 KEY = "compare_answers"  # the config section whose files these are
 
 

@@ -14,14 +14,14 @@ import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from openai import APIConnectionError, APIError, APIStatusError, OpenAI, omit
 
 from warpflow.lm.prompts import is_messages
-from warpflow.side_by_side.answers import JUDGE_TEMPLATE, Answer
+from warpflow.settings.compare_answers import ChatSettings
+from warpflow.side_by_side.answers import Answer
 
 FIELDS = ("instruction", "first", "second")  # what a template is filled with
 STOPPING = {401, 403, 404}  # statuses that no other request would escape
@@ -33,31 +33,6 @@ BROKEN_DOWN = 10  # failures in a row, without a reply in between, that end a jo
 
 Body = dict[str, Any]
 Reply = dict[str, Any]  # "text" and "usage" (numbers of tokens)
-
-
-@dataclass(frozen=True)
-class ChatSettings:
-    """A `chat` judge of section `compare_answers`.
-
-    Attributes:
-        base_url: up to /v1; requests go to base_url/chat/completions.
-        api_key_env: name of the environment variable that holds the key; None: no key.
-        template: file of the question, with {instruction}, {first} and {second}.
-        parameters: of the request, beside model and messages.
-        price_input, price_output: per million tokens.
-        requests: at once.
-    """
-
-    base_url: str
-    model: str
-    template: str = JUDGE_TEMPLATE
-    api_key_env: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
-    requests: int = 4
-    retries: int = 6
-    timeout: float = 120.0
-    price_input: float = 0.0
-    price_output: float = 0.0
 
 
 class RefusedError(Exception):

@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from warpflow.eta_names import eta_text
 from warpflow.experiments import SFT, Plan
+from warpflow.settings.compare_answers import Comparison
 from warpflow.side_by_side.answers import match_answers, read_answers
 
 OWN_REWARD_MODEL = "train_reward_model"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One comparison; defaults stand in config/schema.yaml too, for whoever reads config/README.md.
-
-    Attributes:
-        contestants: by name, each a `policy` of the run, a `path` of a checkpoint or a file of
-            stored `answers`.
-        judges: by name, each a `function`, a `reward_model` or a `chat` endpoint.
-    """
-
-    contestants: dict[str, dict[str, str]]
-    judges: dict[str, dict[str, Any]]
-    prompts: int | None = None
-    pairs: str = "all"
-    thresholds: tuple[float, ...] = (0.1, 0.5, 1.0)
-    confidence: float = 0.95
-    max_prompt_tokens: int | None = None
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-
-    @property
-    def stored(self) -> dict[str, str]:
-        """Files of stored answers, by contestant. The first one's instructions are the prompts."""
-        return {name: c["answers"] for name, c in self.contestants.items() if "answers" in c}
-
-    @property
-    def sampled(self) -> dict[str, str]:
-        """Policies that answer here, by contestant: of the run, or a checkpoint's path."""
-        return {
-            name: next(iter(c.values()))
-            for name, c in self.contestants.items()
-            if "answers" not in c
-        }
 
 
 def read_comparisons(config: Mapping[str, Any]) -> dict[str, Comparison]:
@@ -105,13 +70,15 @@ def check_comparison(where: str, comparison: Comparison, plan: Plan) -> Iterator
                 yield f"- {where}.contestants.{name}: {error}"
     thresholds = list(comparison.thresholds)
     if thresholds != sorted(thresholds):
-        yield f"- {where}.thresholds: got {thresholds}, expected numbers that rise"
+        numbers = ", ".join(f"{threshold:g}" for threshold in thresholds)
+        yield f"- {where}.thresholds: got [{numbers}], expected numbers that rise"
     missing = [path for path in comparison.stored.values() if not Path(path).is_file()]
     yield from (f"- {where}.contestants: {path} is not a file" for path in missing)
     if not missing:
         yield from check_stored(where, comparison)
     for name, judge in comparison.judges.items():
-        template = judge.get("chat", {}).get("template")
+        chat: Any = judge.get("chat", {})
+        template = chat.get("template")
         if template and not Path(template).is_file():
             yield f"- {where}.judges.{name}.chat.template: {template} is not a file"
 

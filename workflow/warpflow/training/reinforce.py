@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -19,11 +19,11 @@ from warpflow.lm.log_probs import Completions
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
 from warpflow.lm.scoring import Score, scores_by_part
 from warpflow.seeds import make_generator
+from warpflow.settings.train_policy import ReinforceSettings
 from warpflow.training.adapters import add_adapters, merge_adapters
 from warpflow.training.anchors import (
     ANCHORS,
     Anchor,
-    Memory,
     make_anchor,
     move_anchor_,
     start_anchor,
@@ -39,50 +39,6 @@ from warpflow.training.distributed import (
 
 if TYPE_CHECKING:
     from warpflow.evaluation.rewards import Reward
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
-@dataclass(frozen=True)
-class ReinforceSettings:
-    """Section `train_policy` of the config; the paper's values are in config/README.md."""
-
-    steps: int = field(metadata=_help("T, optimiser steps of one run"))
-    batch_size: int = field(metadata=_help("completions per step"))
-    samples_per_prompt: int = field(metadata=_help("K completions of each prompt in a batch"))
-    learning_rate: float = field(metadata=_help("Adam's, after the warm-up"))
-    warmup_steps: int = field(metadata=_help("linear warm-up of the learning rate"))
-    max_grad_norm: float = field(metadata=_help("gradient clipping by global norm"))
-    temperature: float = field(metadata=_help("of sampling, policy and anchor alike"))
-    max_new_tokens: int = field(metadata=_help("limit of a completion's length"))
-    beta: float = field(metadata=_help("β, weight of the KL penalty"))
-    mu: float = field(metadata=_help("μ, rate of the EMA anchor"))
-    anchor: Literal["ema", "init", "sft", "hard_reset", "elastic_reset"] = field(
-        metadata=_help("what the KL is measured to")
-    )
-    reset_every: int = field(metadata=_help("steps between hard or elastic resets"))
-    baseline: Literal["none", "batch", "rloo"] = field(metadata=_help("of the policy gradient"))
-    length_penalty: float = field(metadata=_help("subtracted from the reward, per token"))
-    gradient_checkpointing: bool = field(metadata=_help("recompute activations: less memory"))
-    compute_dtype: Literal["float32", "bfloat16"] = field(
-        metadata=_help("of matrix products; masters and EMA are fp32")
-    )
-    anchor_memory: Memory = field(
-        default="device", metadata=_help("where the anchor's fp32 weights live")
-    )
-    micro_batch_size: int | None = field(
-        default=None, metadata=_help("completions per forward and backward; None: all")
-    )
-    lora_rank: int | None = field(
-        default=None, metadata=_help("train a LoRA of this rank; None: all weights")
-    )
-    lora_alpha: int = field(default=32, metadata=_help("LoRA's scale, times its rank"))
-    evaluate_weights: list[str] = field(
-        default_factory=lambda: ["policy"],
-        metadata=_help("whose trajectories: policy, ema, average"),
-    )
 
 
 @dataclass(frozen=True)
@@ -181,11 +137,6 @@ class Run:
 def needed_averages(settings: ReinforceSettings) -> list[str]:
     """Averages that are not the anchor already."""
     names = {name for name in settings.evaluate_weights if name != "policy"}
-    if names - {"ema", "average"}:
-        raise ValueError(
-            f"evaluate_weights: got {settings.evaluate_weights}, expected some of policy, ema, "
-            "average"
-        )
     anchor = ANCHORS[settings.anchor]
     return sorted((names | anchor.needs) - anchor.stands_for)
 

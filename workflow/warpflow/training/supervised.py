@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,9 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from warpflow.lm.reward_models import sequence_scores
+from warpflow.settings.supervised import SupervisedSettings
 
 IGNORED = -100  # the label that Hugging Face's cross-entropy skips
-
-
-@dataclass(frozen=True)
-class SupervisedSettings:
-    """Sections `train_sft` and `train_reward_model` of the config."""
-
-    steps: int = field(metadata={"help": "optimiser steps"})
-    batch_size: int = field(metadata={"help": "examples (or preference pairs) per step"})
-    learning_rate: float = field(metadata={"help": "AdamW's peak, cosine decay to 0"})
-    warmup_steps: int = field(metadata={"help": "linear warm-up of the learning rate"})
-    weight_decay: float = field(metadata={"help": "AdamW's"})
 
 
 def language_model_collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:

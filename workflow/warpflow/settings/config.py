@@ -1,0 +1,92 @@
+"""The whole config, of its sections, in the order of config/config.yaml."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from warpflow.settings.base import Count, Natural, Number, section
+from warpflow.settings.benchmark_policy import BenchmarkPolicy
+from warpflow.settings.compare_answers import Comparisons
+from warpflow.settings.compare_fronts import CompareFronts
+from warpflow.settings.estimate_optimum import EstimateOptimum
+from warpflow.settings.evaluate_policy import EvaluatePolicy
+from warpflow.settings.experiments import Ablations, Experiments
+from warpflow.settings.figures import Figures
+from warpflow.settings.generate_data import GenerateData
+from warpflow.settings.interpolate_policy import InterpolatePolicy
+from warpflow.settings.merge_policies import MergePolicies
+from warpflow.settings.policy import Policy
+from warpflow.settings.prepare_data import PrepareData
+from warpflow.settings.train_policy import TrainPolicy
+from warpflow.settings.train_reward_model import TrainRewardModel
+from warpflow.settings.train_sft import TrainSft
+
+
+def is_reward(name: str) -> str:
+    if name != "reward_model" and not re.fullmatch(r"[\w.]+:\w+", name):
+        raise ValueError("unknown key; known keys: package.module:function, reward_model")
+    return name
+
+
+@section
+class Config:
+    """The default run: WARP on the embedded synthetic language; no download, no GPU, about ten
+    minutes. Unknown keys are errors. A change re-runs what it changes and nothing else.
+    `snakemake --cores all --configfile config/other.yaml` lays another file's keys over these.
+    Write small numbers as 1.0e-4 (YAML reads 1e-4 as text)."""
+
+    results: Annotated[str, Field(pattern=r"^[^/~.][^:]*$")] = "results"
+    """Folder of everything that is made, relative to the project's root. Give each config its own,
+    so that runs lie side by side."""
+    seed: Natural = 0
+    """Base of every random stream. The same seed, config and thread count give the same bytes."""
+    policy: Policy = Policy()
+    data: Literal["generate_data", "prepare_data"] = "generate_data"
+    """generate_data: the embedded language; prepare_data: your files."""
+    generate_data: GenerateData = GenerateData()
+    prepare_data: PrepareData = PrepareData()
+    train_sft: TrainSft = TrainSft()
+    train_reward_model: TrainRewardModel = TrainRewardModel()
+    rewards: dict[Annotated[str, AfterValidator(is_reward)], Number] = Field(
+        default_factory=lambda: {"reward_model": 1.0}
+    )
+    """The reward r(x, y), in training and evaluation: the sum of these, each times its weight. Of
+    weight 0, the reward model is not trained, loaded or reported, and preferences are not needed.
+    Beside `reward_model` any `package.module:function: weight`: a function of (prompts,
+    completions, finished, columns), called by keyword, that returns a float per completion (README,
+    "Rewards of your own")."""
+    iterations: Count = 2
+    """I of the WARP loop. Paper: 5."""
+    replicates: Count = 1
+    """R, repeats of RL, merge and LITI with other seeds; 3 or more for verdicts. Data, SFT
+    policy and reward model are shared. With 1 there are no verdicts; intervals over runs are of use
+    from 3 on. Paper: 5."""
+    members: Count = 4
+    """M, RL runs per iteration. They differ in the order of prompts and in sampling. Paper: 2."""
+    train_policy: TrainPolicy = TrainPolicy()
+    merge_policies: MergePolicies = MergePolicies()
+    interpolate_policy: InterpolatePolicy = InterpolatePolicy()
+    evaluate_policy: EvaluatePolicy = EvaluatePolicy()
+    estimate_optimum: EstimateOptimum = EstimateOptimum()
+    compare_fronts: CompareFronts = CompareFronts()
+    experiments: Experiments = Field(default_factory=dict)
+    """Named differences from the settings above; stages that are the same are computed once. null
+    drops an experiment of the file below. More of them, in groups with a report each:
+    config/ablations.yaml (`snakemake ablations`)."""
+    ablations: Ablations = Field(default_factory=dict)
+    """Groups of such experiments beyond the default run, each with tables, figures and a report of
+    its own: `snakemake NAME`; all of them: `snakemake ablations`. The base experiment is in each.
+    null drops a group."""
+    compare_answers: Comparisons = Field(default_factory=dict)
+    """Comparisons side by side, by name (docs/side_by_side.md): answers to the same prompts, judged
+    in pairs. `snakemake compare_answers` makes them, and so does the whole run. null drops one of
+    the file below."""
+    benchmark_policy: BenchmarkPolicy = BenchmarkPolicy()
+    figures: Figures = Figures()
+
+
+# What the default config leaves empty, or to config/ablations.yaml: no key of these must be there.
+LEFT_OUT = ("prepare_data", "ablations")

@@ -1,0 +1,100 @@
+"""Section `train_policy` of the config, and what one RL run is told."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from warpflow.settings.base import (
+    Count,
+    Flag,
+    Integer,
+    Natural,
+    NonEmpty,
+    NonNegative,
+    Positive,
+    Share,
+    Unique,
+    listed,
+    named_in,
+    section,
+)
+from warpflow.settings.sampling import Sampling
+
+
+@section
+class TrainPolicy:
+    """The RL runs (stage 1, Algorithm 1)."""
+
+    steps: Count | Annotated[list[Count], NonEmpty] = 400
+    """T, optimiser steps; a list gives iteration 1, 2, … their own, the last from then on. Paper:
+    [9000, 7000, 7000, 5000]."""
+    batch_size: Count = 4
+    """Completions per step; small: noise limits a run. Paper: 128."""
+    samples_per_prompt: Count = 2
+    """K completions of each prompt in a batch. It divides batch_size; baseline rloo needs 2 or
+    more."""
+    learning_rate: Positive = 1e-4
+    """Adam's, after the warm-up. Paper: 1.0e-6."""
+    warmup_steps: Natural = 20
+    """Linear warm-up of the learning rate. Paper: 100."""
+    max_grad_norm: Positive = 1.0
+    """Gradient clipping by global norm."""
+    beta: NonNegative = 0.1
+    """β of the KL penalty inside the reward. The KL is that of whole sequences. Paper: 0.1."""
+    mu: Share = 0.03
+    """μ of the EMA anchor; keep steps × μ at 5 or more. It is the rate of θ_ema ←
+    (1 − μ) θ_ema + μ θ. Paper: 0.01 with 9000 steps."""
+    anchor: Annotated[str, *named_in("training/anchors.py", "ANCHORS")] = "ema"
+    """What the KL penalty is measured to: ema (WARP), init, sft, hard_reset or elastic_reset. These
+    are the run's own moving average, its initialisation, SFT, or a copy of itself renewed every
+    `reset_every` steps. elastic_reset: its initialisation, while every `reset_every` steps the
+    policy falls back to its moving average and that to the initialisation (arXiv 2312.07551)."""
+    baseline: Literal["none", "batch", "rloo"] = "rloo"
+    """Of the policy gradient: none (as printed in the paper), batch or rloo. batch: the mean of the
+    batch. rloo: the mean of the prompt's other completions."""
+    reset_every: Count = 100
+    """Steps between the resets of anchors hard_reset and elastic_reset."""
+    length_penalty: NonNegative = 0.0
+    """Subtracted from the reward per token. Paper, Appendix E: 0.0005."""
+    micro_batch_size: Count | None = None
+    """Completions per forward and backward; lower it when memory is short. null: all of them. The
+    gradient is the same, for one more scoring pass."""
+    gradient_checkpointing: Flag = False
+    """Recompute activations: less memory, one more forward pass."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products; bfloat16 is for GPUs (slower on a CPU). Master weights, optimiser, EMA
+    and merges stay fp32."""
+    anchor_memory: Literal["device", "host", "bfloat16"] = "device"
+    """Of the anchor's fp32 weights; host or bfloat16: less GPU memory. device: they are
+    with the policy. host: in host memory, sent to the device for the scoring of each step.
+    bfloat16: in host memory, with a bf16 copy on the device; needs compute_dtype bfloat16. See
+    docs/memory.md for what each costs."""
+    lora_rank: Count | None = None
+    """A number: train a LoRA of this rank (peft) in place of all weights. It is on every linear
+    layer; null: all weights are trained. Anchor and checkpoints hold the merged weights."""
+    lora_alpha: Count = 32
+    """LoRA's scale times its rank: ΔW = lora_alpha / lora_rank · BA."""
+    save_every: Count = 50
+    """Steps between saves of the state that an interrupted run resumes from. The state is weights,
+    EMA and optimiser; the run goes on to the same bytes."""
+    log_every: Count = 5
+    """Steps between rows of training.csv."""
+    evaluate_every: Count = 50
+    """Steps between points of the trajectory. Paper: 100."""
+    evaluate_prompts: Annotated[Integer, Field(ge=2)] = 200
+    """Held-out prompts of those points."""
+    evaluate_weights: Annotated[list[Literal["policy", "ema", "average"]], NonEmpty, *Unique] = (
+        listed("policy")
+    )
+    """Whose trajectories: policy, also ema, average (of the run's weights so far). ema is the
+    moving average of rate mu. The last two take memory for another copy of the weights."""
+
+
+@section
+class ReinforceSettings(Sampling, TrainPolicy):
+    """One RL run: section `train_policy`, and how `policy` samples."""
+
+    steps: Count = 400
+    """T, optimiser steps of this run."""

@@ -1,0 +1,18 @@
+"""Section `train_sft` of the config."""
+
+from __future__ import annotations
+
+from warpflow.settings.base import Count, Natural, NonNegative, Positive, section
+from warpflow.settings.supervised import SupervisedSettings
+
+
+@section
+class TrainSft(SupervisedSettings):
+    """Supervised fine-tuning; AdamW, cosine decay."""
+
+    steps: Natural = 600
+    """Optimiser steps; 0 with policy.path: the policy is SFT'd already."""
+    batch_size: Count = 64
+    learning_rate: Positive = 3e-3
+    warmup_steps: Natural = 30
+    weight_decay: NonNegative = 0.0
