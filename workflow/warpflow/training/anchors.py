@@ -84,6 +84,8 @@ def move_anchor_(anchor: Anchor, policy: PreTrainedModel, rate: float) -> None:
     if anchor.memory == "device" and all(p.requires_grad for p in policy.parameters()):
         update_ema_(local(anchor.weights), local(policy.parameters()), rate)
     else:
-        for average, weight in zip(anchor.weights, acting_weights(policy), strict=True):
-            update_ema_([average], [weight.to(average.device)], rate)
+        names = [name for name, _ in anchor.model.named_parameters()]
+        averages = dict(zip(names, anchor.weights, strict=True))
+        for name, weight in acting_weights(policy):
+            update_ema_([averages[name]], [weight.to(averages[name].device)], rate)
     anchor.refresh()
