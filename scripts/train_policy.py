@@ -133,7 +133,7 @@ def train(
         judges.reward,
         judges.train_prompts,
         settings,
-        eos_id=judges.tokenizer.eos_token_id,
+        eos_ids=judges.eos_ids,
         pad_id=judges.tokenizer.pad_token_id,
         seed=seed,
     )
@@ -246,7 +246,7 @@ def sample_for_trajectory(
             temperature=settings.temperature,
             max_new_tokens=settings.max_new_tokens,
         ),
-        eos_id=judges.tokenizer.eos_token_id,
+        eos_ids=judges.eos_ids,
         pad_id=judges.tokenizer.pad_token_id,
         seed=arguments.seed,
     )

@@ -40,7 +40,7 @@ def evaluate_on(
     gold: Callable[[Completions], Tensor] | None = None,
 ) -> Samples:
     return evaluate(
-        policy, sft, count_tokens, gold, PROMPTS, SETTINGS, eos_id=EOS, pad_id=PAD, seed=seed
+        policy, sft, count_tokens, gold, PROMPTS, SETTINGS, eos_ids=[EOS], pad_id=PAD, seed=seed
     )
 
 
@@ -147,7 +147,7 @@ def test_entropy_is_at_the_temperature(make_model: MakeModel) -> None:
     for temperature in (100.0, 0.8, 0.01):
         settings = replace(SETTINGS, temperature=temperature)
         samples = evaluate(
-            model, model, count_tokens, None, PROMPTS, settings, eos_id=EOS, pad_id=PAD, seed=0
+            model, model, count_tokens, None, PROMPTS, settings, eos_ids=[EOS], pad_id=PAD, seed=0
         )
         entropies.append(entropy_per_token(samples))
     assert entropies[0] == pytest.approx(math.log(20), rel=1e-3)

@@ -18,6 +18,7 @@ from warpflow.lm.sampling import (
     pad_left,
     sample_completions,
 )
+from warpflow.lm.scoring import scores_by_part
 
 PROMPTS = [[BOS, 5, 6, 7, 8, 9], [BOS], [BOS, 10, 11]]
 
@@ -28,7 +29,7 @@ def sample(
     max_new_tokens: int = 8,
     temperature: float = 1.0,
     seed: int = 0,
-    eos_id: int = EOS,
+    eos_ids: tuple[int, ...] = (EOS,),
 ) -> Completions:
     ids, mask = pad_left(prompts, PAD)
     return sample_completions(
@@ -37,7 +38,7 @@ def sample(
         mask,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        eos_id=eos_id,
+        eos_ids=eos_ids,
         pad_id=PAD,
         uniforms=draw_uniforms(len(prompts), max_new_tokens, "cpu", seed),
     )
@@ -48,21 +49,30 @@ def responses(batch: Completions) -> list[tuple[int, ...]]:
     return [tuple(ids[mask].tolist()) for ids, mask in rows]
 
 
+@pytest.mark.parametrize("rows", [4, 7], ids=["", "padded embedding"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_samples_follow_the_exact_distribution(
-    name: str, make_model: MakeModel, enumerate_completions: Enumerate
+    name: str, rows: int, make_model: MakeModel, enumerate_completions: Enumerate
 ) -> None:
     """Two prompts of different lengths in one batch, 40 possible completions each: chi-square of
     39 degrees of freedom, whose 99.99 % point is 82. Rows that end early leave the batch, so a
-    mistake in that bookkeeping shows here too."""
+    mistake in that bookkeeping shows here too. An embedding of 7 rows for 4 ids gives the other 3
+    no probability, in sampling and in scores."""
     model = make_model(name, words=[], initializer_range=0.2)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    model.config.sampled_vocab_size = 4
     prompts, draws, temperature = [[BOS, 3, 3, 1], [BOS]], 6000, 0.9
     sampled = responses(sample(model, prompts * draws, 3, temperature))
     for which, prompt in enumerate(prompts):
         everything = enumerate_completions(prompt, vocabulary=4, limit=3)
         with torch.no_grad():
             exact = token_log_probs(model, everything, temperature).sum(1).exp()
+            parts = scores_by_part([model], everything, temperature, each=1, size=None)
+            scored = torch.empty_like(exact)
+            for part, score in parts:
+                scored[part] = score(model).exp()
         assert exact.sum().item() == pytest.approx(1, abs=1e-5)
+        torch.testing.assert_close(scored, exact)
         counts = collections.Counter(sampled[which :: len(prompts)])
         observed = torch.tensor([counts.pop(row, 0) for row in responses(everything)])
         assert not counts, "something that cannot be sampled was"
@@ -104,12 +114,27 @@ def test_near_temperature_zero_every_row_is_its_own_greedy_continuation(
         model = make_model(architecture, seed=seed)
         alone = [greedy(model, prompt, 12) for prompt in PROMPTS]
         eos_id = alone[0][4]
-        batch = sample(model, PROMPTS * 2, 12, temperature=1e-4, eos_id=eos_id)
+        batch = sample(model, PROMPTS * 2, 12, temperature=1e-4, eos_ids=(eos_id,))
         for expected, response in zip(alone * 2, responses(batch), strict=True):
             length = expected.index(eos_id) + 1 if eos_id in expected else 12
             assert response == tuple(expected[:length])
             lengths.add(length)
     assert len(lengths) > 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_any_of_several_ids_ends_a_completion(make_model: MakeModel, name: str) -> None:
+    """With the same uniforms a completion is what it would be without an end, cut at the first."""
+    model, ends = make_model(name), (EOS, 5, 9)
+    endless = responses(sample(model, PROMPTS * 8, 12, eos_ids=(-1,)))
+    batch = sample(model, PROMPTS * 8, 12, eos_ids=ends)
+    cut = []
+    for whole in endless:
+        places = [place for place, token in enumerate(whole) if token in ends]
+        cut.append(whole[: places[0] + 1] if places else whole)
+    assert responses(batch) == cut
+    assert batch.finished.tolist() == [row[-1] in ends for row in cut]
+    assert {row[-1] for row in cut} >= set(ends)
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1] * 3], ids=["padded", "not padded"])
@@ -161,7 +186,7 @@ def test_a_prompt_is_read_once_for_all_its_completions(make_model: MakeModel) ->
     """With the same completions as from the prompt given K times."""
     for name in ("gemma", "gpt2", "mistral"):  # mistral's layers slide: the library's own cache
         model, uniforms = make_model(name), draw_uniforms(9, 8, "cpu", 0)
-        settings = {"max_new_tokens": 8, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD}
+        settings = {"max_new_tokens": 8, "temperature": 1.0, "eos_ids": [EOS], "pad_id": PAD}
         ids, mask = pad_left(PROMPTS, PAD)
         repeated = sample_completions(
             model,
@@ -212,7 +237,7 @@ def test_a_row_does_not_depend_on_the_others(make_model: MakeModel) -> None:
     """So micro-batches, processes and evaluation batches of any size give the same completions."""
     model, (ids, mask) = make_model("llama"), pad_left(PROMPTS * 4, PAD)
     uniforms = draw_uniforms(12, 8, "cpu", 0)
-    settings = {"max_new_tokens": 8, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD}
+    settings = {"max_new_tokens": 8, "temperature": 1.0, "eos_ids": [EOS], "pad_id": PAD}
     whole = responses(sample_completions(model, ids, mask, uniforms=uniforms, **settings))
     for part in (slice(0, 5), slice(5, 12), slice(3, 4)):
         rows = sample_completions(model, ids[part], mask[part], uniforms=uniforms[part], **settings)

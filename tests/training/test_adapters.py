@@ -78,7 +78,7 @@ def start(make_model: MakeModel, name: str = "llama", seed: int = 0) -> Run:
 
 
 def train(run: Run, steps: int = LORA.steps, seed: int = 0, reward: Reward = count_fives) -> None:
-    rows = train_policy(run, reward, PROMPTS, LORA, eos_id=EOS, pad_id=PAD, seed=seed)
+    rows = train_policy(run, reward, PROMPTS, LORA, eos_ids=[EOS], pad_id=PAD, seed=seed)
     while run.step < steps:
         next(rows)
 
@@ -163,7 +163,7 @@ def test_the_anchor_of_a_mixture_follows_its_experts(mixture: PreTrainedModel) -
     run = start_run(mixture, mixture, chosen)
     rows = train_policy(
         *(run, lambda batch: batch.response_ids.float().mean(1), PROMPTS, chosen),
-        **{"eos_id": EOS, "pad_id": PAD, "seed": 0},
+        **{"eos_ids": [EOS], "pad_id": PAD, "seed": 0},
     )
     assert max(abs(row.kl_to_anchor) for row in rows) < 1e-5
 

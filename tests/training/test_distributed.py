@@ -95,7 +95,7 @@ def test_a_sharded_policy_and_anchor_move_as_whole_ones(
     start = whole.anchor.model.state_dict()
     start = {name: tensor.clone() for name, tensor in start.items()}
     rows = train_policy(
-        whole, count_fives, PROMPTS, settings(steps=6), eos_id=EOS, pad_id=PAD, seed=0
+        whole, count_fives, PROMPTS, settings(steps=6), eos_ids=[EOS], pad_id=PAD, seed=0
     )
     assert len(list(rows)) == 6
     for name, model in (("policy", whole.policy), ("anchor", whole.anchor.model)):

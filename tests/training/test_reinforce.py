@@ -255,7 +255,7 @@ def run(
             reward,
             PROMPTS,
             chosen,
-            eos_id=EOS,
+            eos_ids=[EOS],
             pad_id=PAD,
             seed=seed,
         )
@@ -334,7 +334,7 @@ def test_anchors_start_and_move_as_they_should(
         count_fives,
         PROMPTS,
         chosen,
-        eos_id=EOS,
+        eos_ids=[EOS],
         pad_id=PAD,
         seed=0,
     ):
@@ -493,7 +493,7 @@ def test_bf16_compute_moves_the_policy_as_fp32_does_and_plain_bf16_does_not(
             count_fives,
             PROMPTS,
             dataclasses.replace(chosen, compute_dtype=dtype),
-            eos_id=EOS,
+            eos_ids=[EOS],
             pad_id=PAD,
             seed=0,
         )

@@ -92,7 +92,7 @@ def evaluate(
     prompts: Sequence[Sequence[int]],
     settings: EvaluationSettings,
     *,
-    eos_id: int,
+    eos_ids: Sequence[int],
     pad_id: int,
     seed: int,
 ) -> Samples:
@@ -116,7 +116,7 @@ def evaluate(
             mask,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
-            eos_id=eos_id,
+            eos_ids=eos_ids,
             pad_id=pad_id,
             uniforms=uniforms[start * each : (start + per_batch) * each],
             samples_per_prompt=each,

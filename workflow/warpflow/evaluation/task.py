@@ -20,12 +20,14 @@ from warpflow.evaluation.rewards import (
     weighted_sum,
 )
 from warpflow.lm.models import (
+    ending_ids,
     load_config,
     load_policy,
     load_reward_model,
     load_reward_tokenizer,
     load_tokenizer,
     require_context,
+    require_vocabulary,
 )
 from warpflow.lm.prompts import encode_prompts
 
@@ -50,11 +52,12 @@ class JudgeArguments:
 
 @dataclass(frozen=True)
 class Judges:
-    """θ_sft, its tokenizer, r and its terms by name, gold (where there is one), and the tokenised
-    prompts."""
+    """θ_sft, its tokenizer, the ids that end a completion, r and its terms by name, gold (where
+    there is one), and the tokenised prompts."""
 
     sft: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    eos_ids: list[int]
     reward: Reward
     terms: dict[str, Reward]
     gold: Reward | None
@@ -90,10 +93,13 @@ def load_judges(given: JudgeArguments, max_new_tokens: int) -> Judges:
                 "--rewards gives reward_model a weight: give --reward_model its folder"
             )
         model = load_reward_model(given.reward_model).requires_grad_(False)
+        reward_tokenizer = load_reward_tokenizer(given.reward_model)
+        # Sampled ids are this tokenizer's too, where they are passed on as such.
+        require_vocabulary(reward_tokenizer, model.config, given.reward_model)
         of_messages = not all(isinstance(row["prompt"], str) for row in rows[0] + rows[1])
         return model_reward(
             model,
-            load_reward_tokenizer(given.reward_model),
+            reward_tokenizer,
             tokenizer,
             prompt_rows() if of_messages else {},
         )
@@ -103,6 +109,7 @@ def load_judges(given: JudgeArguments, max_new_tokens: int) -> Judges:
     return Judges(
         sft=load_policy(given.sft).requires_grad_(False),
         tokenizer=tokenizer,
+        eos_ids=ending_ids(given.sft, tokenizer),
         reward=weighted_sum([(weight, terms[name]) for name, weight in weights.items()]),
         terms=terms,
         gold=load_reward(given.gold) if given.gold else None,

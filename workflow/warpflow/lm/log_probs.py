@@ -76,6 +76,13 @@ def rows_per_pass(batch: Completions, vocabulary: int) -> int:
     return max(1, LOGITS_AT_ONCE // (batch.response_ids.shape[1] * vocabulary))
 
 
+def of_known_ids(logits: Tensor, model: PreTrainedModel) -> Tensor:
+    """[…, V′] of logits [..., V]: those of ids that the tokenizer has. An embedding may have more
+    rows (Qwen2.5's is padded); policies are sampled and scored as if it had not, which is one
+    distribution for both. `models.save_checkpoint` notes V′ where it is less than V."""
+    return logits[..., : getattr(model.config, "sampled_vocab_size", None)]
+
+
 def predicting_logits(
     model: PreTrainedModel, batch: Completions, masks: dict[str, Tensor] | None = None
 ) -> Tensor:
@@ -90,7 +97,8 @@ def predicting_logits(
         masks = mask_arguments(is_token, batch.is_prompt)
     ids = torch.cat([batch.prompt_ids, batch.response_ids[:, :-1]], 1)
     length = batch.response_ids.shape[1]
-    return model(input_ids=ids, **masks, use_cache=False, logits_to_keep=length).logits
+    output = model(input_ids=ids, **masks, use_cache=False, logits_to_keep=length)
+    return of_known_ids(output.logits, model)
 
 
 def response_logits(model: PreTrainedModel, batch: Completions, temperature: float) -> Tensor:
@@ -237,13 +245,14 @@ def shared_log_probs(
     branch = laid_out(batch.is_prompt.long() - 1, member, -1)  # -1 pad, 0 prompt, 1 … K completion
     # The prompt's branch becomes 0 and pads -1; a pad sees pads, so that no row of it is empty.
     sees = (branch[:, None] == branch[:, :, None]) | (branch[:, None] == 0)
-    logits = model(
+    output = model(
         input_ids=ids,
         attention_mask=sees.tril()[:, None],
         position_ids=position_ids,
         use_cache=False,
         logits_to_keep=length + 1,
-    ).logits
+    )
+    logits = of_known_ids(output.logits, model)
     predicting = torch.cat([torch.zeros_like(starts), places - width + 1], 1)
     return log_probs_at(logits, predicting.clamp(max=length), batch, temperature)
 

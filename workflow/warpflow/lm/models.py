@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DynamicCache,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from warpflow.lm.prompts import end_of_turn
 from warpflow.merging.checkpoints import make_readable
 from warpflow.merging.recipes import compose, is_recipe
 
@@ -155,6 +158,29 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return with_pad(tokenizer, path)
 
 
+def ending_ids(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids each of which ends a completion of the policy at `path`: its tokenizer's EOS token,
+    the token with which its chat template closes an answer, and those of its generation config
+    (Llama 3, Gemma and Qwen list several)."""
+    try:
+        listed = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # there is no such file; then the model's config says what there would be
+        listed = GenerationConfig.from_model_config(load_config(path)).eos_token_id
+    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
+    if tokenizer.chat_template is not None and (closing := template_closing(tokenizer)):
+        ids.add(tokenizer.get_vocab()[closing])
+    return sorted(ids - {None})
+
+
+def template_closing(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The token with which a chat template closes an answer to a user; None where there is none, or
+    where the template takes no such dialogue."""
+    try:
+        return end_of_turn(tokenizer, [{"role": "user", "content": "A question?"}])
+    except TemplateError:
+        return None
+
+
 def load_reward_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """A reward model's tokenizer: an encoder's (BERT's) has no EOS token and needs none."""
     return with_pad(AutoTokenizer.from_pretrained(path, trust_remote_code=False), path)
@@ -227,8 +253,13 @@ def save_checkpoint(
         weights: the model's, gathered, where it is sharded itself.
 
     A model without a pad token (GPT-2) gets the tokenizer's: a reward model that starts from it
-    could not score batches otherwise.
+    could not score batches otherwise. Where the embedding has more rows than the tokenizer has ids,
+    the config says from where on ids are never sampled (`log_probs.of_known_ids`).
     """
+    known = max(tokenizer.get_vocab().values()) + 1
+    if known < model.config.get_text_config().vocab_size:
+        model.config.sampled_vocab_size = known
+        logging.info("the tokenizer has %d ids: those beyond are never sampled", known)
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder, state_dict=weights)

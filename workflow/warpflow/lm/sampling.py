@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from warpflow.lm.fast.decoding import Decoder
 from warpflow.lm.fast.layers import agrees, is_covered
-from warpflow.lm.log_probs import Completions, mask_arguments
+from warpflow.lm.log_probs import Completions, mask_arguments, of_known_ids
 from warpflow.seeds import make_generator
 
 
@@ -163,12 +163,13 @@ def sample_completions(
     *,
     max_new_tokens: int,
     temperature: float,
-    eos_id: int,
+    eos_ids: Sequence[int],
     pad_id: int,
     uniforms: Tensor,
     samples_per_prompt: int = 1,
 ) -> Completions:
-    """Draw y ~ π(·|x) at `temperature`, from the whole vocabulary (no top-k, no top-p).
+    """Draw y ~ π(·|x) at `temperature`, from all that the tokenizer has (no top-k, no
+    top-p).
 
     A prompt is read once for all its completions. Sequences that ended leave the batch once they
     are a quarter of it (each leave copies the cache), and sampling stops when all have ended.
@@ -177,6 +178,7 @@ def sample_completions(
 
     Args:
         prompt_ids, is_prompt: [N, P], left-padded (`pad_left`).
+        eos_ids: any of these ends a completion, and is its last token.
         uniforms: [B, max_new_tokens] float64 in [0, 1), of `draw_uniforms`, B = N · K.
         samples_per_prompt: K; the completions of a prompt are adjacent rows of the result.
     """
@@ -200,12 +202,13 @@ def sample_completions(
     rows = torch.arange(batch, device=device)  # column of `drawn` that each row of the batch fills
     is_done = torch.zeros(batch, dtype=torch.bool, device=device)
     is_token = pad(is_prompt, (0, max_new_tokens), value=True)
+    ends = torch.tensor(eos_ids, device=device)
     for step in range(max_new_tokens):
         scaled = logits if temperature == 1 else logits / temperature
         next_ids = draw_tokens(scaled, uniforms[:, step])
         next_ids.masked_fill_(is_done[:, None], pad_id)
         drawn[step].index_copy_(0, rows, next_ids[:, 0])
-        is_done = is_done | (next_ids[:, 0] == eos_id)
+        is_done = is_done | torch.isin(next_ids[:, 0], ends)
         done = int(is_done.sum())
         if done == len(rows) or step + 1 == max_new_tokens:
             break
@@ -221,7 +224,7 @@ def sample_completions(
         else:
             logits = next_logits(model, next_ids, read, is_prompt, cache)
     response = drawn[: step + 1].t()
-    is_end = response == eos_id
+    is_end = torch.isin(response, ends)
     finished = is_end.any(1)
     lengths = torch.where(finished, is_end.int().argmax(1) + 1, step + 1)
     is_response = torch.arange(step + 1, device=device)[None] < lengths[:, None]
@@ -240,4 +243,4 @@ def next_logits(
     if masks:
         masks["position_ids"] = masks["position_ids"][:, -ids.shape[1] :]
     output = model(input_ids=ids, **masks, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return output.logits[:, -1].float()
+    return of_known_ids(output.logits[:, -1], model).float()

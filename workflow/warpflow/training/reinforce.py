@@ -292,7 +292,7 @@ def train_policy(
     prompts: Sequence[Sequence[int]],
     settings: ReinforceSettings,
     *,
-    eos_id: int,
+    eos_ids: Sequence[int],
     pad_id: int,
     seed: int,
 ) -> Iterator[StepRow]:
@@ -307,7 +307,7 @@ def train_policy(
         FloatingPointError: a loss, reward or gradient that is not finite; names step and seed.
     """
     for step in range(run.step + 1, settings.steps + 1):
-        batch = sample_batch(run.policy, prompts, settings, step, eos_id, pad_id, seed)
+        batch = sample_batch(run.policy, prompts, settings, step, eos_ids, pad_id, seed)
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings)
         row = compute_gradient(run, reward(batch), batch, settings, step)
@@ -331,7 +331,7 @@ def sample_batch(
     prompts: Sequence[Sequence[int]],
     settings: ReinforceSettings,
     step: int,
-    eos_id: int,
+    eos_ids: Sequence[int],
     pad_id: int,
     seed: int,
 ) -> Completions:
@@ -350,7 +350,7 @@ def sample_batch(
             is_prompt,
             max_new_tokens=length,
             temperature=settings.temperature,
-            eos_id=eos_id,
+            eos_ids=eos_ids,
             pad_id=pad_id,
             uniforms=uniforms[own_part(rows, "train_policy.batch_size")],
             samples_per_prompt=settings.samples_per_prompt,

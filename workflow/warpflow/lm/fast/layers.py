@@ -27,6 +27,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from warpflow.lm.log_probs import of_known_ids
+
 FAMILIES = (
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -200,6 +202,7 @@ class Network:
         self.layers = [Layer(layer, model.config, copy) for layer in inner.layers]
         self.scale, self.eps = norm_scale(inner.norm), model.config.rms_norm_eps
         self.head = projection(model.lm_head, copy=copy)
+        self.known = partial(of_known_ids, model=model)
         self.recomputes = getattr(model, "is_activation_checkpointing", False)
 
     def angles(self, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,5 +227,5 @@ class Network:
         return rms_norm(x, x.shape[-1:], self.scale, self.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, D] → [N, V] float32."""
-        return self.head(hidden).float()
+        """[N, D] → [N, V] float32, of the ids that the tokenizer has."""
+        return self.known(self.head(hidden)).float()
