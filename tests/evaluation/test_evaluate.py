@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import BOS, EOS, PAD, MakeModel, Perturb
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedModel
 
 from warpflow.evaluation.evaluate import (
@@ -16,11 +17,13 @@ from warpflow.evaluation.evaluate import (
     distinct_n,
     entropy_per_token,
     evaluate,
+    kls_and_entropy,
     mean_and_error,
     prompt_values,
     self_similarity,
     summarise,
 )
+from warpflow.lm import log_probs
 from warpflow.lm.log_probs import Completions
 
 PROMPTS = [[BOS, 5], [BOS, 6, 7, 8], [BOS], [BOS, 9, 10]]
@@ -109,6 +112,30 @@ def test_kl_of_another_policy_is_positive(make_model: MakeModel, perturb: Pertur
     samples = evaluate_on(perturb(sft, 1), sft)
     assert (samples.kl_exact > 0).all()
     assert samples.kl.min() < samples.kl_exact.mean() < samples.kl.max()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma3_text"])
+def test_long_completions_are_evaluated_in_parts(
+    make_model: MakeModel, perturb: Perturb, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits of two tokens at a time, where a row's are too many; equal to rounding."""
+    sft = make_model(name)
+    policy = perturb(sft, 1)
+    whole = evaluate_on(policy, sft)
+    monkeypatch.setattr(log_probs, "LOGITS_AT_ONCE", 2 * 20)
+    largest = [0]
+
+    def note(module: Module, args: object, output: Tensor) -> None:
+        largest[0] = max(largest[0], output.numel())
+
+    batches = [replace(batch) for batch in whole.batch]
+    policy.lm_head.register_forward_hook(note)
+    for first, batch in enumerate(batches):
+        values = kls_and_entropy(policy, sft, batch, SETTINGS.temperature)
+        rows = slice(4 * first, 4 * first + 4)
+        expected = [getattr(whole, key)[rows] for key in ("kl", "kl_exact", "entropy")]
+        torch.testing.assert_close(list(values), expected, atol=2e-5, rtol=1e-4)
+    assert largest[0] == 2 * 20
 
 
 def test_first_prompts_are_used_with_their_completions_adjacent(make_model: MakeModel) -> None:

@@ -22,6 +22,7 @@ from warpflow.data.files import write_jsonl
 from warpflow.data.prepare import PrepareData, prepare_data
 from warpflow.evaluation.rewards import model_reward, sequence_scores
 from warpflow.evaluation.task import JudgeArguments, load_judges
+from warpflow.lm import models
 from warpflow.lm.log_probs import Completions, response_logits
 from warpflow.lm.models import (
     build_policy,
@@ -30,6 +31,7 @@ from warpflow.lm.models import (
     load_reward_tokenizer,
     load_tokenizer,
     require_context,
+    require_room,
     require_vocabulary,
     save_checkpoint,
 )
@@ -144,6 +146,19 @@ def test_prompt_and_completion_fit_into_the_context(make_model: MakeModel) -> No
         require_context(config, 256, "mine")
         with pytest.raises(ValueError, match=r"= 257 exceed the context of mine .* = 256"):
             require_context(config, 257, "mine")
+
+
+def test_what_no_batch_can_hold_is_said_with_the_number(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_model("llama").config  # 2 layers, a key head of 8: 128 bytes a token
+    monkeypatch.setattr(models, "device_memory", lambda: 128 * 1000)
+    require_room(config, 1000, "mine")
+    with pytest.raises(ValueError, match=r"mine: keys and values of one completion of 1001 tokens"):
+        require_room(config, 1001, "mine")
+    config.vocab_size = 2**26
+    with pytest.raises(ValueError, match=r"logits of one token are 67,108,864 numbers"):
+        require_room(config, 8, "mine")
 
 
 def test_an_encoder_without_eos_is_a_reward_model(

@@ -8,6 +8,8 @@ import torch
 from conftest import BOS, EOS, PAD, Enumerate, MakeModel
 from transformers import PreTrainedModel
 
+from warpflow.estimates.memory import LiveBytes
+from warpflow.lm import sampling
 from warpflow.lm.log_probs import Completions, token_log_probs
 from warpflow.lm.sampling import (
     LEAVING_SHARE,
@@ -17,6 +19,7 @@ from warpflow.lm.sampling import (
     next_logits,
     pad_left,
     sample_completions,
+    sample_in_chunks,
 )
 from warpflow.lm.scoring import scores_by_part
 
@@ -242,6 +245,28 @@ def test_a_row_does_not_depend_on_the_others(make_model: MakeModel) -> None:
     for part in (slice(0, 5), slice(5, 12), slice(3, 4)):
         rows = sample_completions(model, ids[part], mask[part], uniforms=uniforms[part], **settings)
         assert responses(rows) == whole[part]
+
+
+@pytest.mark.parametrize("size", [2, 5, 6, 100])
+def test_chunks_are_sampled_as_the_whole(make_model: MakeModel, size: int) -> None:
+    """To the bit, in the whole batch's order, with the completions of a prompt together."""
+    model, (ids, mask) = make_model("gemma"), pad_left(PROMPTS * 3, PAD)
+    given = {"max_new_tokens": 12, "temperature": 1.0, "eos_ids": [EOS, 5], "pad_id": PAD}
+    given |= {"uniforms": draw_uniforms(18, 12, "cpu", 0), "samples_per_prompt": 2}
+    whole = sample_completions(model, ids, mask, **given)
+    chunks = sample_in_chunks(model, ids, mask, rows_at_once=size, **given)
+    assert whole.finished.any() and not whole.finished.all()
+    for name, value in vars(whole).items():
+        assert torch.equal(getattr(chunks, name), value), name
+
+
+def test_draw_tokens_in_parts_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, uniforms = torch.randn(37, 50), torch.rand(37, dtype=torch.float64)
+    whole = draw_tokens(logits, uniforms)
+    monkeypatch.setattr(sampling, "LOGITS_AT_ONCE", 50 * 4)
+    with LiveBytes() as counter:
+        assert torch.equal(draw_tokens(logits, uniforms), whole)
+    assert counter.peak < 4 * 50 * 40  # 4 rows: fp32, and fp64 twice
 
 
 def test_draw_tokens_inverts_the_cumulative_distribution() -> None:

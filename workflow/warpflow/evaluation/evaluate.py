@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from warpflow.evaluation.rewards import Reward
 from warpflow.lm.log_probs import (
     Completions,
     gather_log_probs,
-    response_logits,
+    logits_by_part,
     rows_per_pass,
 )
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
@@ -64,11 +64,28 @@ def kls_and_entropy(
     measured = []
     for part in parts:
         rows = batch.rows(part) if len(parts) > 1 else batch
-        logits = response_logits(policy, rows, temperature)
-        sft_logits = response_logits(sft, rows, temperature)
-        measured.append(kls_and_entropy_of_logits(logits, sft_logits, rows))
+        measured.append(kls_and_entropy_of_rows(policy, sft, rows, temperature))
     sampled, exact, entropy = (torch.cat(values) for values in zip(*measured, strict=True))
     return sampled, exact, entropy
+
+
+def kls_and_entropy_of_rows(
+    policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions, temperature: float
+) -> list[Tensor]:
+    """`kls_and_entropy`, some tokens after the other where the logits of a row are too many."""
+    parts, first = [], 0
+    for logits, sft_logits in zip(
+        *(logits_by_part(model, batch, temperature) for model in (policy, sft)), strict=True
+    ):
+        tokens = slice(first, first + logits.shape[1])
+        first = tokens.stop
+        part = replace(
+            batch,
+            response_ids=batch.response_ids[:, tokens],
+            is_response=batch.is_response[:, tokens],
+        )
+        parts.append(kls_and_entropy_of_logits(logits, sft_logits, part))
+    return [torch.stack(values).sum(0) for values in zip(*parts, strict=True)]
 
 
 def kls_and_entropy_of_logits(

@@ -27,6 +27,7 @@ from warpflow.lm.models import (
     load_reward_tokenizer,
     load_tokenizer,
     require_context,
+    require_room,
     require_vocabulary,
 )
 from warpflow.lm.prompts import encode_prompts
@@ -70,9 +71,12 @@ def load_judges(given: JudgeArguments, max_new_tokens: int) -> Judges:
 
     Raises:
         ValueError: a prompt of more than `max_prompt_tokens` tokens; names file and prompt. A
-            longest prompt and completion that exceed the policy's context.
+            longest prompt and completion that exceed the policy's context, or whose cache exceeds
+            the device. A reward model whose tokenizer has ids beyond its embedding.
     """
-    require_context(load_config(given.sft), given.max_prompt_tokens + max_new_tokens, given.sft)
+    config, tokens = load_config(given.sft), given.max_prompt_tokens + max_new_tokens
+    require_context(config, tokens, given.sft)
+    require_room(config, tokens, given.sft)
     tokenizer = load_tokenizer(given.sft)
     files = [f"{given.data}/{part}_prompts.jsonl" for part in ("train", "eval")]
     rows = [read_rows(file) for file in files]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ def rows_per_pass(batch: Completions, vocabulary: int) -> int:
     return max(1, LOGITS_AT_ONCE // (batch.response_ids.shape[1] * vocabulary))
 
 
+def tokens_per_pass(rows: int, vocabulary: int) -> int:
+    """Tokens of each of so many rows, of which the softmax is taken at once."""
+    return max(1, LOGITS_AT_ONCE // (rows * vocabulary))
+
+
 def of_known_ids(logits: Tensor, model: PreTrainedModel) -> Tensor:
     """[…, V′] of logits [..., V]: those of ids that the tokenizer has. An embedding may have more
     rows (Qwen2.5's is padded); policies are sampled and scored as if it had not, which is one
@@ -106,6 +111,37 @@ def response_logits(model: PreTrainedModel, batch: Completions, temperature: flo
     return predicting_logits(model, batch).float() / temperature
 
 
+@torch.no_grad()
+def logits_by_part(
+    model: PreTrainedModel, batch: Completions, temperature: float
+) -> Iterator[Tensor]:
+    """`response_logits` [B, c, V] of some response tokens after the other, so that never more than
+    `LOGITS_AT_ONCE` numbers are there: the model reads on where it stopped, by its cache."""
+    rows, length = batch.response_ids.shape
+    size = tokens_per_pass(rows, model.config.get_text_config().vocab_size)
+    if size >= length:
+        yield response_logits(model, batch, temperature)
+        return
+    ids = torch.cat([batch.prompt_ids, batch.response_ids[:, :-1]], 1)
+    is_token = torch.cat([batch.is_prompt, batch.is_response[:, :-1]], 1)
+    cache, start = DynamicCache(config=model.config), 0
+    for first in range(0, length, size):
+        count = min(size, length - first)
+        end = batch.prompt_ids.shape[1] + first + count - 1
+        masks = mask_arguments(is_token[:, :end], batch.is_prompt)
+        if masks:
+            masks["position_ids"] = masks["position_ids"][:, start:]
+        output = model(
+            input_ids=ids[:, start:end],
+            **masks,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=count,
+        )
+        yield of_known_ids(output.logits, model).float() / temperature
+        start = end
+
+
 def token_log_probs(
     model: PreTrainedModel, batch: Completions, temperature: float, together: int = 1
 ) -> Tensor:
@@ -125,15 +161,16 @@ def token_log_probs(
 
 def log_probs_of(logits: Tensor, batch: Completions, temperature: float) -> Tensor:
     """`token_log_probs` of a model's logits [B, C, V]. Where these are many, the softmax is taken
-    of some rows at a time, and once more in the backward pass, so that nothing else of the logits'
-    size is kept."""
+    of some tokens at a time, and once more in the backward pass, so that nothing else of the
+    logits' size is kept."""
 
-    def of_rows(part: Tensor, ids: Tensor, is_response: Tensor) -> Tensor:
-        return _gather(part.float() / temperature, ids, is_response)
+    def of_tokens(part: Tensor, ids: Tensor) -> Tensor:
+        return _gather(part.float() / temperature, ids)
 
-    tensors = logits, batch.response_ids, batch.is_response
-    size = rows_per_pass(batch, logits.shape[-1])
-    return recomputed_in_parts(of_rows, tensors, [size] * len(tensors))
+    tensors = logits.flatten(0, 1), batch.response_ids.flatten()
+    size = tokens_per_pass(1, logits.shape[-1])
+    values = recomputed_in_parts(of_tokens, tensors, [size] * len(tensors))
+    return values.view_as(batch.response_ids).masked_fill(~batch.is_response, 0.0)
 
 
 def recomputed_in_parts(
@@ -149,12 +186,11 @@ def recomputed_in_parts(
 
 def gather_log_probs(logits: Tensor, batch: Completions) -> Tensor:
     """[B, C] log-softmax of `logits` [B, C, V] at the response tokens; 0 on pads."""
-    return _gather(logits, batch.response_ids, batch.is_response)
+    return _gather(logits, batch.response_ids).masked_fill(~batch.is_response, 0.0)
 
 
-def _gather(logits: Tensor, ids: Tensor, is_response: Tensor) -> Tensor:
-    chosen = logits.gather(2, ids[..., None])[..., 0]
-    return (chosen - logits.logsumexp(-1)).masked_fill(~is_response, 0.0)
+def _gather(logits: Tensor, ids: Tensor) -> Tensor:
+    return logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
 
 
 def split_by_length(batch: Completions, size: int | None, together: int = 1) -> list[Tensor]:
@@ -202,10 +238,13 @@ def reads_prompts_once(model: PreTrainedModel, batch: Completions, each: int) ->
     config = model.config
     prompts = batch.prompt_ids.view(-1, each, batch.prompt_ids.shape[1])
     longest = prompts.shape[2] + batch.response_ids.shape[1]
+    # The softmax behind one copy of a prompt is taken of all its completions at once.
+    logits = each * batch.response_ids.shape[1] * config.vocab_size
     if (
         each == 1
         or config.model_type not in READS_BRANCHES
         or config._attn_implementation != "sdpa"
+        or logits > LOGITS_AT_ONCE
         or (getattr(config, "sliding_window", None) or longest) < longest
         or not bool((prompts == prompts[:, :1]).all())
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from warpflow.lm.log_probs import LOGITS_AT_ONCE
 from warpflow.lm.prompts import end_of_turn
 from warpflow.merging.checkpoints import make_readable
 from warpflow.merging.recipes import compose, is_recipe
@@ -239,6 +241,34 @@ def require_context(config: PreTrainedConfig, tokens: int, path: str | Path) -> 
             f"policy: max_prompt_tokens + max_new_tokens = {tokens} exceed the context of {path} "
             f"(max_position_embeddings = {context} in its config.json): lower them"
         )
+
+
+def require_room(config: PreTrainedConfig, tokens: int, path: str | Path) -> None:
+    """Raise ValueError where no batch is small enough: the logits of a single token, or the keys
+    and values of a single completion, do not fit."""
+    config = config.get_text_config()
+    if config.vocab_size > LOGITS_AT_ONCE:
+        raise ValueError(
+            f"{path}: the logits of one token are {config.vocab_size:,} numbers (vocab_size), "
+            f"expected at most {LOGITS_AT_ONCE:,}: no part of a batch can be smaller"
+        )
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * 4 * config.num_hidden_layers * heads * width * tokens
+    room = device_memory()
+    if cache > room:
+        raise ValueError(
+            f"{path}: keys and values of one completion of {tokens} tokens (max_prompt_tokens + "
+            f"max_new_tokens) take {cache / 1e9:.1f} GB, but the device has {room / 1e9:.1f} GB: "
+            "no batch can be smaller; lower the limits"
+        )
+
+
+def device_memory() -> int:
+    """Bytes of memory of the device of `pick_device`."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def save_checkpoint(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from warpflow.lm.fast.decoding import Decoder
 from warpflow.lm.fast.layers import agrees, is_covered
-from warpflow.lm.log_probs import Completions, mask_arguments, of_known_ids
+from warpflow.lm.log_probs import LOGITS_AT_ONCE, Completions, mask_arguments, of_known_ids
 from warpflow.seeds import make_generator
 
 
@@ -44,6 +45,10 @@ def draw_uniforms(
 def draw_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
     """[B, 1] tokens of softmax(logits) [B, V], each drawn by its uniform [B] through the inverse
     of the cumulative distribution, in fp64: fp32 sums would lose the rarest tokens."""
+    rows = max(1, LOGITS_AT_ONCE // logits.shape[1])
+    if len(logits) > rows:
+        parts = zip(logits.split(rows), uniforms.split(rows), strict=True)
+        return torch.cat([draw_tokens(*part) for part in parts])
     cumulative = torch.softmax(logits, -1).double().cumsum(-1)
     # Rounding leaves the total a little off 1; scaled, a uniform below 1 always hits a token.
     threshold = uniforms[:, None] * cumulative[:, -1:]
@@ -153,6 +158,57 @@ def make_decoder(
     if not agrees(model, "sampling", compute):
         return None
     return Decoder(model, cache.layers, capacity)
+
+
+def sample_in_chunks(
+    model: PreTrainedModel,
+    prompt_ids: Tensor,
+    is_prompt: Tensor,
+    *,
+    rows_at_once: int | None,
+    pad_id: int,
+    uniforms: Tensor,
+    samples_per_prompt: int,
+    **settings: Any,
+) -> Completions:
+    """`sample_completions`, of so many completions at a time (of one prompt's at least): their
+    key-value cache is what takes the memory. Each row's uniforms are its own, so that this changes
+    nothing.
+
+    Args:
+        rows_at_once: None: all.
+    """
+    count = len(prompt_ids)
+    prompts = max(1, (rows_at_once or len(uniforms)) // samples_per_prompt)
+    parts = [
+        sample_completions(
+            model,
+            prompt_ids[start : start + prompts],
+            is_prompt[start : start + prompts],
+            pad_id=pad_id,
+            uniforms=uniforms[start * samples_per_prompt : (start + prompts) * samples_per_prompt],
+            samples_per_prompt=samples_per_prompt,
+            **settings,
+        )
+        for start in range(0, count, prompts)
+    ]
+    return parts[0] if len(parts) == 1 else join(parts, pad_id)
+
+
+def join(parts: Sequence[Completions], pad_id: int) -> Completions:
+    """The rows of batches whose prompts are equally wide."""
+    width = max(part.response_ids.shape[1] for part in parts)
+
+    def widened(rows: Tensor, fill: int) -> Tensor:
+        return pad(rows, (0, width - rows.shape[1]), value=fill)
+
+    return Completions(
+        torch.cat([part.prompt_ids for part in parts]),
+        torch.cat([part.is_prompt for part in parts]),
+        torch.cat([widened(part.response_ids, pad_id) for part in parts]),
+        torch.cat([widened(part.is_response, False) for part in parts]),
+        torch.cat([part.finished for part in parts]),
+    )
 
 
 @torch.no_grad()

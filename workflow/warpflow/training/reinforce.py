@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from warpflow.evaluation.rewards import Reward
 from warpflow.lm.log_probs import Completions
-from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
+from warpflow.lm.sampling import draw_uniforms, pad_left, sample_in_chunks
 from warpflow.lm.scoring import Score, scores_by_part
 from warpflow.seeds import make_generator
 from warpflow.training.adapters import add_adapters, merge_adapters
@@ -65,6 +65,9 @@ class ReinforceSettings:
     )
     micro_batch_size: int | None = field(
         default=None, metadata=_help("completions per forward and backward; None: all")
+    )
+    sampling_batch_size: int | None = field(
+        default=None, metadata=_help("completions sampled at once; None: all")
     )
     lora_rank: int | None = field(
         default=None, metadata=_help("train a LoRA of this rank; None: all weights")
@@ -344,10 +347,11 @@ def sample_batch(
     rows, length = settings.batch_size, settings.max_new_tokens
     uniforms = draw_uniforms(rows, length, policy.device, seed, "sampling", step)
     with compute_in(settings.compute_dtype, policy.device), gathered(policy):
-        return sample_completions(
+        return sample_in_chunks(
             policy,
             prompt_ids,
             is_prompt,
+            rows_at_once=settings.sampling_batch_size,
             max_new_tokens=length,
             temperature=settings.temperature,
             eos_ids=eos_ids,
