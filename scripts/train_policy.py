@@ -36,6 +36,7 @@ from warpflow.evaluation.evaluate import (
     distinct_n,
     entropy_per_token,
     evaluate,
+    join_samples,
     mean_and_error,
     prompt_values,
 )
@@ -45,9 +46,11 @@ from warpflow.lm.models import load_config, load_policy, save_checkpoint
 from warpflow.seeds import derive_seed
 from warpflow.training.distributed import (
     any_process,
+    gather_objects,
     gathered,
     own_part,
     process_index,
+    share_of,
     whole_state_dict,
 )
 from warpflow.training.reinforce import (
@@ -232,8 +235,9 @@ def measure(run: Run, judges: Judges, arguments: Arguments, settings: ReinforceS
 def sample_for_trajectory(
     model: PreTrainedModel, judges: Judges, arguments: Arguments, settings: ReinforceSettings
 ) -> Samples:
-    """A completion of each of the first held-out prompts."""
-    return evaluate(
+    """A completion of each of the first held-out prompts, shared among the processes."""
+    count = min(arguments.evaluate_prompts, len(judges.eval_prompts))
+    mine = evaluate(
         model,
         judges.sft,
         judges.reward,
@@ -249,7 +253,9 @@ def sample_for_trajectory(
         eos_ids=judges.eos_ids,
         pad_id=judges.tokenizer.pad_token_id,
         seed=arguments.seed,
+        part=share_of(count),
     )
+    return join_samples(gather_objects(mine))
 
 
 def trajectory_row(samples: Samples, judges: Judges) -> dict[str, float | None]:

@@ -17,6 +17,7 @@ from warpflow.evaluation.evaluate import (
     distinct_n,
     entropy_per_token,
     evaluate,
+    join_samples,
     kls_and_entropy,
     mean_and_error,
     prompt_values,
@@ -136,6 +137,26 @@ def test_long_completions_are_evaluated_in_parts(
         expected = [getattr(whole, key)[rows] for key in ("kl", "kl_exact", "entropy")]
         torch.testing.assert_close(list(values), expected, atol=2e-5, rtol=1e-4)
     assert largest[0] == 2 * 20
+
+
+def test_parts_of_the_prompts_make_the_whole(make_model: MakeModel, perturb: Perturb) -> None:
+    """As processes share them; one may have none."""
+    sft = make_model("llama")
+    policy = perturb(sft, 1)
+    given = {"eos_ids": [EOS], "pad_id": PAD, "seed": 0}
+    arguments = (policy, sft, count_tokens, count_tokens, PROMPTS, SETTINGS)
+    whole = evaluate(*arguments, **given)
+    parts = [
+        evaluate(*arguments, **given, part=part) for part in (slice(0, 1), slice(1, 1), slice(1, 3))
+    ]
+    joined = join_samples(parts)
+    for name in ("reward", "gold", "length", "finished"):
+        assert torch.equal(getattr(joined, name), getattr(whole, name)), name
+    for name in ("kl", "kl_exact", "entropy"):
+        torch.testing.assert_close(
+            getattr(joined, name), getattr(whole, name), atol=1e-5, rtol=1e-5
+        )
+    assert joined.finished.dtype == torch.bool
 
 
 def test_first_prompts_are_used_with_their_completions_adjacent(make_model: MakeModel) -> None:

@@ -2,11 +2,15 @@
 
 import collections
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from conftest import BOS, EOS, PAD, Enumerate, MakeModel
-from transformers import PreTrainedModel
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache, PreTrainedModel
 
 from warpflow.estimates.memory import LiveBytes
 from warpflow.lm import sampling
@@ -22,6 +26,8 @@ from warpflow.lm.sampling import (
     sample_in_chunks,
 )
 from warpflow.lm.scoring import scores_by_part
+from warpflow.training.adapters import add_adapters
+from warpflow.training.reinforce import compute_in
 
 PROMPTS = [[BOS, 5, 6, 7, 8, 9], [BOS], [BOS, 10, 11]]
 
@@ -258,6 +264,77 @@ def test_chunks_are_sampled_as_the_whole(make_model: MakeModel, size: int) -> No
     assert whole.finished.any() and not whole.finished.all()
     for name, value in vars(whole).items():
         assert torch.equal(getattr(chunks, name), value), name
+
+
+class Calls(TorchDispatchMode):
+    """Counts what is asked of PyTorch, by name, of tensors that `counts` picks."""
+
+    def __init__(self, name: str, counts: Callable[[Tensor], bool] = lambda tensor: True) -> None:
+        super().__init__()
+        self.name, self.counts, self.count = name, counts, 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += self.name in str(function) and self.counts(args[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_host_waits_every_few_tokens_and_samples_the_same(
+    make_model: MakeModel, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By our decoder, and by the library's forward pass."""
+    model = make_model(name, words=[f"w{i}" for i in range(12)], initializer_range=0.05)
+    every_token = sample(model, [[BOS, 3]] * 12, 40)
+    monkeypatch.setitem(sampling.LOOK_EVERY, "cpu", 8)
+    with Calls("_local_scalar_dense") as waits:
+        seldom = sample(model, [[BOS, 3]] * 12, 40)
+    assert seldom.finished.any()
+    for key, value in vars(every_token).items():
+        assert torch.equal(getattr(seldom, key), value), key
+    steps = int(seldom.lengths.max())
+    assert steps > 16
+    assert waits.count <= steps / 8 + 5
+
+
+def test_keys_and_values_are_cached_in_the_dtype_of_attention(
+    covered: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = []
+
+    def noting(*arguments: Any) -> DynamicCache:
+        caches.append(make_cache(*arguments))
+        return caches[-1]
+
+    monkeypatch.setattr(sampling, "make_cache", noting)
+    with compute_in("bfloat16", covered.device):
+        sample(covered, PROMPTS)
+    found = {(layer.keys.dtype, layer.values.dtype) for cache in caches for layer in cache.layers}
+    assert found == {(torch.bfloat16, torch.bfloat16)}
+
+
+def test_frozen_weights_are_cast_once_for_all_tokens(make_model: MakeModel) -> None:
+    """LoRA leaves the policy's weights without a gradient, whose casts autocast does not keep."""
+    model = make_model("llama").requires_grad_(True)
+    add_adapters(model, 2, 4, seed=0)
+    ids, mask = pad_left(PROMPTS, PAD)
+    frozen = {weight.data_ptr() for weight in model.parameters() if not weight.requires_grad}
+    counts = []
+    for tokens in (4, 16):
+        with (
+            compute_in("bfloat16", model.device),
+            Calls("_to_copy", lambda tensor: tensor.data_ptr() in frozen) as casts,
+        ):
+            sample_in_chunks(
+                *(model, ids, mask),
+                **{"rows_at_once": None, "samples_per_prompt": 1, "temperature": 1.0},
+                **{"max_new_tokens": tokens, "eos_ids": [-1], "pad_id": PAD},
+                uniforms=draw_uniforms(3, tokens, "cpu", 0),
+            )
+        counts.append(casts.count)
+    assert 0 < counts[0] == counts[1]
+    assert all(("lora_" in name) == p.requires_grad for name, p in model.named_parameters())
 
 
 def test_draw_tokens_in_parts_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

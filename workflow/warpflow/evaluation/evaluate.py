@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,17 +113,24 @@ def evaluate(
     eos_ids: Sequence[int],
     pad_id: int,
     seed: int,
+    part: slice = slice(None),
 ) -> Samples:
     """Sample from `policy` on the first `settings.prompts` prompts and score the completions.
 
     Every policy sees the same prompts with the same random numbers, so differences between
     policies are paired, and the batch size changes nothing.
+
+    Args:
+        part: of these prompts only (None: all), with the random numbers that they have among all.
+            Processes that each take a part make the whole by `join_samples`.
     """
-    chosen = prompts[: settings.prompts]
-    each = settings.samples_per_prompt
+    chosen, each = prompts[: settings.prompts], settings.samples_per_prompt
     uniforms = draw_uniforms(
         len(chosen) * each, settings.max_new_tokens, policy.device, seed, "evaluate_policy"
     )
+    if part is not None:
+        uniforms = uniforms.unflatten(0, (-1, each))[part].flatten(0, 1)
+        chosen = chosen[part]
     parts: list[tuple[Completions, Tensor, Tensor | None, Tensor, Tensor, Tensor]] = []
     per_batch = max(1, settings.batch_size // each)
     for start in range(0, len(chosen), per_batch):
@@ -140,16 +148,35 @@ def evaluate(
         )
         measured = kls_and_entropy(policy, sft, batch, settings.temperature)
         parts.append((batch, reward(batch), gold(batch) if gold else None, *measured))
+    batches, reward_values, gold_values, *measures = zip(*parts, strict=True) if parts else [()] * 6
+    kl, kl_exact, entropy = (joined(values) for values in measures)
     return Samples(
-        batch=[part[0] for part in parts],
-        reward=torch.cat([part[1] for part in parts]).cpu(),
-        gold=torch.cat([part[2] for part in parts]).cpu() if gold else None,  # type: ignore[misc]
-        kl=torch.cat([part[3] for part in parts]).cpu(),
-        kl_exact=torch.cat([part[4] for part in parts]).cpu(),
-        entropy=torch.cat([part[5] for part in parts]).cpu(),
-        length=torch.cat([part[0].lengths for part in parts]).float().cpu(),
-        finished=torch.cat([part[0].finished for part in parts]).cpu(),
+        batch=[batch.cpu() for batch in batches],
+        reward=joined(reward_values),
+        gold=joined(gold_values) if gold else None,
+        kl=kl,
+        kl_exact=kl_exact,
+        entropy=entropy,
+        length=joined([batch.lengths for batch in batches]).float(),
+        finished=joined([batch.finished for batch in batches]).bool(),
     )
+
+
+def joined(values: Sequence[Any]) -> Tensor:
+    """Tensors one after the other in host memory; there may be none."""
+    return torch.cat([value.cpu() for value in values]) if values else torch.empty(0)
+
+
+def join_samples(parts: Sequence[Samples]) -> Samples:
+    """The samples of all prompts from those of parts of them, in their order."""
+    names = ("reward", "gold", "kl", "kl_exact", "entropy", "length", "finished")
+    columns = {name: [getattr(part, name) for part in parts] for name in names}
+    golden = columns["gold"][0] is not None
+    whole: dict[str, Any] = {
+        name: joined(values) for name, values in columns.items() if name != "gold" or golden
+    }
+    batch = [batch for part in parts for batch in part.batch]
+    return Samples(batch=batch, **({"gold": None} | whole))
 
 
 def prompt_means(values: Tensor, samples_per_prompt: int) -> Tensor:

@@ -35,6 +35,10 @@ class Completions:
         """[B] int64: sampled tokens, the EOS included."""
         return self.is_response.sum(1)
 
+    def cpu(self) -> Completions:
+        """In host memory."""
+        return Completions(**{name: tensor.cpu() for name, tensor in vars(self).items()})
+
     def rows(self, index: Tensor | slice) -> Completions:
         """The completions at `index`, trimmed to the longest prompt and response among them."""
         is_prompt, is_response = self.is_prompt[index], self.is_response[index]
@@ -58,10 +62,16 @@ def positions(is_token: Tensor) -> Tensor:
     return (is_token.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def mask_arguments(is_token: Tensor, is_prompt: Tensor) -> dict[str, Tensor]:
+def mask_arguments(
+    is_token: Tensor, is_prompt: Tensor, padded: bool | None = None
+) -> dict[str, Tensor]:
     """Attention mask and position ids for left-padded prompts; none where no prompt is padded:
-    causal attention keeps pads on the right from every real token, and does it faster unmasked."""
-    if bool(is_prompt.all()):
+    causal attention keeps pads on the right from every real token, and does it faster unmasked.
+
+    Args:
+        padded: whether a prompt is, where that is known.
+    """
+    if not (padded if padded is not None else not bool(is_prompt.all())):
         return {}
     return {"attention_mask": is_token.long(), "position_ids": positions(is_token)}
 
