@@ -62,8 +62,9 @@ def test_two_processes_train_as_one(inputs: Path, tmp_path: Path) -> None:
     start_script([sys.executable], inputs, tmp_path / "one", baseline=baseline)
     printed = start_script(LAUNCH, inputs, tmp_path / "two", baseline=baseline, **state)
     assert (tmp_path / "two/model.safetensors").is_file(), printed
-    one, two = (pd.read_csv(tmp_path / name / "training.csv") for name in ("one", "two"))
-    pd.testing.assert_frame_equal(one, two, rtol=1e-4, atol=1e-5)
+    for table in ("training", "trajectory", "trajectory_prompts"):  # evaluations are shared
+        one, two = (pd.read_csv(tmp_path / name / f"{table}.csv") for name in ("one", "two"))
+        pd.testing.assert_frame_equal(one, two, rtol=1e-4, atol=1e-5)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     start = load_file(inputs / "sft/model.safetensors")
     assert largest_difference(*weights) < 1e-5 < 1e-3 < largest_difference(start, weights[0])
