@@ -35,6 +35,7 @@ from warpflow.lm.log_probs import (
     rows_per_pass,
     tokens_per_pass,
 )
+from warpflow.lm.models import round_matrices_
 from warpflow.lm.sampling import draw_tokens, make_cache
 from warpflow.lm.scoring import can_pack
 from warpflow.training.reinforce import (
@@ -154,7 +155,7 @@ def estimate_training(
         }
         prepare_policy_(theta, settings, seed=0)
         if settings.anchor_memory == "bfloat16":
-            anchor.bfloat16()
+            round_matrices_(anchor)
     trained = sum(p.nbytes for p in theta.parameters() if p.requires_grad)
     held |= {
         "anchor": anchor_bytes(anchor, settings),

@@ -39,6 +39,21 @@ def to_device(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval().to(pick_device())  # type: ignore[arg-type]
 
 
+def matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    """The weights that autocast rounds for each matrix product: all but norms, biases, embeddings
+    and what is tied to these."""
+    embeddings = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    looked_up = {id(weight) for weight in embeddings}
+    return [p for p in model.parameters() if p.dim() > 1 and id(p) not in looked_up]
+
+
+def round_matrices_(model: PreTrainedModel) -> None:
+    """Store in bf16 what autocast would round to it: half the memory, and under autocast the same
+    numbers to the bit."""
+    for weight in matrices(model):
+        weight.data = weight.data.bfloat16()
+
+
 def build_policy(
     architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> PreTrainedModel:

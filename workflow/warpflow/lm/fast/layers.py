@@ -39,6 +39,7 @@ FAMILIES = (
 # Rotary embeddings whose angles depend on the position alone, not on the length so far.
 ROTARY_TYPES = ("default", "linear", "llama3")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEAR = (*PROJECTIONS, "lm_head")
 # The largest difference of logits, relative to the largest logit, that is rounding.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -64,18 +65,22 @@ class Layout(Protocol):
 
 def is_covered(model: PreTrainedModel) -> bool:
     """Whether `Network` computes what this model's forward pass does: a family of `FAMILIES`
-    exactly (no subclass, so nothing that FSDP shards), fp32 weights in plain linear layers (no
-    quantisation, no adapters), without hooks and without patches. Sliding windows are the caller's
-    to know."""
+    exactly (no subclass, so nothing that FSDP shards), fp32 weights (of matrices also what autocast
+    makes of them) in plain linear layers (no quantisation, no adapters), without hooks and without
+    patches. Sliding windows are the caller's to know."""
     if type(model) not in FAMILIES or model.training:
         return False
     modules = dict(model.named_modules())
     return (
-        all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        all(
+            parameter.dtype == torch.float32
+            or (parameter.dtype == torch.bfloat16 and name.split(".")[-2] in LINEAR)
+            for name, parameter in model.named_parameters()
+        )
         and all(
             type(module) is nn.Linear
             for name, module in modules.items()
-            if name.rpartition(".")[2] in (*PROJECTIONS, "lm_head")
+            if name.rpartition(".")[2] in LINEAR
         )
         and not any(
             module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
