@@ -203,7 +203,7 @@ class Ours:
             self.timed("reward", self.reward),
             encode_prompts(tokenizer, prompts),
             self.settings,
-            eos_id=2,
+            eos_ids=[2],
             pad_id=0,
             seed=0,
         )

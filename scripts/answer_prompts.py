@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.cli import parse_arguments
 from warpflow.data.files import Row, read_rows
-from warpflow.lm.models import load_config, load_tokenizer, require_context
-from warpflow.lm.prompts import Prompt, encode_rows, end_of_turn, user_message
+from warpflow.lm.models import ending_ids, load_config, load_tokenizer, require_context
+from warpflow.lm.prompts import encode_rows, user_message
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
 from warpflow.lm.texts import response_texts
 from warpflow.merging.points import load_point
@@ -62,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         source,
         arguments.max_prompt_tokens,
     )
-    eos_id = closing_id(tokenizer, user_message(rows[0]["prompt"], has_template))
+    eos_ids = ending_ids(arguments.policy, tokenizer)
     policy = load_point(arguments.policy, arguments.parents)
     texts, finished = [], []
-    for text, is_finished in sample(policy, tokenizer, encoded, eos_id, arguments, sampling):
+    for text, is_finished in sample(policy, tokenizer, encoded, eos_ids, arguments, sampling):
         texts.append(text)
         finished.append(is_finished)
     answers = [
@@ -93,17 +93,11 @@ def read_prompts(arguments: Arguments) -> tuple[list[Row], str]:
     return rows[: arguments.prompts], source
 
 
-def closing_id(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:
-    """The token that ends an answer: of messages, the one with which the chat template closes."""
-    closing = None if isinstance(prompt, str) else end_of_turn(tokenizer, prompt)
-    return tokenizer.get_vocab()[closing] if closing else tokenizer.eos_token_id
-
-
 def sample(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[Sequence[int]],
-    eos_id: int,
+    eos_ids: Sequence[int],
     arguments: Arguments,
     sampling: Sampling,
 ) -> Iterator[tuple[str, bool]]:
@@ -119,7 +113,7 @@ def sample(
             mask,
             max_new_tokens=limit,
             temperature=sampling.temperature,
-            eos_id=eos_id,
+            eos_ids=eos_ids,
             pad_id=tokenizer.pad_token_id,
             uniforms=uniforms[part],
         )

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         judges.gold,
         judges.eval_prompts,
         settings,
-        eos_id=judges.tokenizer.eos_token_id,
+        eos_ids=judges.eos_ids,
         pad_id=judges.tokenizer.pad_token_id,
         seed=arguments.seed,
     )

@@ -38,9 +38,11 @@ from warpflow.seeds import derive_seed
 from warpflow.settings.base import section
 from warpflow.training.distributed import (
     any_process,
+    gather_objects,
     gathered,
     own_part,
     process_index,
+    share_of,
     whole_state_dict,
 )
 from warpflow.training.reinforce import (
@@ -135,7 +137,7 @@ def train(
         judges.reward,
         judges.train_prompts,
         settings,
-        eos_id=judges.tokenizer.eos_token_id,
+        eos_ids=judges.eos_ids,
         pad_id=judges.tokenizer.pad_token_id,
         seed=seed,
     )
@@ -213,7 +215,9 @@ def sample_along(
     run: Run, judges: Judges, arguments: Arguments, settings: ReinforceSettings
 ) -> list[dict[str, Any]]:
     """A completion of each of the first held-out prompts by the policy, or by each of its averages
-    that `evaluate_weights` names; with its KL to SFT. The same in every process."""
+    that `evaluate_weights` names; with its KL to SFT. The processes share the prompts."""
+    prompts = judges.eval_prompts[: settings.evaluate_prompts]
+    share = share_of(len(prompts))
     rows: list[dict[str, Any]] = []
     for weights in settings.evaluate_weights:
         with ExitStack() as stack:
@@ -222,20 +226,22 @@ def sample_along(
                 scoring = run.weights(weights).scoring(run.policy.device)
                 model = stack.enter_context(scoring)
             stack.enter_context(gathered(model))
-            batches = sample_and_measure(
+            parts = sample_and_measure(
                 model,
                 judges.sft,
-                judges.eval_prompts[: settings.evaluate_prompts],
+                prompts,
                 samples_per_prompt=1,
                 batch_size=arguments.evaluate_batch_size,
                 temperature=settings.temperature,
                 max_new_tokens=settings.max_new_tokens,
-                eos_id=judges.tokenizer.eos_token_id,
+                eos_ids=judges.eos_ids,
                 pad_id=judges.tokenizer.pad_token_id,
                 seed=arguments.seed,
+                part=share,
             )
+            mine = list(completion_rows(parts, share.start))
         key = {"step": run.step, "weights": weights}
-        rows += [key | row for row in completion_rows(batches)]
+        rows += [key | row for part in gather_objects(mine) for row in part]
     return rows
 
 

@@ -18,8 +18,8 @@ LIBRARY = Path("workflow/warpflow")
 # A folder may import those of earlier rows, not another one of its own row. `data` comes after
 # `lm`, because `data.prepare` counts tokens with the policy's own tokenizer; `lm` reads no data.
 # `pipeline` comes late, because it checks the settings of all that runs. The modules at the top
-# (seeds, locks, experiments …) import no folder but `settings` (`cli` makes flags of them), and every
-# folder may import them.
+# (seeds, locks, experiments …) import no folder but `settings`, of which `cli` makes flags, and
+# every folder may import them.
 TOP = ""
 LAYERS = (
     ("settings",),

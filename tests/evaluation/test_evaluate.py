@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import BOS, EOS, PAD, MakeModel, Perturb
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedModel
 
 from warpflow.evaluation.evaluate import (
@@ -23,6 +24,8 @@ from warpflow.evaluation.evaluate import (
     self_similarity,
     summarise,
 )
+from warpflow.evaluation.sample import completion_rows, kls_and_entropy, sample_and_measure
+from warpflow.lm import log_probs
 from warpflow.lm.log_probs import Completions
 from warpflow.settings.evaluate_policy import EvaluationSettings
 
@@ -43,7 +46,7 @@ def evaluate_on(
     gold: Callable[[Completions], Tensor] | None = None,
 ) -> Samples:
     return evaluate(
-        policy, sft, count_tokens, gold, PROMPTS, SETTINGS, eos_id=EOS, pad_id=PAD, seed=seed
+        policy, sft, count_tokens, gold, PROMPTS, SETTINGS, eos_ids=[EOS], pad_id=PAD, seed=seed
     )
 
 
@@ -159,6 +162,51 @@ def test_kl_of_another_policy_is_positive(make_model: MakeModel, perturb: Pertur
     assert samples.kl.min() < samples.kl_exact.mean() < samples.kl.max()
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma3_text"])
+def test_long_completions_are_evaluated_in_parts(
+    make_model: MakeModel, perturb: Perturb, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits of two tokens at a time, where a row's are too many; equal to rounding."""
+    sft = make_model(name)
+    policy = perturb(sft, 1)
+    whole = evaluate_on(policy, sft)
+    monkeypatch.setattr(log_probs, "LOGITS_AT_ONCE", 2 * 20)
+    largest = [0]
+
+    def note(module: Module, args: object, output: Tensor) -> None:
+        largest[0] = max(largest[0], output.numel())
+
+    batches = [replace(batch) for batch in whole.batch]
+    policy.lm_head.register_forward_hook(note)
+    for first, batch in enumerate(batches):
+        values = kls_and_entropy(policy, sft, batch, SETTINGS.temperature)
+        rows = slice(4 * first, 4 * first + 4)
+        expected = [getattr(whole, key)[rows] for key in ("kl", "kl_exact", "entropy")]
+        torch.testing.assert_close(list(values), expected, atol=2e-5, rtol=1e-4)
+    assert largest[0] == 2 * 20
+
+
+def test_parts_of_the_prompts_make_the_whole(make_model: MakeModel, perturb: Perturb) -> None:
+    """As processes share them; one may have none."""
+    sft = make_model("llama")
+    policy = perturb(sft, 1)
+    sizes = {"samples_per_prompt": 1, "batch_size": 2, "temperature": 0.9, "max_new_tokens": 4}
+    given = {"eos_ids": [EOS], "pad_id": PAD, "seed": 0, **sizes}
+
+    def rows(part: slice | None) -> list[dict[str, object]]:
+        parts = sample_and_measure(policy, sft, PROMPTS, part=part, **given)
+        return list(completion_rows(parts, part.start if part else 0))
+
+    whole, last = rows(None), len(PROMPTS)
+    joined = [row for part in (slice(0, 1), slice(1, 1), slice(1, last)) for row in rows(part)]
+    assert [row["prompt"] for row in whole] == list(range(last))
+    for one, other in zip(whole, joined, strict=True):
+        for name in ("prompt", "ids", "finished"):
+            assert one[name] == other[name], name
+        for name in ("kl", "kl_exact", "entropy"):
+            assert one[name] == pytest.approx(other[name], abs=1e-5)
+
+
 def test_first_prompts_are_used_with_their_completions_adjacent(make_model: MakeModel) -> None:
     samples = evaluate_on(make_model("llama"), make_model("llama"), gold=lambda b: -count_tokens(b))
     rows = [
@@ -195,7 +243,7 @@ def test_entropy_is_at_the_temperature(make_model: MakeModel) -> None:
     for temperature in (100.0, 0.8, 0.01):
         settings = replace(SETTINGS, temperature=temperature)
         samples = evaluate(
-            model, model, count_tokens, None, PROMPTS, settings, eos_id=EOS, pad_id=PAD, seed=0
+            model, model, count_tokens, None, PROMPTS, settings, eos_ids=[EOS], pad_id=PAD, seed=0
         )
         entropies.append(entropy_per_token(samples))
     assert entropies[0] == pytest.approx(math.log(20), rel=1e-3)

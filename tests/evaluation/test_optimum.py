@@ -199,7 +199,7 @@ def test_samples_do_not_depend_on_the_batch_size(make_model: MakeModel) -> None:
             [count_tokens, first_token],
             prompts,
             settings,
-            eos_id=EOS,
+            eos_ids=[EOS],
             pad_id=PAD,
             seed=1,
         )

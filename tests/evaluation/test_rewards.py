@@ -276,7 +276,7 @@ def test_training_stops_at_nan(
                 reward,
                 [[BOS]],
                 settings,
-                eos_id=EOS,
+                eos_ids=[EOS],
                 pad_id=PAD,
                 seed=0,
             )

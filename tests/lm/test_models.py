@@ -21,6 +21,9 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 from warpflow.data.files import write_jsonl
 from warpflow.data.prepare import PrepareArguments, prepare_data
 from warpflow.evaluation.rewards import model_reward
+from warpflow.evaluation.task import JudgeArguments, load_judges
+from warpflow.lm import models
+from warpflow.lm.log_probs import Completions, response_logits
 from warpflow.lm.models import (
     build_policy,
     load_policy,
@@ -28,7 +31,9 @@ from warpflow.lm.models import (
     load_reward_tokenizer,
     load_tokenizer,
     require_context,
+    require_room,
     require_vocabulary,
+    save_checkpoint,
 )
 from warpflow.lm.reward_models import sequence_scores
 
@@ -96,6 +101,36 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused_by_the_first_job(
         train_sft.main(supervised(data=tmp_path, out=tmp_path / "sft", seed=0, policy=folder))
 
 
+def test_ids_that_the_tokenizer_lacks_are_noted_where_a_policy_is_saved(
+    make_model: MakeModel, make_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    """Qwen2.5's embedding has more rows than its tokenizer has ids."""
+    model, tokenizer = make_model("qwen2"), make_tokenizer()
+    save_checkpoint(model, tokenizer, tmp_path / "equal")
+    assert "sampled_vocab_size" not in json.loads((tmp_path / "equal/config.json").read_text())
+    model.resize_token_embeddings(32)
+    save_checkpoint(model, tokenizer, tmp_path / "padded")
+    policy = load_policy(tmp_path / "padded")
+    ids = torch.ones(1, 2, dtype=torch.int64)
+    batch = Completions(ids, ids.bool(), ids, ids.bool(), ids[:, 0].bool())
+    assert policy(ids).logits.shape[-1] == 32
+    assert response_logits(policy, batch, 1.0).shape[-1] == 20
+
+
+def test_a_reward_model_smaller_than_its_tokenizer_is_refused_before_the_run(
+    tmp_path: Path,
+) -> None:
+    """An id beyond its embedding would be an IndexError in mid-run."""
+    folder = make_inputs(tmp_path)
+    data, sft, reward = folder / "data", folder / "sft", folder / "reward_model"
+    tokenizer = load_tokenizer(reward)
+    tokenizer.add_tokens(["one"])
+    tokenizer.save_pretrained(reward)
+    given = JudgeArguments(str(sft), str(data), 16, MODEL, str(reward))
+    with pytest.raises(ValueError, match=r"reward_model: the tokenizer has ids up to"):
+        load_judges(given, 6)
+
+
 def test_recurrent_policies_are_refused(make_tokenizer: MakeTokenizer) -> None:
     """Left pads and rows that leave the batch are not theirs."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
@@ -112,6 +147,19 @@ def test_prompt_and_completion_fit_into_the_context(make_model: MakeModel) -> No
         require_context(config, 256, "mine")
         with pytest.raises(ValueError, match=r"= 257 exceed the context of mine .* = 256"):
             require_context(config, 257, "mine")
+
+
+def test_what_no_batch_can_hold_is_said_with_the_number(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_model("llama").config  # 2 layers, a key head of 8: 128 bytes a token
+    monkeypatch.setattr(models, "device_memory", lambda: 128 * 1000)
+    require_room(config, 1000, "mine")
+    with pytest.raises(ValueError, match=r"mine: keys and values of one completion of 1001 tokens"):
+        require_room(config, 1001, "mine")
+    config.vocab_size = 2**26
+    with pytest.raises(ValueError, match=r"logits of one token are 67,108,864 numbers"):
+        require_room(config, 8, "mine")
 
 
 def test_an_encoder_without_eos_is_a_reward_model(

@@ -1,6 +1,7 @@
 """Prompts of text and of messages: their tokens, what closes an answer, and a run on messages."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,14 @@ from warpflow.data.files import read_rows, write_jsonl
 from warpflow.data.tokenizers import train_tokenizer
 from warpflow.evaluation.rewards import index_rows, model_reward
 from warpflow.lm.log_probs import Completions
-from warpflow.lm.models import build_policy, load_tokenizer
-from warpflow.lm.prompts import dialogue_tokens, encode_example, encode_prompts, end_of_turn
+from warpflow.lm.models import build_policy, ending_ids, load_tokenizer
+from warpflow.lm.prompts import (
+    dialogue_tokens,
+    encode_example,
+    encode_prompts,
+    end_of_turn,
+    warn_once,
+)
 from warpflow.lm.reward_models import sequence_scores
 from warpflow.lm.sampling import pad_left
 from warpflow.training.supervised import language_model_collator
@@ -38,11 +45,18 @@ CHATML = (
 ALTERNATING = (
     "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}" + CHATML
 )
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>"
+    "{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 # Template, what it opens a message with, what it closes one with.
 TEMPLATES = {
     "llama": (LLAMA, "<|start_header_id|>", "<|eot_id|>"),
     "chatml": (CHATML, "<|im_start|>", "<|im_end|>"),
+    "gemma": (GEMMA, "<start_of_turn>", "<end_of_turn>"),
 }
 USER = [{"role": "user", "content": "How was the film? "}]
 DIALOGUE = [
@@ -63,6 +77,7 @@ def make_chat_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
     texts = ["How was the film? The film was good.", "And the book? bad."] * 3
     tokenizer = train_tokenizer(texts, 300, folder)
     extra = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
+    extra += ["<start_of_turn>", "<end_of_turn>"]
     tokenizer.add_special_tokens({"additional_special_tokens": extra})
     tokenizer.chat_template = TEMPLATES[name][0]
     tokenizer.save_pretrained(folder)
@@ -83,6 +98,20 @@ def test_texts_start_with_bos_where_there_is_one(make_tokenizer: MakeTokenizer) 
         encode_prompts(tokenizer, ["a", ""])
 
 
+def test_a_text_that_starts_with_bos_gets_no_second_one_and_it_is_said_once(
+    tokenizer: PreTrainedTokenizerBase, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As prompts that were rendered by the chat template beforehand do."""
+    warn_once.cache_clear()
+    rendered = str(tokenizer.apply_chat_template(USER, tokenize=False, add_generation_prompt=True))
+    [by_messages] = encode_prompts(tokenizer, [USER])
+    for _ in range(2):
+        [by_text] = encode_prompts(tokenizer, [rendered])
+        assert by_text == (by_messages if name != "chatml" else [BOS, *by_messages])
+    said = [record for record in caplog.records if "start with <bos> already" in record.message]
+    assert len(said) == (name != "chatml")
+
+
 def test_messages_have_the_tokens_that_their_template_says(
     tokenizer: PreTrainedTokenizerBase, name: str
 ) -> None:
@@ -93,7 +122,7 @@ def test_messages_have_the_tokens_that_their_template_says(
     for ids, messages in ((user, USER), (dialogue, DIALOGUE)):
         given = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         assert ids == given["input_ids"]
-        assert ids.count(BOS) == (name == "llama")
+        assert ids.count(BOS) == (name != "chatml")
         opening = tokenizer.convert_tokens_to_ids(TEMPLATES[name][1])
         assert ids.count(opening) == len(messages) + 1
     assert text == encode_prompts(tokenizer, ["The film"])[0]
@@ -105,6 +134,41 @@ def test_what_closes_an_answer_is_read_from_the_template(
     assert end_of_turn(tokenizer, DIALOGUE) == TEMPLATES[name][2]
     tokenizer.chat_template = PLAIN
     assert end_of_turn(tokenizer, DIALOGUE) is None
+
+
+def test_a_cut_answer_lacks_the_templates_closing(
+    tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
+    finished = dialogue_tokens(tokenizer, USER, "The film was")
+    cut = dialogue_tokens(tokenizer, USER, "The film was", finished=False)
+    assert finished[: len(cut)] == cut
+    closing = tokenizer.get_vocab()[TEMPLATES[name][2]]
+    assert finished[len(cut)] == closing
+    assert tokenizer.decode(cut).endswith("The film was")
+    assert closing not in dialogue_tokens(tokenizer, USER, "", finished=False)[-1:]
+
+
+def write_ends(folder: Path, tokenizer: PreTrainedTokenizerBase, ends: object) -> Path:
+    model = build_policy({**LLAMA_LIKE, "model_type": "llama"}, tokenizer, 0)
+    model.generation_config.eos_token_id = ends
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_every_id_of_the_generation_config_ends_a_completion(
+    tokenizer: PreTrainedTokenizerBase, name: str, tmp_path: Path
+) -> None:
+    """With the tokenizer's EOS token, and what closes an answer in the chat template."""
+    closing = tokenizer.get_vocab()[TEMPLATES[name][2]]
+    folder = write_ends(tmp_path / "several", tokenizer, [7, 9])
+    assert ending_ids(folder, tokenizer) == sorted([EOS, 7, 9, closing])
+    folder = write_ends(tmp_path / "one", tokenizer, 8)
+    assert ending_ids(folder, tokenizer) == sorted([EOS, 8, closing])
+    tokenizer.chat_template = "{{ raise_exception('tools only') }}"
+    assert ending_ids(folder, tokenizer) == [EOS, 8]
+    (folder / "generation_config.json").unlink()
+    tokenizer.chat_template = None
+    assert ending_ids(folder, tokenizer) == [EOS]
 
 
 def test_an_example_is_the_templates_own_dialogue_with_the_loss_on_the_answer(
@@ -147,6 +211,11 @@ def test_a_reward_model_of_another_family_reads_messages_in_its_own_template(
     scores = model_reward(model, own, policy, rows)(batch)
     expected = [dialogue_tokens(own, messages, "good") for messages in (USER, DIALOGUE)]
     assert torch.equal(scores, sequence_scores(model, expected))
+    cut = replace(batch, finished=torch.tensor([True, False]))
+    expected[1] = dialogue_tokens(own, DIALOGUE, "good", finished=False)
+    assert torch.equal(
+        model_reward(model, own, policy, rows)(cut), sequence_scores(model, expected)
+    )
     model.config.reward_std = 1.0  # trained by the pipeline: on the tokens that are sampled
     scores = model_reward(model, policy, policy, rows)(batch)
     sampled = [prompt + answer for prompt in prompts]

@@ -2,12 +2,18 @@
 
 import collections
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from conftest import BOS, EOS, PAD, Enumerate, MakeModel
-from transformers import PreTrainedModel
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache, PreTrainedModel
 
+from warpflow.estimates.memory import LiveBytes
+from warpflow.lm import sampling
 from warpflow.lm.log_probs import Completions, token_log_probs
 from warpflow.lm.sampling import (
     LEAVING_SHARE,
@@ -17,7 +23,11 @@ from warpflow.lm.sampling import (
     next_logits,
     pad_left,
     sample_completions,
+    sample_in_chunks,
 )
+from warpflow.lm.scoring import scores_by_part
+from warpflow.training.adapters import add_adapters
+from warpflow.training.reinforce import compute_in
 
 PROMPTS = [[BOS, 5, 6, 7, 8, 9], [BOS], [BOS, 10, 11]]
 
@@ -28,7 +38,7 @@ def sample(
     max_new_tokens: int = 8,
     temperature: float = 1.0,
     seed: int = 0,
-    eos_id: int = EOS,
+    eos_ids: tuple[int, ...] = (EOS,),
 ) -> Completions:
     ids, mask = pad_left(prompts, PAD)
     return sample_completions(
@@ -37,7 +47,7 @@ def sample(
         mask,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        eos_id=eos_id,
+        eos_ids=eos_ids,
         pad_id=PAD,
         uniforms=draw_uniforms(len(prompts), max_new_tokens, "cpu", seed),
     )
@@ -48,21 +58,30 @@ def responses(batch: Completions) -> list[tuple[int, ...]]:
     return [tuple(ids[mask].tolist()) for ids, mask in rows]
 
 
+@pytest.mark.parametrize("rows", [4, 7], ids=["", "padded embedding"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_samples_follow_the_exact_distribution(
-    name: str, make_model: MakeModel, enumerate_completions: Enumerate
+    name: str, rows: int, make_model: MakeModel, enumerate_completions: Enumerate
 ) -> None:
     """Two prompts of different lengths in one batch, 40 possible completions each: chi-square of
     39 degrees of freedom, whose 99.99 % point is 82. Rows that end early leave the batch, so a
-    mistake in that bookkeeping shows here too."""
+    mistake in that bookkeeping shows here too. An embedding of 7 rows for 4 ids gives the other 3
+    no probability, in sampling and in scores."""
     model = make_model(name, words=[], initializer_range=0.2)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    model.config.sampled_vocab_size = 4
     prompts, draws, temperature = [[BOS, 3, 3, 1], [BOS]], 6000, 0.9
     sampled = responses(sample(model, prompts * draws, 3, temperature))
     for which, prompt in enumerate(prompts):
         everything = enumerate_completions(prompt, vocabulary=4, limit=3)
         with torch.no_grad():
             exact = token_log_probs(model, everything, temperature).sum(1).exp()
+            parts = scores_by_part([model], everything, temperature, each=1, size=None)
+            scored = torch.empty_like(exact)
+            for part, score in parts:
+                scored[part] = score(model).exp()
         assert exact.sum().item() == pytest.approx(1, abs=1e-5)
+        torch.testing.assert_close(scored, exact)
         counts = collections.Counter(sampled[which :: len(prompts)])
         observed = torch.tensor([counts.pop(row, 0) for row in responses(everything)])
         assert not counts, "something that cannot be sampled was"
@@ -104,12 +123,27 @@ def test_near_temperature_zero_every_row_is_its_own_greedy_continuation(
         model = make_model(architecture, seed=seed)
         alone = [greedy(model, prompt, 12) for prompt in PROMPTS]
         eos_id = alone[0][4]
-        batch = sample(model, PROMPTS * 2, 12, temperature=1e-4, eos_id=eos_id)
+        batch = sample(model, PROMPTS * 2, 12, temperature=1e-4, eos_ids=(eos_id,))
         for expected, response in zip(alone * 2, responses(batch), strict=True):
             length = expected.index(eos_id) + 1 if eos_id in expected else 12
             assert response == tuple(expected[:length])
             lengths.add(length)
     assert len(lengths) > 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_any_of_several_ids_ends_a_completion(make_model: MakeModel, name: str) -> None:
+    """With the same uniforms a completion is what it would be without an end, cut at the first."""
+    model, ends = make_model(name), (EOS, 5, 9)
+    endless = responses(sample(model, PROMPTS * 8, 12, eos_ids=(-1,)))
+    batch = sample(model, PROMPTS * 8, 12, eos_ids=ends)
+    cut = []
+    for whole in endless:
+        places = [place for place, token in enumerate(whole) if token in ends]
+        cut.append(whole[: places[0] + 1] if places else whole)
+    assert responses(batch) == cut
+    assert batch.finished.tolist() == [row[-1] in ends for row in cut]
+    assert {row[-1] for row in cut} >= set(ends)
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1] * 3], ids=["padded", "not padded"])
@@ -161,7 +195,7 @@ def test_a_prompt_is_read_once_for_all_its_completions(make_model: MakeModel) ->
     """With the same completions as from the prompt given K times."""
     for name in ("gemma", "gpt2", "mistral"):  # mistral's layers slide: the library's own cache
         model, uniforms = make_model(name), draw_uniforms(9, 8, "cpu", 0)
-        settings = {"max_new_tokens": 8, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD}
+        settings = {"max_new_tokens": 8, "temperature": 1.0, "eos_ids": [EOS], "pad_id": PAD}
         ids, mask = pad_left(PROMPTS, PAD)
         repeated = sample_completions(
             model,
@@ -212,11 +246,106 @@ def test_a_row_does_not_depend_on_the_others(make_model: MakeModel) -> None:
     """So micro-batches, processes and evaluation batches of any size give the same completions."""
     model, (ids, mask) = make_model("llama"), pad_left(PROMPTS * 4, PAD)
     uniforms = draw_uniforms(12, 8, "cpu", 0)
-    settings = {"max_new_tokens": 8, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD}
+    settings = {"max_new_tokens": 8, "temperature": 1.0, "eos_ids": [EOS], "pad_id": PAD}
     whole = responses(sample_completions(model, ids, mask, uniforms=uniforms, **settings))
     for part in (slice(0, 5), slice(5, 12), slice(3, 4)):
         rows = sample_completions(model, ids[part], mask[part], uniforms=uniforms[part], **settings)
         assert responses(rows) == whole[part]
+
+
+@pytest.mark.parametrize("size", [2, 5, 6, 100])
+def test_chunks_are_sampled_as_the_whole(make_model: MakeModel, size: int) -> None:
+    """To the bit, in the whole batch's order, with the completions of a prompt together."""
+    model, (ids, mask) = make_model("gemma"), pad_left(PROMPTS * 3, PAD)
+    given = {"max_new_tokens": 12, "temperature": 1.0, "eos_ids": [EOS, 5], "pad_id": PAD}
+    given |= {"uniforms": draw_uniforms(18, 12, "cpu", 0), "samples_per_prompt": 2}
+    whole = sample_completions(model, ids, mask, **given)
+    chunks = sample_in_chunks(model, ids, mask, rows_at_once=size, **given)
+    assert whole.finished.any() and not whole.finished.all()
+    for name, value in vars(whole).items():
+        assert torch.equal(getattr(chunks, name), value), name
+
+
+class Calls(TorchDispatchMode):
+    """Counts what is asked of PyTorch, by name, of tensors that `counts` picks."""
+
+    def __init__(self, name: str, counts: Callable[[Tensor], bool] = lambda tensor: True) -> None:
+        super().__init__()
+        self.name, self.counts, self.count = name, counts, 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += self.name in str(function) and self.counts(args[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_the_host_waits_every_few_tokens_and_samples_the_same(
+    make_model: MakeModel, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By our decoder, and by the library's forward pass."""
+    model = make_model("llama", words=[f"w{i}" for i in range(12)], initializer_range=0.05)
+    if not ours:
+        monkeypatch.setattr(sampling, "make_decoder", lambda *_: None)
+    every_token = sample(model, [[BOS, 3]] * 12, 40)
+    monkeypatch.setitem(sampling.LOOK_EVERY, "cpu", 8)
+    with Calls("_local_scalar_dense") as waits:
+        seldom = sample(model, [[BOS, 3]] * 12, 40)
+    assert seldom.finished.any()
+    for key, value in vars(every_token).items():
+        assert torch.equal(getattr(seldom, key), value), key
+    steps = int(seldom.lengths.max())
+    assert steps > 16
+    assert waits.count <= steps / 8 + 5
+
+
+def test_keys_and_values_are_cached_in_the_dtype_of_attention(
+    covered: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = []
+
+    def noting(*arguments: Any) -> DynamicCache:
+        caches.append(make_cache(*arguments))
+        return caches[-1]
+
+    monkeypatch.setattr(sampling, "make_cache", noting)
+    with compute_in("bfloat16", covered.device):
+        sample(covered, PROMPTS)
+    found = {(layer.keys.dtype, layer.values.dtype) for cache in caches for layer in cache.layers}
+    assert found == {(torch.bfloat16, torch.bfloat16)}
+
+
+def test_frozen_weights_are_cast_once_for_all_tokens(make_model: MakeModel) -> None:
+    """LoRA leaves the policy's weights without a gradient, whose casts autocast does not keep."""
+    model = make_model("llama").requires_grad_(True)
+    add_adapters(model, 2, 4, seed=0)
+    ids, mask = pad_left(PROMPTS, PAD)
+    frozen = {weight.data_ptr() for weight in model.parameters() if not weight.requires_grad}
+    counts = []
+    for tokens in (4, 16):
+        with (
+            compute_in("bfloat16", model.device),
+            Calls("_to_copy", lambda tensor: tensor.data_ptr() in frozen) as casts,
+        ):
+            sample_in_chunks(
+                *(model, ids, mask),
+                **{"rows_at_once": None, "samples_per_prompt": 1, "temperature": 1.0},
+                **{"max_new_tokens": tokens, "eos_ids": [-1], "pad_id": PAD},
+                uniforms=draw_uniforms(3, tokens, "cpu", 0),
+            )
+        counts.append(casts.count)
+    assert 0 < counts[0] == counts[1]
+    assert all(("lora_" in name) == p.requires_grad for name, p in model.named_parameters())
+
+
+def test_draw_tokens_in_parts_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, uniforms = torch.randn(37, 50), torch.rand(37, dtype=torch.float64)
+    whole = draw_tokens(logits, uniforms)
+    monkeypatch.setattr(sampling, "LOGITS_AT_ONCE", 50 * 4)
+    with LiveBytes() as counter:
+        assert torch.equal(draw_tokens(logits, uniforms), whole)
+    assert counter.peak < 4 * 50 * 40  # 4 rows: fp32, and fp64 twice
 
 
 def test_draw_tokens_inverts_the_cumulative_distribution() -> None:

@@ -34,7 +34,7 @@ def start(model: Path, chosen: ReinforceSettings) -> Run:
 
 
 def train(run: Run, chosen: ReinforceSettings, stop: int) -> None:
-    steps = train_policy(run, count_fives, PROMPTS, chosen, eos_id=EOS, pad_id=PAD, seed=0)
+    steps = train_policy(run, count_fives, PROMPTS, chosen, eos_ids=[EOS], pad_id=PAD, seed=0)
     while run.step < stop:
         next(steps)
 

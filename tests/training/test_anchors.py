@@ -88,7 +88,10 @@ def test_a_bf16_anchor_averages_in_fp32_where_bf16_would_stand_still(
         kept.weights, full.weights, kept.model.parameters(), strict=True
     ):
         assert torch.equal(shadow, weight)
-        assert torch.equal(copy, weight.bfloat16())
+        assert torch.equal(copy, weight.to(copy.dtype))
+    kinds = {name.split(".")[-2]: p.dtype for name, p in kept.model.named_parameters()}
+    assert kinds["q_proj"] == kinds["lm_head"] == torch.bfloat16
+    assert kinds["norm"] == kinds["embed_tokens"] == torch.float32
     plain = [p.detach().bfloat16() for p in start.parameters()]
     for tensor, target in zip(plain, policy.parameters(), strict=True):
         for _ in range(200):
@@ -98,6 +101,24 @@ def test_a_bf16_anchor_averages_in_fp32_where_bf16_would_stand_still(
     stood = torch.cat([tensor.float().flatten() for tensor in plain]) - weights(start)
     assert torch.cosine_similarity(moved, goal, dim=0) > 0.999
     assert torch.cosine_similarity(stood, goal, dim=0) < 0.5
+
+
+def test_a_bf16_anchor_of_equal_weights_gives_no_kl(
+    make_model: MakeModel, architecture: str
+) -> None:
+    """Its matrices are what autocast makes of the policy's, and all else is as the policy's."""
+    chosen = settings(compute_dtype="bfloat16", anchor_memory="bfloat16", steps=1)
+    policy = make_model(architecture)
+    assert run(policy, policy, chosen)[0].kl_to_anchor == 0
+
+
+def test_a_bf16_anchor_can_be_evaluated(make_model: MakeModel) -> None:
+    """Outside of a step, where nothing else says in which dtype to compute."""
+    anchor = make_anchor(make_model("llama"), "bfloat16")
+    ids = torch.tensor([[1, 5, 6]])
+    with torch.no_grad(), anchor.scoring(anchor.model.device) as model:
+        logits = model(input_ids=ids).logits
+    torch.testing.assert_close(logits.float(), make_model("llama")(ids).logits, atol=0.2, rtol=0.05)
 
 
 def test_a_bf16_anchor_measures_nearly_the_same_kl(make_model: MakeModel) -> None:

@@ -67,6 +67,11 @@ def test_two_processes_train_as_one(inputs: Path, tmp_path: Path) -> None:
     assert (tmp_path / "two/model.safetensors").is_file(), printed
     one, two = (pd.read_csv(tmp_path / f"{name}.tables/training.csv") for name in ("one", "two"))
     pd.testing.assert_frame_equal(one, two, rtol=1e-4, atol=1e-5)
+    one, two = (  # sampling along the way is shared
+        pd.read_json(tmp_path / f"{name}.tables/completions.jsonl", lines=True)
+        for name in ("one", "two")
+    )
+    pd.testing.assert_frame_equal(one, two, rtol=1e-4, atol=1e-5)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     start = load_file(inputs / "sft/model.safetensors")
     assert largest_difference(*weights) < 1e-5 < 1e-3 < largest_difference(start, weights[0])
@@ -98,7 +103,7 @@ def test_a_sharded_policy_and_anchor_move_as_whole_ones(
     start = whole.anchor.model.state_dict()
     start = {name: tensor.clone() for name, tensor in start.items()}
     rows = train_policy(
-        whole, count_fives, PROMPTS, settings(steps=6), eos_id=EOS, pad_id=PAD, seed=0
+        whole, count_fives, PROMPTS, settings(steps=6), eos_ids=[EOS], pad_id=PAD, seed=0
     )
     assert len(list(rows)) == 6
     for name, model in (("policy", whole.policy), ("anchor", whole.anchor.model)):

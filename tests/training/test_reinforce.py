@@ -254,7 +254,7 @@ def run(
             reward,
             PROMPTS,
             chosen,
-            eos_id=EOS,
+            eos_ids=[EOS],
             pad_id=PAD,
             seed=seed,
         )
@@ -321,7 +321,7 @@ def test_anchors_start_and_move_as_they_should(
     expected = (sft_before if kind == "sft" else init).double()
     rows = []
     state = start_run(policy, sft, chosen)
-    steps = train_policy(state, count_fives, PROMPTS, chosen, eos_id=EOS, pad_id=PAD, seed=0)
+    steps = train_policy(state, count_fives, PROMPTS, chosen, eos_ids=[EOS], pad_id=PAD, seed=0)
     for row in steps:
         rows.append(row)
         if kind == "ema":
@@ -480,7 +480,7 @@ def test_bf16_compute_moves_the_policy_as_fp32_does_and_plain_bf16_does_not(
             count_fives,
             PROMPTS,
             dataclasses.replace(chosen, compute_dtype=dtype),
-            eos_id=EOS,
+            eos_ids=[EOS],
             pad_id=PAD,
             seed=0,
         )

@@ -32,7 +32,7 @@ STEPS = 400
 
 def train(run, chosen, stop: int | None = None) -> list:
     rows = []
-    arguments = {"eos_id": EOS, "pad_id": PAD, "seed": 0}
+    arguments = {"eos_ids": [EOS], "pad_id": PAD, "seed": 0}
     for row in train_policy(run, count_fives, PROMPTS, chosen, **arguments):
         rows.append(row)
         if row.step == stop:

@@ -119,7 +119,7 @@ def test_a_short_run_lowers_the_loss_and_learns_where_to_end(
         mask,
         max_new_tokens=10,
         temperature=1e-3,
-        eos_id=EOS,
+        eos_ids=[EOS],
         pad_id=PAD,
         uniforms=draw_uniforms(2, 10, "cpu", 0),
     )

@@ -25,7 +25,7 @@ def sample(model: PreTrainedModel, prompts: list[list[int]], count: int = 12) ->
         mask,
         max_new_tokens=count,
         temperature=1.0,
-        eos_id=EOS,
+        eos_ids=[EOS],
         pad_id=PAD,
         uniforms=draw_uniforms(4 * len(prompts), count, "cpu", 0),
         samples_per_prompt=4,

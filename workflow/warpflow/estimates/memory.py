@@ -28,7 +28,14 @@ from transformers import (
 
 from warpflow.evaluation.sample import kls_and_entropy_of_logits
 from warpflow.lm.fast.packing import Pack, pack, packed_log_probs
-from warpflow.lm.log_probs import Completions, log_probs_of, predicting_logits, rows_per_pass
+from warpflow.lm.log_probs import (
+    Completions,
+    log_probs_of,
+    predicting_logits,
+    rows_per_pass,
+    tokens_per_pass,
+)
+from warpflow.lm.models import round_matrices_
 from warpflow.lm.sampling import draw_tokens, make_cache
 from warpflow.lm.scoring import can_pack
 from warpflow.training.anchors import is_sft_itself
@@ -149,7 +156,7 @@ def estimate_training(
         }
         prepare_policy_(theta, settings, seed=0)
         if settings.anchor_memory == "bfloat16":
-            anchor.bfloat16()
+            round_matrices_(anchor)
     trained = sum(p.nbytes for p in theta.parameters() if p.requires_grad)
     held |= {
         "anchor": anchor_bytes(anchor, settings),
@@ -164,14 +171,17 @@ def estimate_training(
                 make_fake_(model)
         length = settings.max_new_tokens
         batch = fake_completions(settings.batch_size, prompt_tokens, length)
+        sampled = settings.sampling_batch_size or settings.batch_size
+        drawn = fake_completions(max(sampled, settings.samples_per_prompt), prompt_tokens, length)
         part = make_fake(packed) if packed else fake_completions(rows, prompt_tokens, length)
         shown = fake_completions(min(evaluate_prompts, evaluate_batch_size), prompt_tokens, length)
+        together = min(len(shown.finished), rows_per_pass(shown, policy.vocab_size))
         compared = fake_completions(
-            min(len(shown.finished), rows_per_pass(shown, policy.vocab_size)), prompt_tokens, length
+            together, prompt_tokens, min(length, tokens_per_pass(together, policy.vocab_size))
         )
         each = settings.samples_per_prompt
         phases: dict[str, Callable[[], object]] = {
-            "sampling": lambda: sample(theta, batch, each, settings.compute_dtype),
+            "sampling": lambda: sample(theta, drawn, each, settings.compute_dtype),
             "reward": lambda: judge_rows(judge, batch) if judge else None,
             "anchor's scores": lambda: score(anchor, part, settings),
             "forward and backward": lambda: backward(theta, part, settings),

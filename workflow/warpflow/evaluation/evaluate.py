@@ -45,7 +45,7 @@ def evaluate(
     prompts: Sequence[Sequence[int]],
     settings: EvaluationSettings,
     *,
-    eos_id: int,
+    eos_ids: Sequence[int],
     pad_id: int,
     seed: int,
 ) -> Samples:
@@ -58,7 +58,7 @@ def evaluate(
         batch_size=settings.batch_size,
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens,
-        eos_id=eos_id,
+        eos_ids=eos_ids,
         pad_id=pad_id,
         seed=seed,
     )
@@ -69,7 +69,7 @@ def score(parts: Iterable[Measured], reward: Reward, gold: Reward | None) -> Sam
     """Completions with their rewards and, where there is a gold reward, its scores."""
     scored = [(part, reward(part.batch), gold(part.batch) if gold else None) for part in parts]
     return Samples(
-        batch=[part.batch for part, _, _ in scored],
+        batch=[part.batch.cpu() for part, _, _ in scored],
         reward=torch.cat([rewards for _, rewards, _ in scored]).cpu(),
         gold=torch.cat([golds for _, _, golds in scored]).cpu() if gold else None,  # type: ignore[misc]
         kl=torch.cat([part.kl for part, _, _ in scored]).cpu(),

@@ -82,7 +82,9 @@ def model_reward(
 
     What it reads: prompts that are messages, with the completion as the assistant's answer,
     through its own chat template, where it has one and was not trained by this pipeline on such
-    ids; else the sampled ids, where both models share a vocabulary; else the decoded text.
+    ids; else the sampled ids, where both models share a vocabulary; else the decoded text. The
+    first two show whether the completion ended or was cut at the limit: by the template's closing,
+    which a cut answer lacks, or by the EOS token. Decoded text does not.
 
     Args:
         dialogues: rows of prompts that are messages; empty where prompts are text.
@@ -100,8 +102,10 @@ def model_reward(
         if dialogues and has_own_template:
             answers = response_texts(batch, policy_tokenizer)
             return [
-                dialogue_tokens(model_tokenizer, dialogues[tuple(ids)]["prompt"], answer)
-                for ids, answer in zip(tokens_of_prompts(batch), answers, strict=True)
+                dialogue_tokens(model_tokenizer, dialogues[tuple(ids)]["prompt"], answer, finished)
+                for ids, answer, finished in zip(
+                    tokens_of_prompts(batch), answers, batch.finished.tolist(), strict=True
+                )
             ]
         if same_vocabulary:
             return token_rows(batch)

@@ -4,7 +4,7 @@ SFT policy and their entropy. What they are worth is for `warpflow.evaluation.ev
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from warpflow.lm.log_probs import (
     Completions,
     gather_log_probs,
-    response_logits,
+    logits_by_part,
     rows_per_pass,
 )
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
@@ -46,9 +46,10 @@ def sample_and_measure(
     batch_size: int,
     temperature: float,
     max_new_tokens: int,
-    eos_id: int,
+    eos_ids: Sequence[int],
     pad_id: int,
     seed: int,
+    part: slice | None = None,
 ) -> Iterator[Measured]:
     """Sample from `policy`, `batch_size` completions at a time, and measure their KL to `sft`.
 
@@ -58,11 +59,16 @@ def sample_and_measure(
     Args:
         prompts: token ids of each prompt.
         samples_per_prompt: completions of each; their rows are adjacent.
+        part: of the prompts only (None: all), with the random numbers that they have among all, so
+            that processes can share them.
     """
     each = samples_per_prompt
     uniforms = draw_uniforms(
         len(prompts) * each, max_new_tokens, policy.device, seed, "evaluate_policy"
     )
+    if part is not None:
+        uniforms = uniforms.unflatten(0, (-1, each))[part].flatten(0, 1)
+        prompts = prompts[part]
     per_batch = max(1, batch_size // each)
     for start in range(0, len(prompts), per_batch):
         ids, mask = pad_left(prompts[start : start + per_batch], pad_id, policy.device)
@@ -72,7 +78,7 @@ def sample_and_measure(
             mask,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            eos_id=eos_id,
+            eos_ids=eos_ids,
             pad_id=pad_id,
             uniforms=uniforms[start * each : (start + per_batch) * each],
             samples_per_prompt=each,
@@ -80,10 +86,14 @@ def sample_and_measure(
         yield Measured(batch, *kls_and_entropy(policy, sft, batch, temperature))
 
 
-def completion_rows(parts: Iterable[Measured]) -> Iterator[dict[str, Any]]:
-    """Each completion of the first prompts, one to a prompt, as a row that can be scored later:
-    the prompt's number, sampled token ids, and what was measured."""
-    prompt = 0
+def completion_rows(parts: Iterable[Measured], first: int = 0) -> Iterator[dict[str, Any]]:
+    """Each completion, one to a prompt, as a row that can be scored later: the prompt's number,
+    sampled token ids, and what was measured.
+
+    Args:
+        first: number of the first prompt.
+    """
+    prompt = first
     for part in parts:
         columns = [part.kl.tolist(), part.kl_exact.tolist(), part.entropy.tolist()]
         for index, (kl, kl_exact, entropy) in enumerate(zip(*columns, strict=True)):
@@ -114,11 +124,28 @@ def kls_and_entropy(
     measured = []
     for part in parts:
         rows = batch.rows(part) if len(parts) > 1 else batch
-        logits = response_logits(policy, rows, temperature)
-        sft_logits = response_logits(sft, rows, temperature)
-        measured.append(kls_and_entropy_of_logits(logits, sft_logits, rows))
+        measured.append(kls_and_entropy_of_rows(policy, sft, rows, temperature))
     sampled, exact, entropy = (torch.cat(values) for values in zip(*measured, strict=True))
     return sampled, exact, entropy
+
+
+def kls_and_entropy_of_rows(
+    policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions, temperature: float
+) -> list[Tensor]:
+    """`kls_and_entropy`, some tokens after the other where the logits of a row are too many."""
+    parts, first = [], 0
+    for logits, sft_logits in zip(
+        *(logits_by_part(model, batch, temperature) for model in (policy, sft)), strict=True
+    ):
+        tokens = slice(first, first + logits.shape[1])
+        first = tokens.stop
+        part = replace(
+            batch,
+            response_ids=batch.response_ids[:, tokens],
+            is_response=batch.is_response[:, tokens],
+        )
+        parts.append(kls_and_entropy_of_logits(logits, sft_logits, part))
+    return [torch.stack(values).sum(0) for values in zip(*parts, strict=True)]
 
 
 def kls_and_entropy_of_logits(

@@ -19,7 +19,7 @@ def score_samples(
     prompts: Sequence[Sequence[int]],
     settings: OptimumSettings,
     *,
-    eos_id: int,
+    eos_ids: Sequence[int],
     pad_id: int,
     seed: int,
 ) -> Array:
@@ -43,7 +43,7 @@ def score_samples(
                 mask,
                 max_new_tokens=settings.max_new_tokens,
                 temperature=settings.temperature,
-                eos_id=eos_id,
+                eos_ids=eos_ids,
                 pad_id=pad_id,
                 uniforms=part,
                 samples_per_prompt=len(part),

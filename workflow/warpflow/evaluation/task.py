@@ -19,12 +19,15 @@ from warpflow.evaluation.rewards import (
     weighted_sum,
 )
 from warpflow.lm.models import (
+    ending_ids,
     load_config,
     load_policy,
     load_reward_model,
     load_reward_tokenizer,
     load_tokenizer,
     require_context,
+    require_room,
+    require_vocabulary,
 )
 from warpflow.lm.prompts import encode_rows
 from warpflow.settings.base import Count, section
@@ -50,10 +53,11 @@ class JudgeArguments:
 
 @dataclass(frozen=True)
 class Scorers:
-    """The policy's tokenizer, r and its terms by name, gold (where there is one), and the tokenised
-    prompts."""
+    """The policy's tokenizer, the ids that end a completion, r and its terms by name, gold (where
+    there is one), and the tokenised prompts."""
 
     tokenizer: PreTrainedTokenizerBase
+    eos_ids: list[int]
     reward: Reward
     terms: dict[str, Reward]
     gold: Reward | None
@@ -73,9 +77,11 @@ def load_judges(given: JudgeArguments, max_new_tokens: int) -> Judges:
 
     Raises:
         ValueError: as `load_scorers`; a longest prompt and completion that exceed the policy's
-            context.
+            context, or whose cache exceeds the device.
     """
-    require_context(load_config(given.sft), given.max_prompt_tokens + max_new_tokens, given.sft)
+    config, tokens = load_config(given.sft), given.max_prompt_tokens + max_new_tokens
+    require_context(config, tokens, given.sft)
+    require_room(config, tokens, given.sft)
     scorers = load_scorers(given)
     return Judges(**vars(scorers), sft=load_policy(given.sft).requires_grad_(False))
 
@@ -84,7 +90,8 @@ def load_scorers(given: JudgeArguments) -> Scorers:
     """Load what scores completions to the device; of θ_sft the tokenizer alone.
 
     Raises:
-        ValueError: a prompt of more than `max_prompt_tokens` tokens; names file and prompt.
+        ValueError: a prompt of more than `max_prompt_tokens` tokens; names file and prompt. A
+            reward model whose tokenizer has ids beyond its embedding.
     """
     tokenizer = load_tokenizer(given.sft)
     files = [f"{given.data}/{part}_prompts.jsonl" for part in ("train", "eval")]
@@ -106,10 +113,13 @@ def load_scorers(given: JudgeArguments) -> Scorers:
                 "--rewards gives reward_model a weight: give --reward_model its folder"
             )
         model = load_reward_model(given.reward_model).requires_grad_(False)
+        reward_tokenizer = load_reward_tokenizer(given.reward_model)
+        # Sampled ids are this tokenizer's too, where they are passed on as such.
+        require_vocabulary(reward_tokenizer, model.config, given.reward_model)
         of_messages = not all(isinstance(row["prompt"], str) for row in rows[0] + rows[1])
         return model_reward(
             model,
-            load_reward_tokenizer(given.reward_model),
+            reward_tokenizer,
             tokenizer,
             prompt_rows() if of_messages else {},
         )
@@ -118,6 +128,7 @@ def load_scorers(given: JudgeArguments) -> Scorers:
     terms = {name: load_reward(name) for name in weights}
     return Scorers(
         tokenizer=tokenizer,
+        eos_ids=ending_ids(given.sft, tokenizer),
         reward=weighted_sum([(weight, terms[name]) for name, weight in weights.items()]),
         terms=terms,
         gold=load_reward(given.gold) if given.gold else None,

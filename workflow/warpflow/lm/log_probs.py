@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Completions:
         """[B] int64: sampled tokens, the EOS included."""
         return self.is_response.sum(1)
 
+    def cpu(self) -> Completions:
+        """In host memory."""
+        return Completions(**{name: tensor.cpu() for name, tensor in vars(self).items()})
+
     def rows(self, index: Tensor | slice) -> Completions:
         """The completions at `index`, trimmed to the longest prompt and response among them."""
         is_prompt, is_response = self.is_prompt[index], self.is_response[index]
@@ -58,10 +62,16 @@ def positions(is_token: Tensor) -> Tensor:
     return (is_token.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def mask_arguments(is_token: Tensor, is_prompt: Tensor) -> dict[str, Tensor]:
+def mask_arguments(
+    is_token: Tensor, is_prompt: Tensor, padded: bool | None = None
+) -> dict[str, Tensor]:
     """Attention mask and position ids for left-padded prompts; none where no prompt is padded:
-    causal attention keeps pads on the right from every real token, and does it faster unmasked."""
-    if bool(is_prompt.all()):
+    causal attention keeps pads on the right from every real token, and does it faster unmasked.
+
+    Args:
+        padded: whether a prompt is, where that is known.
+    """
+    if not (padded if padded is not None else not bool(is_prompt.all())):
         return {}
     return {"attention_mask": is_token.long(), "position_ids": positions(is_token)}
 
@@ -74,6 +84,18 @@ LOGITS_AT_ONCE = 2**25
 def rows_per_pass(batch: Completions, vocabulary: int) -> int:
     """Rows of which the softmax is taken at once."""
     return max(1, LOGITS_AT_ONCE // (batch.response_ids.shape[1] * vocabulary))
+
+
+def tokens_per_pass(rows: int, vocabulary: int) -> int:
+    """Tokens of each of so many rows, of which the softmax is taken at once."""
+    return max(1, LOGITS_AT_ONCE // (rows * vocabulary))
+
+
+def of_known_ids(logits: Tensor, model: PreTrainedModel) -> Tensor:
+    """[…, V′] of logits [..., V]: those of ids that the tokenizer has. An embedding may have more
+    rows (Qwen2.5's is padded); policies are sampled and scored as if it had not, which is one
+    distribution for both. `models.save_checkpoint` notes V′ where it is less than V."""
+    return logits[..., : getattr(model.config, "sampled_vocab_size", None)]
 
 
 def predicting_logits(
@@ -90,12 +112,44 @@ def predicting_logits(
         masks = mask_arguments(is_token, batch.is_prompt)
     ids = torch.cat([batch.prompt_ids, batch.response_ids[:, :-1]], 1)
     length = batch.response_ids.shape[1]
-    return model(input_ids=ids, **masks, use_cache=False, logits_to_keep=length).logits
+    output = model(input_ids=ids, **masks, use_cache=False, logits_to_keep=length)
+    return of_known_ids(output.logits, model)
 
 
 def response_logits(model: PreTrainedModel, batch: Completions, temperature: float) -> Tensor:
     """[B, C, V] float32 logits, divided by `temperature`, that predict each response token."""
     return predicting_logits(model, batch).float() / temperature
+
+
+@torch.no_grad()
+def logits_by_part(
+    model: PreTrainedModel, batch: Completions, temperature: float
+) -> Iterator[Tensor]:
+    """`response_logits` [B, c, V] of some response tokens after the other, so that never more than
+    `LOGITS_AT_ONCE` numbers are there: the model reads on where it stopped, by its cache."""
+    rows, length = batch.response_ids.shape
+    size = tokens_per_pass(rows, model.config.get_text_config().vocab_size)
+    if size >= length:
+        yield response_logits(model, batch, temperature)
+        return
+    ids = torch.cat([batch.prompt_ids, batch.response_ids[:, :-1]], 1)
+    is_token = torch.cat([batch.is_prompt, batch.is_response[:, :-1]], 1)
+    cache, start = DynamicCache(config=model.config), 0
+    for first in range(0, length, size):
+        count = min(size, length - first)
+        end = batch.prompt_ids.shape[1] + first + count - 1
+        masks = mask_arguments(is_token[:, :end], batch.is_prompt)
+        if masks:
+            masks["position_ids"] = masks["position_ids"][:, start:]
+        output = model(
+            input_ids=ids[:, start:end],
+            **masks,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=count,
+        )
+        yield of_known_ids(output.logits, model).float() / temperature
+        start = end
 
 
 def token_log_probs(
@@ -117,15 +171,16 @@ def token_log_probs(
 
 def log_probs_of(logits: Tensor, batch: Completions, temperature: float) -> Tensor:
     """`token_log_probs` of a model's logits [B, C, V]. Where these are many, the softmax is taken
-    of some rows at a time, and once more in the backward pass, so that nothing else of the logits'
-    size is kept."""
+    of some tokens at a time, and once more in the backward pass, so that nothing else of the
+    logits' size is kept."""
 
-    def of_rows(part: Tensor, ids: Tensor, is_response: Tensor) -> Tensor:
-        return _gather(part.float() / temperature, ids, is_response)
+    def of_tokens(part: Tensor, ids: Tensor) -> Tensor:
+        return _gather(part.float() / temperature, ids)
 
-    tensors = logits, batch.response_ids, batch.is_response
-    size = rows_per_pass(batch, logits.shape[-1])
-    return recomputed_in_parts(of_rows, tensors, [size] * len(tensors))
+    tensors = logits.flatten(0, 1), batch.response_ids.flatten()
+    size = tokens_per_pass(1, logits.shape[-1])
+    values = recomputed_in_parts(of_tokens, tensors, [size] * len(tensors))
+    return values.view_as(batch.response_ids).masked_fill(~batch.is_response, 0.0)
 
 
 def recomputed_in_parts(
@@ -141,12 +196,11 @@ def recomputed_in_parts(
 
 def gather_log_probs(logits: Tensor, batch: Completions) -> Tensor:
     """[B, C] log-softmax of `logits` [B, C, V] at the response tokens; 0 on pads."""
-    return _gather(logits, batch.response_ids, batch.is_response)
+    return _gather(logits, batch.response_ids).masked_fill(~batch.is_response, 0.0)
 
 
-def _gather(logits: Tensor, ids: Tensor, is_response: Tensor) -> Tensor:
-    chosen = logits.gather(2, ids[..., None])[..., 0]
-    return (chosen - logits.logsumexp(-1)).masked_fill(~is_response, 0.0)
+def _gather(logits: Tensor, ids: Tensor) -> Tensor:
+    return logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
 
 
 def split_by_length(batch: Completions, size: int | None, together: int = 1) -> list[Tensor]:
@@ -194,10 +248,13 @@ def reads_prompts_once(model: PreTrainedModel, batch: Completions, each: int) ->
     config = model.config
     prompts = batch.prompt_ids.view(-1, each, batch.prompt_ids.shape[1])
     longest = prompts.shape[2] + batch.response_ids.shape[1]
+    # The softmax behind one copy of a prompt is taken of all its completions at once.
+    logits = each * batch.response_ids.shape[1] * config.vocab_size
     if (
         each == 1
         or config.model_type not in READS_BRANCHES
         or config._attn_implementation != "sdpa"
+        or logits > LOGITS_AT_ONCE
         or (getattr(config, "sliding_window", None) or longest) < longest
         or not bool((prompts == prompts[:, :1]).all())
     ):
@@ -237,13 +294,14 @@ def shared_log_probs(
     branch = laid_out(batch.is_prompt.long() - 1, member, -1)  # -1 pad, 0 prompt, 1 … K completion
     # The prompt's branch becomes 0 and pads -1; a pad sees pads, so that no row of it is empty.
     sees = (branch[:, None] == branch[:, :, None]) | (branch[:, None] == 0)
-    logits = model(
+    output = model(
         input_ids=ids,
         attention_mask=sees.tril()[:, None],
         position_ids=position_ids,
         use_cache=False,
         logits_to_keep=length + 1,
-    ).logits
+    )
+    logits = of_known_ids(output.logits, model)
     predicting = torch.cat([torch.zeros_like(starts), places - width + 1], 1)
     return log_probs_at(logits, predicting.clamp(max=length), batch, temperature)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DynamicCache,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,6 +23,8 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from warpflow.file_modes import make_readable
+from warpflow.lm.log_probs import LOGITS_AT_ONCE
+from warpflow.lm.prompts import end_of_turn
 
 RECIPE = "recipe.json"  # in place of weights in a folder that `warpflow.merging.recipes` wrote
 
@@ -32,6 +37,21 @@ def pick_device() -> torch.device:
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
     """The model in evaluation mode on the device of `pick_device`."""
     return model.eval().to(pick_device())  # type: ignore[arg-type]
+
+
+def matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    """The weights that autocast rounds for each matrix product: all but norms, biases, embeddings
+    and what is tied to these."""
+    embeddings = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    looked_up = {id(weight) for weight in embeddings}
+    return [p for p in model.parameters() if p.dim() > 1 and id(p) not in looked_up]
+
+
+def round_matrices_(model: PreTrainedModel) -> None:
+    """Store in bf16 what autocast would round to it: half the memory, and under autocast the same
+    numbers to the bit."""
+    for weight in matrices(model):
+        weight.data = weight.data.bfloat16()
 
 
 def build_policy(
@@ -154,6 +174,29 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return with_pad(tokenizer, path)
 
 
+def ending_ids(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids each of which ends a completion of the policy at `path`: its tokenizer's EOS token,
+    the token with which its chat template closes an answer, and those of its generation config
+    (Llama 3, Gemma and Qwen list several)."""
+    try:
+        listed = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # there is no such file; then the model's config says what there would be
+        listed = GenerationConfig.from_model_config(load_config(path)).eos_token_id
+    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
+    if tokenizer.chat_template is not None and (closing := template_closing(tokenizer)):
+        ids.add(tokenizer.get_vocab()[closing])
+    return sorted(ids - {None})
+
+
+def template_closing(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The token with which a chat template closes an answer to a user; None where there is none, or
+    where the template takes no such dialogue."""
+    try:
+        return end_of_turn(tokenizer, [{"role": "user", "content": "A question?"}])
+    except TemplateError:
+        return None
+
+
 def load_reward_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """A reward model's tokenizer: an encoder's (BERT's) has no EOS token and needs none."""
     return with_pad(AutoTokenizer.from_pretrained(path, trust_remote_code=False), path)
@@ -214,6 +257,34 @@ def require_context(config: PreTrainedConfig, tokens: int, path: str | Path) -> 
         )
 
 
+def require_room(config: PreTrainedConfig, tokens: int, path: str | Path) -> None:
+    """Raise ValueError where no batch is small enough: the logits of a single token, or the keys
+    and values of a single completion, do not fit."""
+    config = config.get_text_config()
+    if config.vocab_size > LOGITS_AT_ONCE:
+        raise ValueError(
+            f"{path}: the logits of one token are {config.vocab_size:,} numbers (vocab_size), "
+            f"expected at most {LOGITS_AT_ONCE:,}: no part of a batch can be smaller"
+        )
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * 4 * config.num_hidden_layers * heads * width * tokens
+    room = device_memory()
+    if cache > room:
+        raise ValueError(
+            f"{path}: keys and values of one completion of {tokens} tokens (max_prompt_tokens + "
+            f"max_new_tokens) take {cache / 1e9:.1f} GB, but the device has {room / 1e9:.1f} GB: "
+            "no batch can be smaller; lower the limits"
+        )
+
+
+def device_memory() -> int:
+    """Bytes of memory of the device of `pick_device`."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def save_checkpoint(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -226,8 +297,13 @@ def save_checkpoint(
         weights: the model's, gathered, where it is sharded itself.
 
     A model without a pad token (GPT-2) gets the tokenizer's: a reward model that starts from it
-    could not score batches otherwise.
+    could not score batches otherwise. Where the embedding has more rows than the tokenizer has ids,
+    the config says from where on ids are never sampled (`log_probs.of_known_ids`).
     """
+    known = max(tokenizer.get_vocab().values()) + 1
+    if known < model.config.get_text_config().vocab_size:
+        model.config.sampled_vocab_size = known
+        logging.info("the tokenizer has %d ids: those beyond are never sampled", known)
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder, state_dict=weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -71,13 +73,15 @@ def encode_rows(
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Token ids: of a text with BOS first where the tokenizer has one; of messages what the chat
-    template says, up to where the assistant's answer begins (a BOS only if the template has it)."""
+    """Token ids: of a text with BOS first where the tokenizer has one and the text does not start
+    with it; of messages what the chat template says, up to where the assistant's answer begins (a
+    BOS only if the template has it)."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     return [
-        bos + next(encoded) if isinstance(prompt, str) else dialogue_tokens(tokenizer, prompt)
+        with_bos(tokenizer, next(encoded))
+        if isinstance(prompt, str)
+        else dialogue_tokens(tokenizer, prompt)
         for prompt in prompts
     ]
 
@@ -94,10 +98,37 @@ def encode_example(
     return [*start, *rest, tokenizer.eos_token_id], len(start)
 
 
+def with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """A text's ids with one BOS token first, where the tokenizer has one. A text that a chat
+    template has rendered already starts with it."""
+    if tokenizer.bos_token_id is None:
+        return ids
+    if ids[:1] == [tokenizer.bos_token_id]:
+        warn_once(
+            f"WARNING: texts start with {tokenizer.bos_token} already; they get no second one. "
+            "Prompts that are messages need not be rendered beforehand"
+        )
+        return ids
+    return [tokenizer.bos_token_id, *ids]
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning the first time that it comes up in a process."""
+    logging.warning(message)
+
+
 def dialogue_tokens(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, answer: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    answer: str | None = None,
+    finished: bool = True,
 ) -> list[int]:
     """Token ids of messages through the chat template: up to the assistant's answer, or with it.
+
+    Args:
+        finished: whether the answer ended by itself. Of one that was cut the template's closing is
+            left off; a template that closes an answer with nothing cannot show the difference.
 
     Raises:
         ValueError: the template refuses them (two messages of one role in a row, say).
@@ -106,6 +137,7 @@ def dialogue_tokens(
         ids = tokenizer.apply_chat_template(
             messages if answer is None else [*messages, {"role": "assistant", "content": answer}],
             add_generation_prompt=answer is None,
+            continue_final_message=answer is not None and not finished,
             return_dict=False,
             chat_template=fixed_template(tokenizer),
         )

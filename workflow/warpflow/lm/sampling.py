@@ -7,8 +7,10 @@ log-ratios of the KL.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from warpflow.lm.fast.decoding import Decoder
 from warpflow.lm.fast.layers import agrees, is_covered
-from warpflow.lm.log_probs import Completions, mask_arguments
+from warpflow.lm.log_probs import LOGITS_AT_ONCE, Completions, mask_arguments, of_known_ids
 from warpflow.seeds import make_generator
 
 
@@ -44,6 +46,10 @@ def draw_uniforms(
 def draw_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
     """[B, 1] tokens of softmax(logits) [B, V], each drawn by its uniform [B] through the inverse
     of the cumulative distribution, in fp64: fp32 sums would lose the rarest tokens."""
+    rows = max(1, LOGITS_AT_ONCE // logits.shape[1])
+    if len(logits) > rows:
+        parts = zip(logits.split(rows), uniforms.split(rows), strict=True)
+        return torch.cat([draw_tokens(*part) for part in parts])
     cumulative = torch.softmax(logits, -1).double().cumsum(-1)
     # Rounding leaves the total a little off 1; scaled, a uniform below 1 always hits a token.
     threshold = uniforms[:, None] * cumulative[:, -1:]
@@ -52,6 +58,8 @@ def draw_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 # The share of sequences in a batch that must have ended for them to leave it.
 LEAVING_SHARE = 0.25
+# Tokens between two looks at which sequences have ended: a GPU has to wait for each look.
+LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -84,8 +92,13 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def _buffer(self, states: Tensor) -> Tensor:
+        """In the dtype in which attention computes: rotated keys come in fp32 under autocast, and
+        would all be cast again for every token."""
         batch, heads, _, width = states.shape
-        return states.new_empty(batch, heads, self.capacity, width)
+        kind = states.device.type
+        is_cast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if is_cast else states.dtype
+        return states.new_empty(batch, heads, self.capacity, width, dtype=dtype)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row `repeats` times, before the first token is drawn."""
@@ -104,6 +117,23 @@ class PreallocatedLayer(DynamicLayer):
         keys, values = (buffer[: len(indices)] for buffer in self.buffers)
         self.buffers = (keys, values)
         self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+
+
+@contextmanager
+def casting_once(model: PreTrainedModel) -> Iterator[None]:
+    """Let autocast cast each frozen weight once, as it does with trained ones, and not for every
+    token. It keeps the casts of weights that require a gradient, until it ends. Only where no
+    gradient is taken."""
+    frozen: list[Tensor] = []
+    if torch.is_autocast_enabled(model.device.type):
+        frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 def make_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
@@ -155,6 +185,58 @@ def make_decoder(
     return Decoder(model, cache.layers, capacity)
 
 
+def sample_in_chunks(
+    model: PreTrainedModel,
+    prompt_ids: Tensor,
+    is_prompt: Tensor,
+    *,
+    rows_at_once: int | None,
+    pad_id: int,
+    uniforms: Tensor,
+    samples_per_prompt: int,
+    **settings: Any,
+) -> Completions:
+    """`sample_completions`, of so many completions at a time (of one prompt's at least): their
+    key-value cache is what takes the memory. Each row's uniforms are its own, so that this changes
+    nothing.
+
+    Args:
+        rows_at_once: None: all.
+    """
+    each = samples_per_prompt
+    prompts = max(1, (rows_at_once or len(uniforms)) // each)
+    with casting_once(model):
+        parts = [
+            sample_completions(
+                model,
+                prompt_ids[start : start + prompts],
+                is_prompt[start : start + prompts],
+                pad_id=pad_id,
+                uniforms=uniforms[start * each : (start + prompts) * each],
+                samples_per_prompt=each,
+                **settings,
+            )
+            for start in range(0, len(prompt_ids), prompts)
+        ]
+    return parts[0] if len(parts) == 1 else join(parts, pad_id)
+
+
+def join(parts: Sequence[Completions], pad_id: int) -> Completions:
+    """The rows of batches whose prompts are equally wide."""
+    width = max(part.response_ids.shape[1] for part in parts)
+
+    def widened(rows: Tensor, fill: int) -> Tensor:
+        return pad(rows, (0, width - rows.shape[1]), value=fill)
+
+    return Completions(
+        torch.cat([part.prompt_ids for part in parts]),
+        torch.cat([part.is_prompt for part in parts]),
+        torch.cat([widened(part.response_ids, pad_id) for part in parts]),
+        torch.cat([widened(part.is_response, False) for part in parts]),
+        torch.cat([part.finished for part in parts]),
+    )
+
+
 @torch.no_grad()
 def sample_completions(
     model: PreTrainedModel,
@@ -163,20 +245,23 @@ def sample_completions(
     *,
     max_new_tokens: int,
     temperature: float,
-    eos_id: int,
+    eos_ids: Sequence[int],
     pad_id: int,
     uniforms: Tensor,
     samples_per_prompt: int = 1,
 ) -> Completions:
-    """Draw y ~ π(·|x) at `temperature`, from the whole vocabulary (no top-k, no top-p).
+    """Draw y ~ π(·|x) at `temperature`, from all that the tokenizer has (no top-k, no
+    top-p).
 
     A prompt is read once for all its completions. Sequences that ended leave the batch once they
-    are a quarter of it (each leave copies the cache), and sampling stops when all have ended.
+    are a quarter of it (each leave copies the cache), and sampling stops when all have ended; a GPU
+    looks for both every few tokens (`LOOK_EVERY`).
     Token t of row b is drawn by `uniforms[b, t]`: a row's completion does not depend on which
     other rows share its batch, process or micro-batch.
 
     Args:
         prompt_ids, is_prompt: [N, P], left-padded (`pad_left`).
+        eos_ids: any of these ends a completion, and is its last token.
         uniforms: [B, max_new_tokens] float64 in [0, 1), of `draw_uniforms`, B = N · K.
         samples_per_prompt: K; the completions of a prompt are adjacent rows of the result.
     """
@@ -200,16 +285,20 @@ def sample_completions(
     rows = torch.arange(batch, device=device)  # column of `drawn` that each row of the batch fills
     is_done = torch.zeros(batch, dtype=torch.bool, device=device)
     is_token = pad(is_prompt, (0, max_new_tokens), value=True)
+    ends = torch.tensor(eos_ids, device=device)
+    every = LOOK_EVERY.get(device.type, 1)
     for step in range(max_new_tokens):
         scaled = logits if temperature == 1 else logits / temperature
         next_ids = draw_tokens(scaled, uniforms[:, step])
         next_ids.masked_fill_(is_done[:, None], pad_id)
         drawn[step].index_copy_(0, rows, next_ids[:, 0])
-        is_done = is_done | (next_ids[:, 0] == eos_id)
-        done = int(is_done.sum())
-        if done == len(rows) or step + 1 == max_new_tokens:
+        is_done = is_done | torch.isin(next_ids[:, 0], ends)
+        if step + 1 == max_new_tokens:
             break
-        if done >= LEAVING_SHARE * len(rows):
+        done = 0 if (step + 1) % every else int(is_done.sum())
+        if done == len(rows):
+            break
+        if done and done >= LEAVING_SHARE * len(rows):
             keep = (~is_done).nonzero()[:, 0]
             cache.batch_select_indices(keep)
             rows, next_ids, is_token, is_done, uniforms = (
@@ -219,13 +308,19 @@ def sample_completions(
         if decoder:
             logits = decoder(next_ids, read, padded)
         else:
-            logits = next_logits(model, next_ids, read, is_prompt, cache)
-    response = drawn[: step + 1].t()
-    is_end = response == eos_id
+            logits = next_logits(model, next_ids, read, is_prompt, cache, padded)
+    return completed(prompt_ids, is_prompt, drawn[: step + 1].t(), ends)
+
+
+def completed(prompt_ids: Tensor, is_prompt: Tensor, response: Tensor, ends: Tensor) -> Completions:
+    """Completions of what was drawn [B, T], up to the first of the ids `ends` in each row."""
+    is_end = torch.isin(response, ends)
     finished = is_end.any(1)
-    lengths = torch.where(finished, is_end.int().argmax(1) + 1, step + 1)
-    is_response = torch.arange(step + 1, device=device)[None] < lengths[:, None]
-    return Completions(prompt_ids, is_prompt, response.contiguous(), is_response, finished)
+    lengths = torch.where(finished, is_end.int().argmax(1) + 1, response.shape[1])
+    longest = int(lengths.max())
+    is_response = torch.arange(longest, device=response.device)[None] < lengths[:, None]
+    drawn = response[:, :longest].contiguous()
+    return Completions(prompt_ids, is_prompt, drawn, is_response, finished)
 
 
 def next_logits(
@@ -234,10 +329,15 @@ def next_logits(
     is_token: Tensor,
     is_prompt: Tensor,
     cache: DynamicCache,
+    padded: bool | None = None,
 ) -> Tensor:
-    """[B, V] float32 logits after the tokens `ids`, the last of `is_token`."""
-    masks = mask_arguments(is_token, is_prompt)
+    """[B, V] float32 logits after the tokens `ids`, the last of `is_token`.
+
+    Args:
+        padded: whether a prompt is, where it is known: to look makes a GPU wait.
+    """
+    masks = mask_arguments(is_token, is_prompt, padded)
     if masks:
         masks["position_ids"] = masks["position_ids"][:, -ids.shape[1] :]
     output = model(input_ids=ids, **masks, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return output.logits[:, -1].float()
+    return of_known_ids(output.logits[:, -1], model).float()

@@ -61,6 +61,9 @@ class TrainPolicy:
     micro_batch_size: Count | None = None
     """Completions per forward and backward; lower it when memory is short. null: all of them. The
     gradient is the same, for one more scoring pass."""
+    sampling_batch_size: Count | None = None
+    """Completions sampled at once; lower it when their cache fills a GPU. null: all of them. The
+    completions are the same; it holds the completions of one prompt at least."""
     gradient_checkpointing: Flag = False
     """Recompute activations: less memory, one more forward pass."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -59,7 +59,7 @@ def model_scores(
     def encode(answer: Answer) -> list[int]:
         prompt = user_message(answer.prompt, as_messages and has_template)
         if is_messages(prompt) and has_template:
-            return dialogue_tokens(tokenizer, prompt, answer.text)
+            return dialogue_tokens(tokenizer, prompt, answer.text, answer.finished)
         if reads_policy_ids:
             ids, _ = encode_example(tokenizer, prompt, answer.text)
             return ids if answer.finished else ids[:-1]

@@ -7,36 +7,113 @@ merged into a checkpoint like any other, from which task vectors are taken.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-
-BASE = ".base_layer."
 
 
 def add_adapters(policy: PreTrainedModel, rank: int, alpha: int, seed: int) -> PeftModel:
     """Freeze the policy and put a LoRA of rank r, scaled by α/r, beside every linear layer but the
-    output's; in place. B starts at 0, so the policy's outputs are what they were."""
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear")
+    output's, and beside the fused experts of a mixture; in place. B starts at 0, so the policy's
+    outputs are what they were.
+
+    Raises:
+        ValueError: the policy has fused experts that no adapter reaches; names them.
+    """
+    experts = fused_experts(policy)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        target_parameters=experts or None,
+        exclude_modules=routers(policy) or None,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(policy, config)
+        adapters = get_peft_model(policy, config)
+    adapted = adapted_weights(policy)
+    plain = {plain_name(name): p for name, p in policy.named_parameters()}
+    if missed := [name for name in experts if plain[name] not in adapted]:
+        raise ValueError(
+            f"train_policy.lora_rank: no adapter reaches {len(missed)} weights of fused experts, "
+            f"{', '.join(missed[:4])} among them: set lora_rank to null, or take another policy"
+        )
+    report_left_out(policy)
+    return adapters
 
 
-def acting_weights(policy: PreTrainedModel) -> Iterator[Tensor]:
-    """The weights that the policy acts with, as its parameters are listed without adapters: W, or
-    W + s·BA, one at a time."""
+def fused_experts(policy: PreTrainedModel) -> list[str]:
+    """Names of the weights [experts, …, …] that hold all experts of a layer in one tensor."""
+    return [
+        f"{name}.{kind}"
+        for name, module in policy.named_modules()
+        if not isinstance(module, nn.modules.conv._ConvNd)
+        for kind, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
+    ]
+
+
+def routers(policy: PreTrainedModel) -> list[str]:
+    """Names of layers that are linear by inheritance and return something else than a product, as
+    Llama 4's router does; `peft` would take them for plain layers and fail."""
+    return [
+        name
+        for name, module in policy.named_modules()
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear
+    ]
+
+
+def report_left_out(policy: PreTrainedModel) -> None:
+    """Say which linear layers stay as they are. Where experts are fused, `peft` takes the names of
+    the dense layers beside them for the experts'."""
+    inside = {id(m.get_base_layer()) for m in policy.modules() if isinstance(m, LoraLayer)}
+    output = policy.get_output_embeddings()
+    left = [
+        name
+        for name, module in policy.named_modules()
+        if type(module) is nn.Linear
+        and ".lora_" not in name
+        and id(module) not in inside
+        and module is not output
+    ]
+    if left:
+        logging.warning(
+            "WARNING: LoRA leaves %d linear layers as they are, %s among them", len(left), left[0]
+        )
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name in the policy without adapters."""
+    return name.replace(".base_layer", "")
+
+
+def adapted_weights(policy: PreTrainedModel) -> dict[Tensor, Any]:
+    """The adapter beside each weight that has one. A `ParamWrapper` says by name which of its
+    layer's parameters it adapts, and may wrap another; all other adapters are beside `weight`."""
+    layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
+    return {
+        getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight")): layer
+        for layer in layers
+    }
+
+
+def acting_weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """The weights that the policy acts with, W or W + s·BA, one at a time, by the name that each
+    has without adapters. In no fixed order: adapters of experts reorder a layer's parameters."""
+    adapted = adapted_weights(policy)
     for name, parameter in policy.named_parameters():
-        owner, is_base, kind = name.rpartition(BASE)
-        layer = policy.get_submodule(owner) if is_base else None
-        if isinstance(layer, LoraLayer) and kind == "weight":
-            yield parameter.detach() + layer.get_delta_weight("default").detach()
+        if parameter in adapted:
+            delta = adapted[parameter].get_delta_weight("default")
+            yield plain_name(name), parameter.detach() + delta.detach()
         elif "lora_" not in name:
-            yield parameter.detach()
+            yield plain_name(name), parameter.detach()
 
 
 def merge_adapters(adapters: PeftModel) -> PreTrainedModel:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from warpflow.lm.models import round_matrices_
 from warpflow.training.adapters import acting_weights
 from warpflow.training.distributed import local, release
 
@@ -32,8 +33,8 @@ class Anchor:
         model: dropout off, no gradient; sharded where the policy is.
         memory: where the weights live. ``device``: they are the model's own. ``host``: in host
             memory, on the device only while it scores; each step moves them there, and the
-            policy's here. ``bfloat16``: in host memory, with a bf16 copy on the device; each step
-            moves the policy's weights here and the copy there.
+            policy's here. ``bfloat16``: in host memory, with a copy on the device whose matrices
+            are bf16; each step moves the policy's weights here and the copy there.
         apart: the fp32 weights where they are not the model's own.
     """
 
@@ -48,11 +49,13 @@ class Anchor:
 
     @contextmanager
     def scoring(self, device: torch.device) -> Iterator[PreTrainedModel]:
-        """The model with its weights on the device, for a while."""
+        """The model with its weights on the device, for a while; one whose matrices are bf16
+        computes in bf16."""
         if self.memory == "host":
             for parameter, weight in zip(self.model.parameters(), self.weights, strict=True):
                 parameter.data = weight.to(device, non_blocking=True)
-        yield self.model
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.memory == "bfloat16"):
+            yield self.model
         release(self.model)
         if self.memory == "host":
             for parameter, weight in zip(self.model.parameters(), self.weights, strict=True):
@@ -71,8 +74,11 @@ def make_anchor(source: PreTrainedModel, memory: Memory = "device") -> Anchor:
     if memory == "device":
         return Anchor(model)
     apart = [_in_host_memory(parameter.data) for parameter in model.parameters()]
+    if memory == "bfloat16":
+        round_matrices_(model)
+        return Anchor(model, memory, apart)
     for parameter, weight in zip(model.parameters(), apart, strict=True):
-        parameter.data = weight if memory == "host" else parameter.data.bfloat16()
+        parameter.data = weight
     return Anchor(model, memory, apart)
 
 
@@ -103,8 +109,10 @@ def move_anchor_(anchor: Anchor, policy: PreTrainedModel, rate: float) -> None:
     if anchor.memory == "device" and all(p.requires_grad for p in policy.parameters()):
         update_ema_(local(anchor.weights), local(policy.parameters()), rate)
     else:
-        for average, weight in zip(anchor.weights, acting_weights(policy), strict=True):
-            update_ema_([average], [weight.to(average.device)], rate)
+        names = [name for name, _ in anchor.model.named_parameters()]
+        averages = dict(zip(names, anchor.weights, strict=True))
+        for name, weight in acting_weights(policy):
+            update_ema_([averages[name]], [weight.to(averages[name].device)], rate)
     anchor.refresh()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+
+T = TypeVar("T")
 
 
 def process_count() -> int:
@@ -60,6 +62,21 @@ def gather(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows) for _ in range(process_count())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
+
+
+def share_of(count: int) -> slice:
+    """The places of this process among `count`, which need not divide evenly."""
+    processes, index = process_count(), process_index()
+    return slice(index * count // processes, (index + 1) * count // processes)
+
+
+def gather_objects(mine: T) -> list[T]:
+    """What each process has, in the processes' order; tensors in it must be in host memory."""
+    if process_count() == 1:
+        return [mine]
+    parts: list[T] = [mine] * process_count()
+    dist.all_gather_object(parts, mine)
+    return parts
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

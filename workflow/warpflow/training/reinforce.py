@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from warpflow.lm.log_probs import Completions
-from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
+from warpflow.lm.sampling import draw_uniforms, pad_left, sample_in_chunks
 from warpflow.lm.scoring import Score, scores_by_part
 from warpflow.seeds import make_generator
 from warpflow.settings.train_policy import ReinforceSettings
@@ -213,7 +213,7 @@ def train_policy(
     prompts: Sequence[Sequence[int]],
     settings: ReinforceSettings,
     *,
-    eos_id: int,
+    eos_ids: Sequence[int],
     pad_id: int,
     seed: int,
 ) -> Iterator[StepRow]:
@@ -228,7 +228,7 @@ def train_policy(
         FloatingPointError: a loss, reward or gradient that is not finite; names step and seed.
     """
     for step in range(run.step + 1, settings.steps + 1):
-        batch = sample_batch(run.policy, prompts, settings, step, eos_id, pad_id, seed)
+        batch = sample_batch(run.policy, prompts, settings, step, eos_ids, pad_id, seed)
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings)
         row = compute_gradient(run, reward(batch), batch, settings, step)
@@ -250,7 +250,7 @@ def sample_batch(
     prompts: Sequence[Sequence[int]],
     settings: ReinforceSettings,
     step: int,
-    eos_id: int,
+    eos_ids: Sequence[int],
     pad_id: int,
     seed: int,
 ) -> Completions:
@@ -263,13 +263,14 @@ def sample_batch(
     rows, length = settings.batch_size, settings.max_new_tokens
     uniforms = draw_uniforms(rows, length, policy.device, seed, "sampling", step)
     with compute_in(settings.compute_dtype, policy.device), gathered(policy):
-        return sample_completions(
+        return sample_in_chunks(
             policy,
             prompt_ids,
             is_prompt,
+            rows_at_once=settings.sampling_batch_size,
             max_new_tokens=length,
             temperature=settings.temperature,
-            eos_id=eos_id,
+            eos_ids=eos_ids,
             pad_id=pad_id,
             uniforms=uniforms[own_part(rows, "train_policy.batch_size")],
             samples_per_prompt=settings.samples_per_prompt,

@@ -27,6 +27,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from warpflow.lm.log_probs import of_known_ids
+
 FAMILIES = (
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -37,6 +39,7 @@ FAMILIES = (
 # Rotary embeddings whose angles depend on the position alone, not on the length so far.
 ROTARY_TYPES = ("default", "linear", "llama3")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEAR = (*PROJECTIONS, "lm_head")
 # The largest difference of logits, relative to the largest logit, that is rounding.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -62,18 +65,22 @@ class Layout(Protocol):
 
 def is_covered(model: PreTrainedModel) -> bool:
     """Whether `Network` computes what this model's forward pass does: a family of `FAMILIES`
-    exactly (no subclass, so nothing that FSDP shards), fp32 weights in plain linear layers (no
-    quantisation, no adapters), without hooks and without patches. Sliding windows are the caller's
-    to know."""
+    exactly (no subclass, so nothing that FSDP shards), fp32 weights (of matrices also what autocast
+    makes of them) in plain linear layers (no quantisation, no adapters), without hooks and without
+    patches. Sliding windows are the caller's to know."""
     if type(model) not in FAMILIES or model.training:
         return False
     modules = dict(model.named_modules())
     return (
-        all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        all(
+            parameter.dtype == torch.float32
+            or (parameter.dtype == torch.bfloat16 and name.split(".")[-2] in LINEAR)
+            for name, parameter in model.named_parameters()
+        )
         and all(
             type(module) is nn.Linear
             for name, module in modules.items()
-            if name.rpartition(".")[2] in (*PROJECTIONS, "lm_head")
+            if name.rpartition(".")[2] in LINEAR
         )
         and not any(
             module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
@@ -200,6 +207,7 @@ class Network:
         self.layers = [Layer(layer, model.config, copy) for layer in inner.layers]
         self.scale, self.eps = norm_scale(inner.norm), model.config.rms_norm_eps
         self.head = projection(model.lm_head, copy=copy)
+        self.known = partial(of_known_ids, model=model)
         self.recomputes = getattr(model, "is_activation_checkpointing", False)
 
     def angles(self, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,5 +232,5 @@ class Network:
         return rms_norm(x, x.shape[-1:], self.scale, self.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, D] → [N, V] float32."""
-        return self.head(hidden).float()
+        """[N, D] → [N, V] float32, of the ids that the tokenizer has."""
+        return self.known(self.head(hidden)).float()
