@@ -46,6 +46,10 @@ def test_fewer_prompts_of_a_run_are_the_first() -> None:
     counts = weights[:, :4]
     expected = counts @ values[0] / counts.sum(1)
     np.testing.assert_allclose(means_over_prompts(weights, values)[:, 0], expected)
+    more = np.append(np.arange(10.0), 99)[None]  # an RL run may be measured on more prompts
+    np.testing.assert_allclose(
+        means_over_prompts(weights, more), means_over_prompts(weights, more[:, :10])
+    )
 
 
 def test_halves_are_every_other_prompt() -> None:

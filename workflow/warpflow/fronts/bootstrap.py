@@ -43,9 +43,11 @@ def half_of(weights: Array, half: int) -> Array:
 
 
 def means_over_prompts(weights: Array, values: Array) -> Array:
-    """[B + 1, R] means of values [R, P'] of the first P' prompts, one for each replicate."""
-    used = weights[:, : values.shape[1]]
-    return used @ values.T / used.sum(1, keepdims=True)
+    """[B + 1, R] means of values [R, P'], one for each replicate, over the prompts that both
+    weights [B + 1, P] and values have, which are the first ones."""
+    count = min(weights.shape[1], values.shape[1])
+    used = weights[:, :count]
+    return used @ values[:, :count].T / used.sum(1, keepdims=True)
 
 
 # -------------------------------------------------------------------------------- intervals
