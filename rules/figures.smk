@@ -64,6 +64,31 @@ for figure in FIGURE_NAMES:
             "{params.command} 2>&1 | tee {log}"
 
 
+rule plot_envelopes:
+    """Both anchors over β at equal KL, of rule compare_fronts."""
+    input:
+        envelopes=f"{RESULTS}/compare_fronts/{{group}}/envelopes.csv",
+    output:
+        report(
+            f"{RESULTS}/figures/{{group}}/envelopes.svg",
+            caption="../docs/captions/envelopes.rst",
+            category="Figures",
+            labels={"group": "{group}", "figure": "envelopes"},
+        ),
+        f"{RESULTS}/figures/{{group}}/envelopes.png",
+    log:
+        f"{LOGS}/plot_envelopes/{{group}}.log",
+    localrule: True
+    params:
+        code=code_hash("plot_envelopes"),
+        tables=subpath(input.envelopes, parent=True),
+        out=subpath(output[0], parent=True),
+        settings=flags(config["figures"]),
+    shell:
+        "python scripts/plot_envelopes.py --tables {params.tables} --out {params.out} "
+        "{params.settings} 2>&1 | tee {log}"
+
+
 rule write_tables:
     """Verdicts, comparisons, evaluations and some completions as HTML tables, for the report."""
     input:
@@ -112,6 +137,7 @@ rule report:
     input:
         shown=[
             *FIGURES,
+            f"{RESULTS}/figures/{{group}}/envelopes.svg",
             *[f"{RESULTS}/figures/{{group}}/{table}.html" for table in HTML_TABLES],
         ],
         # What is measured beside the run, where the config asks for it.

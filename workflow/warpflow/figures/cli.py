@@ -15,6 +15,17 @@ from warpflow.settings.base import section
 
 # The columns that the figures use; a table may have more.
 TABLE_COLUMNS = {
+    "envelopes": (
+        "training_changes",
+        "arm",
+        "kl",
+        "reward",
+        "low",
+        "high",
+        "beta",
+        "betas",
+        "interval_over",
+    ),
     "evaluations": (
         *KEYS,
         "reward",

@@ -1,7 +1,9 @@
 """The plane of KL and a metric, with LITI fronts, RL trajectories, single policies and optimum."""
 
+import math
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -16,6 +18,8 @@ OPTIMUM_LOOKS = {
     "best_of_n": {"color": "0.65", "linewidth": 1.2, "linestyle": "--", "zorder": 0.5},
 }
 OPTIMUM_LABELS = {"optimum": "optimal front", "best_of_n": "best of n"}
+
+SQRT_TICKS = (0, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300)
 
 
 def draw_fronts_panel(
@@ -104,3 +108,18 @@ def front_handles(
             kinds.append(Line2D([], [], label=OPTIMUM_LABELS[kind], **OPTIMUM_LOOKS[kind]))  # type: ignore[arg-type]
     names = pd.concat(drawn)
     return [*experiment_handles(names, looks), *iteration_handles(iterations), *kinds]
+
+
+def scale_kl(axes: Axes, scale: str) -> None:
+    """Give the axis of KL its scale, once everything is drawn; the root goes on below 0."""
+    if scale == "linear":
+        return
+    right = axes.get_xlim()[1]
+    functions = (lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda s: np.sign(s) * np.square(s))
+    axes.set_xscale("function", functions=functions)
+    axes.set_xlim(-0.0016 * right, right)  # 4 % of the width
+    ticks: list[float] = [0]
+    for tick in SQRT_TICKS:
+        if tick <= right and math.sqrt(tick) >= math.sqrt(ticks[-1]) + 0.07 * math.sqrt(right):
+            ticks.append(tick)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -1,14 +1,12 @@
 """KL–reward fronts of LITI against the RL trajectories (Figs. 1b and 4c of the paper)."""
 
-import math
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from warpflow.figures.front_panels import draw_fronts_panel, front_handles
+from warpflow.figures.front_panels import draw_fronts_panel, front_handles, scale_kl
 from warpflow.figures.labels import Placed, place_texts
 from warpflow.figures.panels import add_legend, message_figure, new_figure
 from warpflow.figures.rows import has_values, liti_fronts
@@ -18,7 +16,6 @@ MESSAGE = "No policy was evaluated. Give `interpolate_policy.etas` several value
 
 LABELLED_EXPERIMENTS = 4  # whose η are written beside the points
 # Of KL on a root scale, as far as there is room.
-SQRT_TICKS = (0, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300)
 
 
 @fixed_settings
@@ -56,21 +53,6 @@ def limit_kl_view(axes: Axes, front: float, farthest: float) -> None:
     if farthest > 3 * front > 0:
         axes.set_xlim(-0.04 * front, 1.5 * front)
         axes.set_xlabel(f"{axes.get_xlabel()}\n(cut here; runs go on to {farthest:.3g})")
-
-
-def scale_kl(axes: Axes, scale: str) -> None:
-    """Give the axis of KL its scale, once everything is drawn; the root goes on below 0."""
-    if scale == "linear":
-        return
-    right = axes.get_xlim()[1]
-    functions = (lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda s: np.sign(s) * np.square(s))
-    axes.set_xscale("function", functions=functions)
-    axes.set_xlim(-0.0016 * right, right)  # 4 % of the width
-    ticks: list[float] = [0]
-    for tick in SQRT_TICKS:
-        if tick <= right and math.sqrt(tick) >= math.sqrt(ticks[-1]) + 0.07 * math.sqrt(right):
-            ticks.append(tick)
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 def front_texts(fronts: pd.DataFrame, y: str, looks: dict[str, Look]) -> Iterator[Placed]:
