@@ -40,9 +40,9 @@ from warpflow.evaluation.evaluate import (
     mean_and_error,
     prompt_values,
 )
-from warpflow.evaluation.rewards import response_texts
+from warpflow.evaluation.rewards import Reading, response_texts
 from warpflow.evaluation.task import JudgeArguments, Judges, load_judges
-from warpflow.lm.models import load_config, load_policy, save_checkpoint
+from warpflow.lm.models import compute_in, load_config, load_policy, save_checkpoint
 from warpflow.seeds import derive_seed
 from warpflow.training.distributed import (
     any_process,
@@ -114,7 +114,7 @@ def train(
 ) -> None:
     """Start or resume the run, train to the end, write the checkpoint. Once `stopped` is not
     empty: save and leave with exit status `STOPPED`."""
-    judges = load_judges(given, settings.max_new_tokens)
+    judges = load_judges(given, settings.max_new_tokens, reading(settings))
     policy = load_policy(arguments.init)
     replicate = derive_seed(arguments.seed, "replicate", arguments.replicate)
     lora_seed = derive_seed(replicate, "lora", arguments.iteration)  # members start alike
@@ -160,6 +160,12 @@ def train(
     save_checkpoint(trained, judges.tokenizer, arguments.out, weights)
     for name, rows in tables.items():
         pd.DataFrame(rows).to_csv(Path(arguments.out, f"{name}.csv"), index=False)
+
+
+def reading(settings: ReinforceSettings) -> Reading:
+    """How the reward model reads: as the policy is scored."""
+    rows = settings.micro_batch_size or Reading.rows
+    return Reading(rows, settings.compute_dtype, settings.frozen_memory)
 
 
 def explain_out_of_memory(
@@ -220,7 +226,9 @@ def measure(run: Run, judges: Judges, arguments: Arguments, settings: ReinforceS
             if weights != "policy":
                 scoring = run.weights(weights).scoring(run.policy.device)
                 model = stack.enter_context(scoring)
-            stack.enter_context(gathered(model))
+            # As in training: sharded, the weights are whole in this dtype.
+            stack.enter_context(compute_in(settings.compute_dtype, run.policy.device))
+            model = stack.enter_context(gathered(model))
             samples = sample_for_trajectory(model, judges, arguments, settings)
         key = {"step": run.step, "weights": weights}
         tables["trajectory"].append(key | trajectory_row(samples, judges))

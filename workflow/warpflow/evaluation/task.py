@@ -11,7 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.data.files import Row, read_rows
 from warpflow.evaluation.rewards import (
+    READING,
     PromptRows,
+    Reading,
     Reward,
     function_reward,
     index_rows,
@@ -66,8 +68,11 @@ class Judges:
     eval_prompts: list[list[int]]
 
 
-def load_judges(given: JudgeArguments, max_new_tokens: int) -> Judges:
+def load_judges(given: JudgeArguments, max_new_tokens: int, reading: Reading = READING) -> Judges:
     """Load them to the device.
+
+    Args:
+        reading: of a reward model.
 
     Raises:
         ValueError: a prompt of more than `max_prompt_tokens` tokens; names file and prompt. A
@@ -106,6 +111,7 @@ def load_judges(given: JudgeArguments, max_new_tokens: int) -> Judges:
             reward_tokenizer,
             tokenizer,
             prompt_rows() if of_messages else {},
+            reading,
         )
 
     weights = json.loads(given.rewards)
