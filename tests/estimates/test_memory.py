@@ -2,9 +2,11 @@
 setting promises it."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
+import estimate_resources
 import pytest
 import torch
 import train_policy as script
@@ -128,6 +130,17 @@ def test_shards_share_what_fsdp_shares(make_model: MakeModel) -> None:
         p.numel() for p in matrices(policy)
     )
     assert each.phases["sampling"] > copy
+
+
+def test_the_papers_setting_is_estimated_without_its_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its models and prompts are yet to come; docs/gpu.md says that it fits 4 GPUs of 80 GB."""
+    monkeypatch.chdir(ROOT)
+    chosen = ["--set", "frozen_memory=host", "sampling_batch_size=32"]
+    estimate_resources.main(["--configfile", "config/paper.yaml", "--shards", "4", *chosen])
+    found = re.search(r"at most ([\d.]+) GB", capsys.readouterr().out)
+    assert found and 40 < float(found[1]) < 80
 
 
 @pytest.mark.parametrize(
