@@ -182,7 +182,8 @@ def measure(
 def libraries() -> float:
     """Resident size in MB of a process that has imported what a training run imports."""
     code = "import psutil, train_policy; print(psutil.Process().memory_info().rss / 1e6)"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'scripts'}{os.pathsep}{ROOT / 'workflow'}"}
+    folders = os.pathsep.join(str(ROOT / name) for name in ("workflow", "scripts"))
+    environment = {**os.environ, "PYTHONPATH": folders}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     return float(done.stdout)
 

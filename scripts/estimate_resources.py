@@ -28,14 +28,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--configfile", nargs="*", default=[], help="laid over config/config.yaml")
+    parser.add_argument(
+        "--shards", type=int, default=1, help="GPUs of a run, among which FSDP shares it"
+    )
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="of section train_policy, to try"
+    )
     arguments = parser.parse_args(argv)
     config: dict[str, Any] = {}
     for path in ("config/config.yaml", *arguments.configfile):
         update_config(config, yaml.safe_load(Path(path).read_text()))
-    check_config(config)
+    tried = (pair.partition("=") for pair in arguments.set)
+    config["train_policy"] |= {key: yaml.safe_load(value) for key, _, value in tried}
+    check_config(config, files=False)  # nothing is loaded: files may be yet to come
     seen: dict[str, list[str]] = {}
     for experiment in resolve_experiments(config).values():
-        text = describe(estimate_memory(config, policy_settings(experiment, 1)))
+        text = describe(estimate_memory(config, policy_settings(experiment, 1), arguments.shards))
         seen.setdefault(text, []).append(experiment.name)
     for text, names in seen.items():
         print(f"train_policy of {', '.join(names)}\n{text}\n")

@@ -36,6 +36,7 @@ from warpflow.pipeline.config import check_config
 # Settings of train_policy that its memory depends on.
 MEMORY = (
     *("batch_size", "samples_per_prompt", "micro_batch_size", "anchor", "anchor_memory"),
+    *("frozen_memory", "sampling_batch_size"),
     *("gradient_checkpointing", "compute_dtype", "lora_rank", "evaluate_prompts"),
 )
 CONFIGS = ("config/config.yaml", "config/ablations.yaml")

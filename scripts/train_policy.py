@@ -31,11 +31,21 @@ from tqdm import tqdm
 
 from warpflow.cli import parse_arguments
 from warpflow.data.files import write_jsonl
+from warpflow.evaluation.rewards import Reading
 from warpflow.evaluation.sample import completion_rows, sample_and_measure
 from warpflow.evaluation.task import JudgeArguments, Judges, load_judges
-from warpflow.lm.models import load_config, load_policy, save_checkpoint
+from warpflow.lm.models import (
+    compute_in,
+    keep_in_host_memory_,
+    lent,
+    load_config,
+    load_policy,
+    round_matrices_,
+    save_checkpoint,
+)
 from warpflow.seeds import derive_seed
 from warpflow.settings.base import section
+from warpflow.training.anchors import is_sft_itself
 from warpflow.training.distributed import (
     any_process,
     gather_objects,
@@ -115,11 +125,18 @@ def train(
 ) -> None:
     """Start or resume the run, train to the end, write the checkpoint. Once `stopped` is not
     empty: save and leave with exit status `STOPPED`."""
-    judges = load_judges(given, settings.max_new_tokens)
+    judges = load_judges(given, settings.max_new_tokens, reading(settings))
     policy = load_policy(arguments.init)
     replicate = derive_seed(arguments.seed, "replicate", arguments.replicate)
     lora_seed = derive_seed(replicate, "lora", arguments.iteration)  # members start alike
     run = start_run(policy, judges.sft, settings, lora_seed, accelerator)
+    # θ_sft is needed on the device while the KL to it is measured; as the anchor, always.
+    is_anchor = is_sft_itself(settings.anchor, settings.anchor_memory)
+    if settings.compute_dtype == "bfloat16" and not is_anchor:
+        round_matrices_(judges.sft)  # as autocast would, each time
+    is_kept = settings.frozen_memory == "host" and not is_anchor
+    kept_sft = keep_in_host_memory_(judges.sft) if is_kept else []
+    measured = (run, judges, arguments, settings, kept_sft)
     fingerprint = {
         key: value
         for key, value in (asdict(arguments) | asdict(given) | asdict(settings)).items()
@@ -128,7 +145,7 @@ def train(
     state = Path(arguments.state) if arguments.state else None
     tables = load_state(state, run, fingerprint) if state else None
     if tables is None:
-        tables = {"training": [], "completions": sample_along(run, judges, arguments, settings)}
+        tables = {"training": [], "completions": sample_along(*measured)}
     else:
         logging.info("resumed after step %d from %s", run.step, state)
     seed = derive_seed(replicate, "train_policy", arguments.iteration, arguments.member)
@@ -145,7 +162,7 @@ def train(
         if row.step % settings.log_every == 0:
             tables["training"].append(asdict(row))
         if row.step % settings.evaluate_every == 0 or row.step == settings.steps:
-            tables["completions"] += sample_along(run, judges, arguments, settings)
+            tables["completions"] += sample_along(*measured)
         stopping = any_process(bool(stopped), run.policy.device)
         if state and (stopping or row.step % settings.save_every == 0):
             save_state(state, run, fingerprint, tables)
@@ -162,6 +179,12 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(tables["training"]).to_csv(folder / "training.csv", index=False)
     write_jsonl(folder / "completions.jsonl", tables["completions"])
+
+
+def reading(settings: ReinforceSettings) -> Reading:
+    """How the reward model reads: as the policy is scored."""
+    rows = settings.micro_batch_size or Reading.rows
+    return Reading(rows, settings.compute_dtype, settings.frozen_memory)
 
 
 def explain_out_of_memory(
@@ -212,10 +235,18 @@ def show_progress(
 
 
 def sample_along(
-    run: Run, judges: Judges, arguments: Arguments, settings: ReinforceSettings
+    run: Run,
+    judges: Judges,
+    arguments: Arguments,
+    settings: ReinforceSettings,
+    kept_sft: Sequence[torch.Tensor],
 ) -> list[dict[str, Any]]:
     """A completion of each of the first held-out prompts by the policy, or by each of its averages
-    that `evaluate_weights` names; with its KL to SFT. The processes share the prompts."""
+    that `evaluate_weights` names; with its KL to SFT. The processes share the prompts.
+
+    Args:
+        kept_sft: θ_sft's weights, where they are in host memory between its uses.
+    """
     prompts = judges.eval_prompts[: settings.evaluate_prompts]
     share = share_of(len(prompts))
     rows: list[dict[str, Any]] = []
@@ -225,7 +256,11 @@ def sample_along(
             if weights != "policy":
                 scoring = run.weights(weights).scoring(run.policy.device)
                 model = stack.enter_context(scoring)
-            stack.enter_context(gathered(model))
+            # As in training: sharded, the weights are whole in this dtype.
+            stack.enter_context(compute_in(settings.compute_dtype, run.policy.device))
+            model = stack.enter_context(gathered(model))
+            if kept_sft:
+                stack.enter_context(lent(judges.sft, kept_sft, run.policy.device))
             parts = sample_and_measure(
                 model,
                 judges.sft,

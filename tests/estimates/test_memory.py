@@ -2,9 +2,11 @@
 setting promises it."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
+import estimate_resources
 import pytest
 import torch
 import train_policy as script
@@ -15,6 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from warpflow.estimates.memory import Estimate, LiveBytes, estimate_training
 from warpflow.lm.log_probs import Completions
+from warpflow.lm.models import matrices
 from warpflow.training.reinforce import ReinforceSettings, compute_gradient, start_run
 
 CHOSEN = settings(batch_size=16, max_new_tokens=24, anchor="ema")
@@ -22,7 +25,7 @@ WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
 
 
 def estimate(
-    policy: PreTrainedConfig, chosen: ReinforceSettings = CHOSEN, **changes: object
+    policy: PreTrainedConfig, chosen: ReinforceSettings = CHOSEN, shards: int = 1, **changes: object
 ) -> Estimate:
     reward = AutoConfig.for_model(
         "llama",
@@ -34,7 +37,13 @@ def estimate(
     )
     chosen = dataclasses.replace(chosen, **changes)
     return estimate_training(
-        policy, reward, chosen, prompt_tokens=8, evaluate_prompts=4, evaluate_batch_size=4
+        policy,
+        reward,
+        chosen,
+        prompt_tokens=8,
+        evaluate_prompts=4,
+        evaluate_batch_size=4,
+        shards=shards,
     )
 
 
@@ -57,7 +66,7 @@ def test_what_is_held_is_exact(make_model: MakeModel) -> None:
     policy = make_model("gemma")
     size = 4 * sum(p.numel() for p in policy.parameters())
     held = estimate(policy.config).held
-    assert [held[name] for name in ("policy", "anchor", "SFT policy")] == [size] * 3
+    assert [held[name] for name in ("policy", "anchor")] == [size] * 2
     assert held["Adam"] == 2 * size
     assert held["LoRA"] == 0
 
@@ -95,12 +104,43 @@ def test_each_setting_saves_what_it_promises(make_model: MakeModel) -> None:
     lora = estimate(policy.config, lora_rank=2).held
     assert lora["Adam"] == 2 * lora["LoRA"] < 0.2 * plain.held["Adam"]
     size = plain.held["anchor"]
-    assert estimate(policy.config, anchor="sft").held["anchor"] == 0
+    drawn = plain.phases["sampling"]
+    assert estimate(policy.config, sampling_batch_size=4).phases["sampling"] < 0.4 * drawn
+    kept, moved = (estimate(policy.config, frozen_memory=m) for m in ("device", "host"))
+    saved = kept.held["reward model"] - moved.held["reward model"]
+    assert saved == kept.held["reward model"] == moved.phases["reward"] - kept.phases["reward"] > 0
     host = estimate(policy.config, anchor_memory="host")
     assert host.held["anchor"] == 0
     assert host.phases["anchor's scores"] == plain.phases["anchor's scores"] + size
     half = estimate(policy.config, anchor_memory="bfloat16", compute_dtype="bfloat16")
-    assert half.held["anchor"] == size / 2
+    rounded = sum(weight.numel() for weight in matrices(policy))
+    assert half.held["anchor"] == size - 2 * rounded
+
+
+def test_shards_share_what_fsdp_shares(make_model: MakeModel) -> None:
+    policy = make_model("llama", words=[f"w{i}" for i in range(500)], **WIDE)
+    whole, each = (estimate(policy.config, compute_dtype="bfloat16", shards=n) for n in (1, 4))
+    for name in ("policy", "anchor", "Adam"):
+        assert each.held[name] == whole.held[name] // 4
+    assert each.held["reward model"] == whole.held["reward model"]
+    gradient = whole.held["policy"]
+    assert each.phases["forward and backward"] < whole.phases["forward and backward"]
+    assert each.phases["forward and backward"] > gradient / 4
+    copy = 4 * sum(p.numel() for p in policy.parameters()) - 2 * sum(
+        p.numel() for p in matrices(policy)
+    )
+    assert each.phases["sampling"] > copy
+
+
+def test_the_papers_setting_is_estimated_without_its_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its models and prompts are yet to come; docs/gpu.md says that it fits 4 GPUs of 80 GB."""
+    monkeypatch.chdir(ROOT)
+    chosen = ["--set", "frozen_memory=host", "sampling_batch_size=32"]
+    estimate_resources.main(["--configfile", "config/paper.yaml", "--shards", "4", *chosen])
+    found = re.search(r"at most ([\d.]+) GB", capsys.readouterr().out)
+    assert found and 40 < float(found[1]) < 80
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from warpflow.evaluation.rewards import (
+    Reading,
     Reward,
     Scorer,
     function_reward,
@@ -85,11 +86,38 @@ def test_batching_and_padding_do_not_change_scores(
 ) -> None:
     model, tokenizer = classifier(name=name), make_tokenizer()
     whole = model_reward(model, tokenizer, tokenizer, {})(batch())
-    in_twos = model_reward(model, tokenizer, tokenizer, {}, batch_size=2)(batch())
+    in_twos = model_reward(model, tokenizer, tokenizer, {}, Reading(rows=2))(batch())
     torch.testing.assert_close(whole, in_twos, atol=1e-5, rtol=1e-5)
     alone = torch.cat([sequence_scores(model, [row]) for row in ROWS])
     torch.testing.assert_close(whole, alone, atol=1e-5, rtol=1e-5)
     assert not whole.requires_grad
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma"])
+def test_a_model_rounded_or_in_host_memory_scores_as_autocast_does(
+    name: str, make_tokenizer: MakeTokenizer
+) -> None:
+    """To the bit, in half the memory or with its weights elsewhere between its uses."""
+    tokenizer, model = make_tokenizer(), classifier(name=name)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = sequence_scores(model, ROWS)
+    device = model_reward(model, tokenizer, tokenizer, {}, Reading(256, "bfloat16"))
+    assert torch.equal(device(batch()), expected)
+    assert {p.dtype for p in model.parameters()} == {torch.float32, torch.bfloat16}
+    other = classifier(name=name)
+    host = model_reward(other, tokenizer, tokenizer, {}, Reading(256, "bfloat16", "host"))
+    kept = [p.data_ptr() for p in other.parameters()]
+    assert torch.equal(host(batch()), expected)
+    assert [p.data_ptr() for p in other.parameters()] == kept
+
+
+def test_a_model_reads_so_many_rows_at_once(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer, model, rows = make_tokenizer(), classifier(), []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    model_reward(model, tokenizer, tokenizer, {}, Reading(rows=2))(batch())
+    assert rows == [2, 1]
 
 
 def test_scores_come_in_the_units_stored_with_the_model(

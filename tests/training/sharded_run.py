@@ -13,8 +13,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from warpflow.lm.fast.layers import is_covered
+from warpflow.lm.models import compute_in
 from warpflow.training.anchors import Anchor, make_anchor
-from warpflow.training.distributed import is_sharded, local, process_index, whole_state_dict
+from warpflow.training.distributed import (
+    gathered,
+    is_sharded,
+    local,
+    process_index,
+    whole_state_dict,
+)
 from warpflow.training.reinforce import ReinforceSettings, Run, train_policy
 from warpflow.training.resume import load_state, save_state
 
@@ -39,6 +47,16 @@ def train(run: Run, chosen: ReinforceSettings, stop: int) -> None:
         next(steps)
 
 
+def check_copy(policy: PreTrainedModel, folder: Path) -> None:
+    """In bf16 a sharded policy samples from a copy that computes what a whole one would."""
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.tensor([[1, 5, 6, 7]])
+    with compute_in("bfloat16", policy.device), torch.no_grad(), gathered(policy) as copy:
+        assert not is_sharded(copy) and is_covered(copy)
+        assert copy.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+        assert torch.equal(copy(ids).logits, whole(ids).logits)
+
+
 def main(folder: Path) -> None:
     chosen = settings(steps=6)
     run = start(folder / "model", chosen)
@@ -46,6 +64,7 @@ def main(folder: Path) -> None:
         assert is_sharded(model)
         held = sum(part.numel() for part in local(model.parameters()))
         assert held < 0.6 * sum(p.numel() for p in model.parameters())
+    check_copy(run.policy, folder / "model")
     train(run, chosen, 3)
     save_state(folder / "state", run, {}, {"training": [3]})
     again = start(folder / "model", chosen)

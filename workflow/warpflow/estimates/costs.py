@@ -106,8 +106,11 @@ def count_parameters(family: Any, config: PreTrainedConfig | None) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def estimate_memory(config: Mapping[str, Any], training: Mapping[str, Any]) -> Estimate:
-    """Of one RL run with the settings `training` of section train_policy."""
+def estimate_memory(
+    config: Mapping[str, Any], training: Mapping[str, Any], shards: int = 1
+) -> Estimate:
+    """Of one RL run with the settings `training` of section train_policy, on each of the `shards`
+    devices that FSDP shares it among."""
     policy = policy_config(config)
     known = {field.name for field in fields(ReinforceSettings)}
     given = {**config["policy"], **training}
@@ -118,6 +121,7 @@ def estimate_memory(config: Mapping[str, Any], training: Mapping[str, Any]) -> E
         prompt_tokens=config["policy"]["max_prompt_tokens"],
         evaluate_prompts=training["evaluate_prompts"],
         evaluate_batch_size=config["evaluate_policy"]["batch_size"],
+        shards=shards,
     )
 
 

@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from warpflow.evaluation.rewards import Reading
 from warpflow.evaluation.sample import kls_and_entropy_of_logits
 from warpflow.lm.fast.packing import Pack, pack, packed_log_probs
 from warpflow.lm.log_probs import (
@@ -35,13 +36,12 @@ from warpflow.lm.log_probs import (
     rows_per_pass,
     tokens_per_pass,
 )
-from warpflow.lm.models import round_matrices_
-from warpflow.lm.sampling import draw_tokens, make_cache
+from warpflow.lm.models import compute_in, round_matrices_
+from warpflow.lm.sampling import casting_once, draw_tokens, make_cache
 from warpflow.lm.scoring import can_pack
 from warpflow.training.anchors import is_sft_itself
 from warpflow.training.reinforce import (
     ReinforceSettings,
-    compute_in,
     needed_averages,
     prepare_policy_,
     recomputing,
@@ -92,8 +92,9 @@ def advise(settings: ReinforceSettings, estimate: Estimate) -> str:
     return (
         "out of memory. Lower train_policy.micro_batch_size (now "
         f"{settings.micro_batch_size or settings.batch_size}), set gradient_checkpointing to true "
-        f"(now {str(settings.gradient_checkpointing).lower()}) or anchor_memory to host (now "
-        f"{settings.anchor_memory}); the run's saved steps are kept. Its estimate:\n"
+        f"(now {str(settings.gradient_checkpointing).lower()}), or anchor_memory and frozen_memory "
+        f"to host (now {settings.anchor_memory} and {settings.frozen_memory}); the run's saved "
+        "steps are kept. Its estimate:\n"
         f"{describe(estimate)}\n  `python scripts/estimate_resources.py` says what a setting saves"
     )
 
@@ -138,6 +139,7 @@ def estimate_training(
     prompt_tokens: int,
     evaluate_prompts: int,
     evaluate_batch_size: int,
+    shards: int = 1,
 ) -> Estimate:
     """The memory of scripts/train_policy.py, every prompt and completion at its limit.
 
@@ -145,53 +147,90 @@ def estimate_training(
         policy, reward: configs of θ and of the reward model; no weights are loaded. None where
             functions alone reward.
         prompt_tokens: limit of a prompt.
+        shards: processes that FSDP shares policy, anchor, gradient and Adam among; the estimate is
+            of each. The completions of a step are shared too.
     """
     with torch.device("meta"):
-        theta, anchor, sft = (build(AutoModelForCausalLM, policy) for _ in range(3))
+        theta, anchor, sampler, sft = (build(AutoModelForCausalLM, policy) for _ in range(4))
         judge = build(AutoModelForSequenceClassification, reward) if reward else None
-        held = {
-            "policy": bytes_of(theta),
-            "SFT policy": bytes_of(sft),
-            "reward model": bytes_of(judge) if judge else 0,
-        }
+        whole = bytes_of(theta)
+        held = {"policy": whole // shards}
         prepare_policy_(theta, settings, seed=0)
         if settings.anchor_memory == "bfloat16":
             round_matrices_(anchor)
+        if settings.compute_dtype == "bfloat16":
+            round_matrices_(sampler)
+            round_matrices_(sft)
+            if judge:
+                round_matrices_(judge)
     trained = sum(p.nbytes for p in theta.parameters() if p.requires_grad)
+    judge_bytes = bytes_of(judge) if judge else 0
+    # As the anchor it is counted there.
+    sft_bytes = 0 if is_sft_itself(settings.anchor, settings.anchor_memory) else bytes_of(sft)
     held |= {
-        "anchor": anchor_bytes(anchor, settings),
-        "LoRA": bytes_of(theta) - held["policy"],
-        "Adam": 2 * trained,
+        "SFT policy": sft_bytes if settings.frozen_memory == "device" else 0,
+        "reward model": judge_bytes if settings.frozen_memory == "device" else 0,
+        "anchor": anchor_bytes(anchor, settings) // shards,
+        "LoRA": bytes_of(theta) - whole,
+        "Adam": 2 * trained // shards,
     }
-    rows = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
-    packed = full_pack([theta, anchor], rows, settings, prompt_tokens)
+    batch_size = settings.batch_size // shards
+    rows = min(settings.micro_batch_size or batch_size, batch_size)
+    packed = full_pack([theta, anchor], rows, settings, prompt_tokens) if shards == 1 else None
     with FakeTensorMode():
-        for model in (theta, anchor, sft, judge):
+        for model in (theta, anchor, sampler, sft, judge):
             if model is not None:
-                make_fake_(model)
-        length = settings.max_new_tokens
-        batch = fake_completions(settings.batch_size, prompt_tokens, length)
-        sampled = settings.sampling_batch_size or settings.batch_size
-        drawn = fake_completions(max(sampled, settings.samples_per_prompt), prompt_tokens, length)
+                make_fake_(model if model is theta else model.requires_grad_(False))
+        length, each = settings.max_new_tokens, settings.samples_per_prompt
         part = make_fake(packed) if packed else fake_completions(rows, prompt_tokens, length)
-        shown = fake_completions(min(evaluate_prompts, evaluate_batch_size), prompt_tokens, length)
+        read = fake_completions(
+            min(settings.micro_batch_size or Reading.rows, batch_size), prompt_tokens, length
+        )
+        drawn = fake_completions(
+            max(min(settings.sampling_batch_size or batch_size, batch_size), each),
+            *(prompt_tokens, length),
+        )
+        shown = fake_completions(
+            max(min(evaluate_prompts // shards, evaluate_batch_size), 1), prompt_tokens, length
+        )
         together = min(len(shown.finished), rows_per_pass(shown, policy.vocab_size))
         compared = fake_completions(
             together, prompt_tokens, min(length, tokens_per_pass(together, policy.vocab_size))
         )
-        each = settings.samples_per_prompt
+        drawing = theta if shards == 1 else sampler
         phases: dict[str, Callable[[], object]] = {
-            "sampling": lambda: sample(theta, drawn, each, settings.compute_dtype),
-            "reward": lambda: judge_rows(judge, batch) if judge else None,
+            "sampling": lambda: sample(drawing, drawn, each, settings.compute_dtype),
+            "reward": lambda: judge_rows(judge, read, settings.compute_dtype) if judge else None,
             "anchor's scores": lambda: score(anchor, part, settings),
             "forward and backward": lambda: backward(theta, part, settings),
-            "evaluation: sampling": lambda: sample(theta, shown, 1, "float32"),
-            "evaluation: KL": lambda: compare(theta, sft, compared),
+            "evaluation: sampling": lambda: sample(drawing, shown, 1, settings.compute_dtype),
+            "evaluation: KL": lambda: compare(drawing, sft, compared, settings.compute_dtype),
         }
         peaks = {name: peak_of(phase) for name, phase in phases.items()}
     if settings.anchor_memory == "host":
         peaks["anchor's scores"] += bytes_of(anchor)
+    if settings.frozen_memory == "host":
+        peaks["reward"] += judge_bytes
+        peaks["evaluation: sampling"] += sft_bytes
+        peaks["evaluation: KL"] += sft_bytes
+    if shards > 1:
+        add_shards_(peaks, theta, sampler, shards)
     return Estimate(held, peaks)
+
+
+def add_shards_(
+    peaks: dict[str, int], theta: PreTrainedModel, sampler: PreTrainedModel, shards: int
+) -> None:
+    """What the phases of a sharded run take beside those of a whole one: weights that are gathered,
+    of two layers at a time and of what is in no layer; and less of the gradient."""
+    stacks = [m for m in theta.modules() if isinstance(m, torch.nn.ModuleList)]
+    layers = [bytes_of(layer) for layer in max(stacks, key=bytes_of)]
+    gathered = bytes_of(theta) - sum(layers) + 2 * max(layers)
+    peaks["anchor's scores"] += gathered
+    peaks["forward and backward"] += gathered - bytes_of(theta) * (shards - 1) // shards
+    peaks["sampling"] += bytes_of(sampler)
+    peaks["evaluation: sampling"] += bytes_of(sampler)
+    peaks["evaluation: KL"] += bytes_of(sampler)
 
 
 def build(family: Any, config: PreTrainedConfig) -> PreTrainedModel:
@@ -217,14 +256,13 @@ def make_fake_(model: PreTrainedModel) -> None:
                 store[name] = fakes[tensor]
 
 
-def bytes_of(model: PreTrainedModel) -> int:
+def bytes_of(model: torch.nn.Module) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())
 
 
 def anchor_bytes(model: PreTrainedModel, settings: ReinforceSettings) -> int:
-    """On the device; the fp32 weights of ``host`` and ``bfloat16`` are in host memory besides. The
-    SFT policy, where it is the anchor and stays on the device, is there once. Averages of the
-    policy beside the anchor are kept as the anchor is."""
+    """Held on the device throughout; averages of the policy beside the anchor are kept as it is.
+    The SFT policy, where it is the anchor and stays on the device, is there once."""
     own = 0 if is_sft_itself(settings.anchor, settings.anchor_memory) else 1
     models = len(needed_averages(settings)) + own
     return 0 if settings.anchor_memory == "host" else models * bytes_of(model)
@@ -283,9 +321,10 @@ def sample(model: PreTrainedModel, batch: Completions, each: int, dtype: str) ->
     """Reading the prompts, once for `each` completions, and the first token: the cache has its
     final size by then."""
     rows, prompt = batch.prompt_ids.shape
-    cache = make_cache(model, prompt + batch.response_ids.shape[1])
-    arguments = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-    with compute_in(dtype, CPU):
+    arguments: dict[str, Any] = {"use_cache": True, "logits_to_keep": 1}
+    with compute_in(dtype, CPU), casting_once(model):
+        cache = make_cache(model, prompt + batch.response_ids.shape[1])
+        arguments["past_key_values"] = cache
         model(input_ids=batch.prompt_ids[: rows // each], **arguments)
         if each > 1:
             cache.batch_repeat_interleave(each)
@@ -294,9 +333,10 @@ def sample(model: PreTrainedModel, batch: Completions, each: int, dtype: str) ->
 
 
 @torch.no_grad()
-def judge_rows(model: PreTrainedModel, batch: Completions, rows: int = 256) -> None:
-    ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)[:rows]
-    model(input_ids=ids, attention_mask=torch.ones_like(ids))
+def judge_rows(model: PreTrainedModel, batch: Completions, dtype: str) -> None:
+    ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)
+    with compute_in(dtype, CPU):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 def log_probs(model: PreTrainedModel, part: Completions | Pack, temperature: float) -> Tensor:
@@ -319,6 +359,7 @@ def backward(model: PreTrainedModel, part: Completions | Pack, settings: Reinfor
 
 
 @torch.no_grad()
-def compare(policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions) -> None:
-    logits, sft_logits = (predicting_logits(model, batch, {}) / 1.0 for model in (policy, sft))
-    kls_and_entropy_of_logits(logits, sft_logits, batch)
+def compare(policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions, dtype: str) -> None:
+    with compute_in(dtype, CPU):
+        logits, sft_logits = (predicting_logits(model, batch, {}) / 1.0 for model in (policy, sft))
+        kls_and_entropy_of_logits(logits, sft_logits, batch)

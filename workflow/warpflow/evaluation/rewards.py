@@ -13,8 +13,9 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.data.files import Row
 from warpflow.lm.log_probs import Completions
+from warpflow.lm.models import compute_in, keep_in_host_memory_, lent, round_matrices_
 from warpflow.lm.prompts import dialogue_tokens
 from warpflow.lm.reward_models import require_readable, sequence_scores
 from warpflow.lm.texts import (
@@ -33,12 +35,32 @@ from warpflow.lm.texts import (
 )
 
 Reward = Callable[[Completions], Tensor]
+FrozenMemory = Literal["device", "host"]
 # Called with the keywords prompts, completions, finished and columns, a list each.
 Scorer = Callable[..., Sequence[float]]
 Example = tuple[Any, str]  # a prompt, as its file has it or decoded, and its completion
 # Token ids of a prompt → its row in the prompts' file. A completion finds its row by its prompt's
 # tokens, so that sampling, micro-batches and processes need not carry it.
 PromptRows = Mapping[tuple[int, ...], Row]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a reward model reads completions.
+
+    Attributes:
+        rows: at once.
+        compute_dtype: of matrix products. Of a model that computes in bf16 the matrices are stored
+            so, which gives the same numbers.
+        memory: where its weights are between its uses.
+    """
+
+    rows: int = 256
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    memory: FrozenMemory = "device"
+
+
+READING = Reading()
 
 
 def weighted_sum(terms: Sequence[tuple[float, Reward]]) -> Reward:
@@ -73,7 +95,7 @@ def model_reward(
     model_tokenizer: PreTrainedTokenizerBase,
     policy_tokenizer: PreTrainedTokenizerBase,
     dialogues: PromptRows,
-    batch_size: int = 256,
+    reading: Reading = READING,
 ) -> Reward:
     """The reward r(x, y) of a one-label sequence classifier.
 
@@ -96,6 +118,7 @@ def model_reward(
     std = getattr(model.config, "reward_std", 1.0)
     same_vocabulary = model_tokenizer.get_vocab() == policy_tokenizer.get_vocab()
     trained_on_these_ids = same_vocabulary and hasattr(model.config, "reward_std")
+    device, kept = model.device, prepare_frozen_(model, reading)
     has_own_template = model_tokenizer.chat_template is not None and not trained_on_these_ids
 
     def encode(batch: Completions) -> list[list[int]]:
@@ -120,17 +143,28 @@ def model_reward(
         rows = encode(batch)
         with showing("reward_model", examples()):
             require_readable(model, rows)
-            scores = torch.cat(
-                [
-                    sequence_scores(model, rows[i : i + batch_size])
-                    for i in range(0, len(rows), batch_size)
-                ]
-            )
+            with (
+                lent(model, kept, device) if kept else nullcontext(),
+                compute_in(reading.compute_dtype, device),
+            ):
+                scores = torch.cat(
+                    [
+                        sequence_scores(model, rows[i : i + reading.rows])
+                        for i in range(0, len(rows), reading.rows)
+                    ]
+                )
         values = (scores - mean) / std
         require_finite(values, "reward_model", examples())
         return values
 
     return score
+
+
+def prepare_frozen_(model: PreTrainedModel, reading: Reading) -> list[Tensor]:
+    """Store a model as `reading` says; its weights in host memory, where they are kept there."""
+    if reading.compute_dtype == "bfloat16":
+        round_matrices_(model)
+    return keep_in_host_memory_(model) if reading.memory == "host" else []
 
 
 def function_reward(

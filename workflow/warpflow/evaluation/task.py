@@ -10,7 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.data.files import read_rows
 from warpflow.evaluation.rewards import (
+    READING,
     PromptRows,
+    Reading,
     Reward,
     function_reward,
     index_rows,
@@ -72,8 +74,11 @@ class Judges(Scorers):
     sft: PreTrainedModel
 
 
-def load_judges(given: JudgeArguments, max_new_tokens: int) -> Judges:
+def load_judges(given: JudgeArguments, max_new_tokens: int, reading: Reading = READING) -> Judges:
     """Load them to the device.
+
+    Args:
+        reading: of a reward model.
 
     Raises:
         ValueError: as `load_scorers`; a longest prompt and completion that exceed the policy's
@@ -82,11 +87,11 @@ def load_judges(given: JudgeArguments, max_new_tokens: int) -> Judges:
     config, tokens = load_config(given.sft), given.max_prompt_tokens + max_new_tokens
     require_context(config, tokens, given.sft)
     require_room(config, tokens, given.sft)
-    scorers = load_scorers(given)
+    scorers = load_scorers(given, reading)
     return Judges(**vars(scorers), sft=load_policy(given.sft).requires_grad_(False))
 
 
-def load_scorers(given: JudgeArguments) -> Scorers:
+def load_scorers(given: JudgeArguments, reading: Reading = READING) -> Scorers:
     """Load what scores completions to the device; of θ_sft the tokenizer alone.
 
     Raises:
@@ -122,6 +127,7 @@ def load_scorers(given: JudgeArguments) -> Scorers:
             reward_tokenizer,
             tokenizer,
             prompt_rows() if of_messages else {},
+            reading,
         )
 
     weights = json.loads(given.rewards)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,40 @@ def round_matrices_(model: PreTrainedModel) -> None:
     numbers to the bit."""
     for weight in matrices(model):
         weight.data = weight.data.bfloat16()
+
+
+def compute_in(dtype: str, device: torch.device) -> torch.autocast:
+    """Matrix products in `dtype`; weights, gradients, optimiser and EMA stay fp32 masters, since
+    at lr 1e-6 and μ = 0.01 their steps round to nothing in bf16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+@contextmanager
+def lent(
+    model: PreTrainedModel, kept: Sequence[torch.Tensor], device: torch.device
+) -> Iterator[None]:
+    """The model with its weights on the device, for a while; they are kept elsewhere."""
+    for parameter, weight in zip(model.parameters(), kept, strict=True):
+        parameter.data = weight.to(device, non_blocking=True)
+    try:
+        yield
+    finally:
+        for parameter, weight in zip(model.parameters(), kept, strict=True):
+            parameter.data = weight
+
+
+def keep_in_host_memory_(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Move a model's weights to host memory; `lent` brings them to the device for a while."""
+    kept = [in_host_memory(parameter.data) for parameter in model.parameters()]
+    for parameter, weight in zip(model.parameters(), kept, strict=True):
+        parameter.data = weight
+    return kept
+
+
+def in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy there, pinned where it will travel to a GPU."""
+    copied = tensor.to("cpu", copy=True)
+    return copied.pin_memory() if tensor.is_cuda else copied
 
 
 def build_policy(

@@ -74,6 +74,9 @@ class TrainPolicy:
     with the policy. host: in host memory, sent to the device for the scoring of each step.
     bfloat16: in host memory, with a bf16 copy on the device; needs compute_dtype bfloat16. See
     docs/memory.md for what each costs."""
+    frozen_memory: Literal["device", "host"] = "device"
+    """Of the reward model's weights and θ_sft's between their uses: device, or host, which takes
+    less GPU memory. The scores are the same."""
     lora_rank: Count | None = None
     """A number: train a LoRA of this rank (peft) in place of all weights. It is on every linear
     layer; null: all weights are trained. Anchor and checkpoints hold the merged weights."""

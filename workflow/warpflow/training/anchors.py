@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from warpflow.lm.models import round_matrices_
+from warpflow.lm.models import in_host_memory, lent, round_matrices_
 from warpflow.training.adapters import acting_weights
 from warpflow.training.distributed import local, release
 
@@ -51,15 +51,13 @@ class Anchor:
     def scoring(self, device: torch.device) -> Iterator[PreTrainedModel]:
         """The model with its weights on the device, for a while; one whose matrices are bf16
         computes in bf16."""
-        if self.memory == "host":
-            for parameter, weight in zip(self.model.parameters(), self.weights, strict=True):
-                parameter.data = weight.to(device, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.memory == "bfloat16"):
+        is_rounded, in_host = self.memory == "bfloat16", self.memory == "host"
+        with (
+            lent(self.model, self.weights, device) if in_host else nullcontext(),
+            torch.autocast(device.type, torch.bfloat16, enabled=is_rounded),
+        ):
             yield self.model
-        release(self.model)
-        if self.memory == "host":
-            for parameter, weight in zip(self.model.parameters(), self.weights, strict=True):
-                parameter.data = weight
+            release(self.model)
 
     def refresh(self) -> None:
         """Bring the model up to the weights after they have changed."""
@@ -73,19 +71,13 @@ def make_anchor(source: PreTrainedModel, memory: Memory = "device") -> Anchor:
     model = copy.deepcopy(source).requires_grad_(False).eval()
     if memory == "device":
         return Anchor(model)
-    apart = [_in_host_memory(parameter.data) for parameter in model.parameters()]
+    apart = [in_host_memory(parameter.data) for parameter in model.parameters()]
     if memory == "bfloat16":
         round_matrices_(model)
         return Anchor(model, memory, apart)
     for parameter, weight in zip(model.parameters(), apart, strict=True):
         parameter.data = weight
     return Anchor(model, memory, apart)
-
-
-def _in_host_memory(tensor: Tensor) -> Tensor:
-    """A copy there, pinned where it will travel to a GPU."""
-    copied = tensor.to("cpu", copy=True)
-    return copied.pin_memory() if tensor.is_cuda else copied
 
 
 @torch.no_grad()

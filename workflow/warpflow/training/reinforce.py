@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from warpflow.lm.log_probs import Completions
+from warpflow.lm.models import compute_in
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_in_chunks
 from warpflow.lm.scoring import Score, scores_by_part
 from warpflow.seeds import make_generator
@@ -262,9 +263,9 @@ def sample_batch(
     prompt_ids, is_prompt = pad_left([prompts[i] for i in chosen], pad_id, policy.device)
     rows, length = settings.batch_size, settings.max_new_tokens
     uniforms = draw_uniforms(rows, length, policy.device, seed, "sampling", step)
-    with compute_in(settings.compute_dtype, policy.device), gathered(policy):
+    with compute_in(settings.compute_dtype, policy.device), gathered(policy) as whole:
         return sample_in_chunks(
-            policy,
+            whole,
             prompt_ids,
             is_prompt,
             rows_at_once=settings.sampling_batch_size,
@@ -275,12 +276,6 @@ def sample_batch(
             uniforms=uniforms[own_part(rows, "train_policy.batch_size")],
             samples_per_prompt=settings.samples_per_prompt,
         )
-
-
-def compute_in(dtype: str, device: torch.device) -> torch.autocast:
-    """Matrix products in `dtype`; weights, gradients, optimiser and EMA stay fp32 masters, since
-    at lr 1e-6 and μ = 0.01 their steps round to nothing in bf16."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def compute_gradient(
