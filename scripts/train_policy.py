@@ -18,8 +18,9 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,7 @@ def sample_along(
     """
     prompts = judges.eval_prompts[: settings.evaluate_prompts]
     share = share_of(len(prompts))
+    lend_sft = partial(lent, judges.sft, kept_sft, run.policy.device) if kept_sft else nullcontext
     rows: list[dict[str, Any]] = []
     for weights in settings.evaluate_weights:
         with ExitStack() as stack:
@@ -259,8 +261,6 @@ def sample_along(
             # As in training: sharded, the weights are whole in this dtype.
             stack.enter_context(compute_in(settings.compute_dtype, run.policy.device))
             model = stack.enter_context(gathered(model))
-            if kept_sft:
-                stack.enter_context(lent(judges.sft, kept_sft, run.policy.device))
             parts = sample_and_measure(
                 model,
                 judges.sft,
@@ -273,6 +273,7 @@ def sample_along(
                 pad_id=judges.tokenizer.pad_token_id,
                 seed=arguments.seed,
                 part=share,
+                lend_sft=lend_sft,
             )
             mine = list(completion_rows(parts, share.start))
         key = {"step": run.step, "weights": weights}

@@ -211,7 +211,6 @@ def estimate_training(
         peaks["anchor's scores"] += bytes_of(anchor)
     if settings.frozen_memory == "host":
         peaks["reward"] += judge_bytes
-        peaks["evaluation: sampling"] += sft_bytes
         peaks["evaluation: KL"] += sft_bytes
     if shards > 1:
         add_shards_(peaks, theta, sampler, shards)

@@ -3,7 +3,8 @@ SFT policy and their entropy. What they are worth is for `warpflow.evaluation.ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +51,7 @@ def sample_and_measure(
     pad_id: int,
     seed: int,
     part: slice | None = None,
+    lend_sft: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Measured]:
     """Sample from `policy`, `batch_size` completions at a time, and measure their KL to `sft`.
 
@@ -61,6 +63,7 @@ def sample_and_measure(
         samples_per_prompt: completions of each; their rows are adjacent.
         part: of the prompts only (None: all), with the random numbers that they have among all, so
             that processes can share them.
+        lend_sft: has θ_sft's weights on the device while it lasts, where they are kept elsewhere.
     """
     each = samples_per_prompt
     uniforms = draw_uniforms(
@@ -83,7 +86,9 @@ def sample_and_measure(
             uniforms=uniforms[start * each : (start + per_batch) * each],
             samples_per_prompt=each,
         )
-        yield Measured(batch, *kls_and_entropy(policy, sft, batch, temperature))
+        with lend_sft():
+            measured = kls_and_entropy(policy, sft, batch, temperature)
+        yield Measured(batch, *measured)
 
 
 def completion_rows(parts: Iterable[Measured], first: int = 0) -> Iterator[dict[str, Any]]:
