@@ -1,14 +1,16 @@
 """Checkpoint folders as tensors: what merging and interpolation read.
 
 Tensors are those of the *files*, not of `model.state_dict()`: a tied `lm_head.weight` is then
-merged once, and names are the ones that the next reader expects. The files are mapped, so that
-reading needs no memory of a checkpoint's size. How such folders are written: `writing`.
+merged once. Their names are those of today's transformers, whatever the folder's layout
+(`layouts`). The files are mapped, so that reading needs no memory of a checkpoint's size. How such
+folders are written: `writing`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,8 +20,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+from warpflow.merging.layouts import (
+    canonical_names,
+    read_config,
+    require_plain_weights,
+    weight_files,
+)
+
 RECIPE = "recipe.json"
 PROVENANCE = "provenance.json"
 
@@ -50,18 +57,14 @@ class MappedTensors(dict[str, Tensor]):
 
 
 def shard_files(folder: str | Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in the index's order.
+    """The safetensors files of a checkpoint, those that transformers would read.
 
     Raises:
         FileNotFoundError: no safetensors weights (a pickle checkpoint is refused, with the
             command that converts it), or a shard that the index names is missing.
     """
     folder = Path(folder)
-    if (folder / INDEX).is_file():
-        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-        shards = [folder / name for name in dict.fromkeys(weight_map.values())]
-    else:
-        shards = [folder / SINGLE]
+    shards = weight_files(folder)
     missing = [str(shard) for shard in shards if not shard.is_file()]
     if missing:
         raise FileNotFoundError(f"{folder}: missing {', '.join(missing)}{missing_hint(folder)}")
@@ -90,21 +93,39 @@ def missing_hint(folder: Path) -> str:
 
 
 def read_tensors(folder: str | Path) -> MappedTensors:
-    """Every tensor of a checkpoint by its name in the files, in the files' dtype.
+    """Every tensor of a checkpoint that transformers would load, under the name by which it would
+    save it (`layouts`), in the files' dtype.
 
-    The tensors are views of the mapped files: nothing is read before it is used.
+    The tensors are views of the mapped files: nothing is read before it is used, but for a head
+    that may be the embedding over again.
 
     Raises:
         FileNotFoundError: see `shard_files`.
-        ValueError: a file that is cut short or is no safetensors file.
+        ValueError: a file that is cut short or is no safetensors file; an adapter beside the
+            weights, or quantised ones.
     """
-    tensors = MappedTensors(Path(folder))
+    folder = Path(folder)
+    stored: dict[str, Tensor] = {}
+    files: dict[str, Path] = {}
     for shard in shard_files(folder):
         check_size(shard)
         with safe_open(shard, "pt") as file:
             for name in file.keys():  # noqa: SIM118
-                tensors[name] = file.get_tensor(name)
-                tensors.files[name] = shard
+                stored[name] = file.get_tensor(name)
+                files[name] = shard
+    require_plain_weights(folder)
+    tensors = MappedTensors(folder)
+    names = canonical_names(stored, read_config(folder))
+    for name, canonical in names.items():
+        tensors[canonical] = stored[name]
+        tensors.files[canonical] = files[name]
+    if left_out := sorted(stored.keys() - names.keys()):
+        logging.warning(
+            "%s: %d tensors that transformers does not load or has twice are left out, e.g. %s",
+            folder,
+            len(left_out),
+            left_out[0],
+        )
     return tensors
 
 

@@ -165,6 +165,7 @@ def check_sources(sources: Sequence[Tensors]) -> None:
             what = getattr(policy, "folder", None) or f"policy {index}"
             raise ValueError(
                 f"{what} is not of the initialisation's architecture: {missing=}, {extra=}"
+                f"{tied_hint(missing, extra)}"
             )
         for name, tensor in init.items():
             where, other = describe(policy, index, name), policy[name]
@@ -186,6 +187,17 @@ def check_sources(sources: Sequence[Tensors]) -> None:
                     f"{where}: integer tensor {name} differs from the initialisation's and cannot "
                     "be averaged"
                 )
+
+
+def tied_hint(missing: Sequence[str], extra: Sequence[str]) -> str:
+    """Why only a head may be missing on one side."""
+    if not {*missing, *extra} <= {"lm_head.weight", "embed_out.weight"}:
+        return ""
+    return (
+        ": one of them has a head of its own, that of the other is tied to its embedding; expected "
+        "all tied or none. Untied weights of a tied model are written by "
+        "model.config.tie_word_embeddings = False before model.save_pretrained"
+    )
 
 
 def check_etas(etas: Sequence[float]) -> None:

@@ -25,15 +25,14 @@ from torch import Tensor
 from warpflow.file_modes import make_readable
 from warpflow.merging.checkpoints import (
     DTYPE_NAMES,
-    INDEX,
     PROVENANCE,
     RECIPE,
-    SINGLE,
     MappedTensors,
     as_bytes,
     fingerprint,
 )
 from warpflow.merging.chunks import output_dtypes, to_dtype
+from warpflow.merging.layouts import INDEX, SINGLE
 from warpflow.merging.recipes import ROLES
 
 SHARD_BYTES = 5_000_000_000  # of one file of a written checkpoint, at most
