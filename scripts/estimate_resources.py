@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-import yaml
-from snakemake.utils import update_config
 
 from warpflow.estimates.costs import estimate_memory
 from warpflow.estimates.memory import describe
 from warpflow.experiments import policy_settings, resolve_experiments
 from warpflow.pipeline.config import check_config
+from warpflow.pipeline.config_files import read_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,9 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--configfile", nargs="*", default=[], help="laid over config/config.yaml")
     arguments = parser.parse_args(argv)
-    config: dict[str, Any] = {}
-    for path in ("config/config.yaml", *arguments.configfile):
-        update_config(config, yaml.safe_load(Path(path).read_text()))
+    config = read_config(("config/config.yaml", *arguments.configfile))
     check_config(config)
     seen: dict[str, list[str]] = {}
     for experiment in resolve_experiments(config).values():
