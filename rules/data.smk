@@ -1,9 +1,13 @@
 # Nothing, or the user's files → RESULTS/generate_data/data or RESULTS/prepare_data/data:
 # sft.jsonl, preferences.jsonl, train_prompts.jsonl, eval_prompts.jsonl, tokenizer/.
 
+from warpflow.pipeline.config import trains_reward_model
+
 USER_FILES = sorted(
     {path for key, path in config["prepare_data"].items() if key.endswith("_path") and path}
 )
+# Pairs that the reward model's training wants beside those that it learns from.
+HELD_OUT_PAIRS = config["train_reward_model"]["held_out"] if trains_reward_model(config) else None
 
 
 rule generate_data:
@@ -54,6 +58,9 @@ rule prepare_data:
             }
             | config["prepare_data"]
         ),
+        # What it only checks, and is no part of its key.
+        runtime_args=flags({"held_out_pairs": HELD_OUT_PAIRS}),
     shell:
-        "{params.job} --makes {params.made} --log {log} --inputs {input} -- "
+        "{params.job} --makes {params.made} --log {log} --inputs {input} "
+        "--runtime_args {params.runtime_args:q} -- "
         "python scripts/prepare_data.py --out {params.made} {params.settings}"

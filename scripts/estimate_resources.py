@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-import yaml
-from snakemake.utils import update_config
 
 from warpflow.estimates.costs import estimate_memory
 from warpflow.estimates.memory import describe
 from warpflow.experiments import policy_settings, resolve_experiments
 from warpflow.pipeline.config import check_config
+from warpflow.pipeline.config_files import read_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,9 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="of section train_policy, to try"
     )
     arguments = parser.parse_args(argv)
-    config: dict[str, Any] = {}
-    for path in ("config/config.yaml", *arguments.configfile):
-        update_config(config, yaml.safe_load(Path(path).read_text()))
+    config = read_config(("config/config.yaml", *arguments.configfile))
     tried = (pair.partition("=") for pair in arguments.set)
     config["train_policy"] |= {key: yaml.safe_load(value) for key, _, value in tried}
     check_config(config, files=False)  # nothing is loaded: files may be yet to come

@@ -15,9 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from snakemake.utils import update_config
-
 from warpflow.estimates.costs import (
     USES_GPU,
     Job,
@@ -32,6 +29,7 @@ from warpflow.estimates.costs import (
 from warpflow.estimates.memory import in_units
 from warpflow.experiments import MAIN, Plan, make_plan, policy_settings
 from warpflow.pipeline.config import check_config
+from warpflow.pipeline.config_files import read_config
 
 # Settings of train_policy that its memory depends on.
 MEMORY = (
@@ -53,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--utilisation", type=float, default=0.3, help="share of them that is reached (0.3)"
     )
     arguments = parser.parse_args(argv)
-    config: dict[str, Any] = {}
-    for path in (*CONFIGS, *arguments.configfile):
-        update_config(config, yaml.safe_load(Path(path).read_text()))
+    config = read_config((*CONFIGS, *arguments.configfile))
     check_config(config, files=False)
     plan = make_plan(config)
     if arguments.group not in plan.groups:

@@ -260,7 +260,7 @@ def test_blank_and_long_texts_are_dropped_and_counted(
 
 def test_nothing_left_is_an_error(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="all 80 rows are blank or longer than max_text_tokens"):
-        run_script(settings | {"max_text_tokens": 1, "max_prompt_tokens": 100})
+        run_script(settings | {"max_text_tokens": 2, "max_prompt_tokens": 100})
 
 
 def test_rows_too_short_for_a_prompt_are_counted(

@@ -37,7 +37,7 @@ def test_shipped_overlays_are_valid(config, name, tmp_path, monkeypatch):
     update_config(config, overlay)  # as Snakemake lays one file over another
     if config["data"] == "prepare_data":
         table = tmp_path / "rows.jsonl"
-        table.write_text('{"text": "a b c d e f", "label": 1}\n')
+        table.write_text('{"text": "a b c d e f", "label": 1}\n' * 600)
         for key in ("sft_path", "preferences_path", "prompts_path"):
             config["prepare_data"][key] = str(table)
     check_config(config)
@@ -146,7 +146,7 @@ def files_config(config, path):
         "preferences_label": "label",
         "prompts_path": str(path),
         "prompts_column": "text",
-        "eval_prompts": 4,
+        "eval_prompts": 400,
         "vocab_size": 300,
         "max_text_tokens": 50,
     }
@@ -241,6 +241,7 @@ def test_messages_need_a_chat_template(config, tmp_path, where):
     policy.mkdir()
     (policy / "config.json").write_text("{}")
     config = files_config(config, path)
+    config["rewards"] = {"warpflow.data.toy_reviews:gold_score": 1.0}  # of one pair
     assert "policy.path is null, and a tokenizer trained here has none" in message(config)
     config["policy"]["path"] = str(policy)
     if where is None:

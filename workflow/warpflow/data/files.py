@@ -128,3 +128,12 @@ def read_texts(rows: Sequence[Row], column: str, path: str | Path, key: str) -> 
                 f"{row[column]!r:.80}"
             )
     return [row[column] for row in rows]
+
+
+def read_label(value: Any, place: str) -> bool:
+    """True for 1, "1" or true; False for 0, "0" or false; CSV gives strings."""
+    if str(value).lower() in ("1", "true", "1.0"):
+        return True
+    if str(value).lower() in ("0", "false", "0.0"):
+        return False
+    raise ValueError(f"{place} must be 1 (preferred) or 0 (not), got {value!r}")

@@ -12,13 +12,13 @@ import random
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from warpflow.data.files import (
     Row,
+    read_label,
     read_rows,
     read_texts,
     require_columns,
@@ -106,13 +106,14 @@ class PrepareArguments(PrepareData):
     prompts_path: str = Field(kw_only=True)
     prompts_column: str = Field(kw_only=True)
     eval_prompts: Count = Field(kw_only=True)
-    max_text_tokens: Count = Field(kw_only=True)
     seed: int = Field(kw_only=True)
     """Base seed of the split and of pairing by label."""
     max_prompt_tokens: Count = Field(kw_only=True)
     """A longer prompt is an error."""
     tokenizer_path: str | None = None
     """Folder or hub name of a tokenizer to copy, where none is trained."""
+    held_out_pairs: int = 0
+    """train_reward_model.held_out: more pairs than these must be left. It changes no file."""
 
     def __post_init__(self) -> None:
         if (self.vocab_size is None) == (self.tokenizer_path is None):
@@ -122,6 +123,9 @@ class PrepareArguments(PrepareData):
             )
         if self.sft_path is not None and self.sft_completion is None:
             raise ValueError("prepare_data: sft_path needs sft_completion, a column of that file")
+        texts = self.sft_path or self.preferences_path
+        if texts is not None and self.max_text_tokens is None:
+            raise ValueError(f"prepare_data: {texts} needs max_text_tokens, its texts' limit")
         if self.preferences_path is not None:
             _require_one_preference_form(self)
 
@@ -198,15 +202,6 @@ def read_sft(settings: PrepareArguments) -> list[Row]:
     return result
 
 
-def _read_label(value: Any, place: str) -> bool:
-    """True for 1, "1" or true; False for 0, "0" or false; CSV gives strings."""
-    if str(value).lower() in ("1", "true", "1.0"):
-        return True
-    if str(value).lower() in ("0", "false", "0.0"):
-        return False
-    raise ValueError(f"{place} must be 1 (preferred) or 0 (not), got {value!r}")
-
-
 def pair_by_label(
     texts: Sequence[str], is_preferred: Sequence[bool], rng: random.Random
 ) -> list[Row]:
@@ -233,7 +228,7 @@ def read_preferences(settings: PrepareArguments) -> list[Row]:
         texts = read_texts(rows, settings.preferences_text, path, "prepare_data: preferences_text")
         require_columns(rows, [column], path, "prepare_data: preferences_label")
         labels = [
-            _read_label(row[column], f"{path}, row {number}: column {column!r}")
+            read_label(row[column], f"{path}, row {number}: column {column!r}")
             for number, row in enumerate(rows, start=1)
         ]
         rng = random.Random(derive_seed(settings.seed, "prepare_data", "preferences"))
@@ -355,6 +350,16 @@ def drop_unusable(
     return kept, len(rows) - len(filled), len(filled) - len(kept)
 
 
+def require_pairs(pairs: int, held_out: int, path: str) -> None:
+    """Raise ValueError where no pair is left to train on after those that are held out."""
+    if pairs <= held_out:
+        raise ValueError(
+            f"{path}: {pairs} pairs can be used, but train_reward_model.held_out is {held_out}: "
+            "nothing is left to train on; lower it, raise prepare_data.max_text_tokens, or give "
+            "more pairs"
+        )
+
+
 def make_tokenizer(
     settings: PrepareArguments, sft: Sequence[Row], preferences: Sequence[Row], folder: Path
 ) -> PreTrainedTokenizerBase:
@@ -397,13 +402,16 @@ def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
     if chats is not None:
         require_template(tokenizer.chat_template is not None, chats)
     require_short_prompts(prompts, tokenizer, settings)
-    limit, report = settings.max_text_tokens, []
+    report = []
     for name, rows, columns, path in (
         ("sft", sft, ["completion"], settings.sft_path),
         ("preferences", preferences, ["chosen", "rejected"], settings.preferences_path),
     ):
-        if path is not None:
+        limit = settings.max_text_tokens
+        if path is not None and limit is not None:
             kept, blank, long = drop_unusable(rows, columns, tokenizer, limit, path)
+            if name == "preferences":
+                require_pairs(len(kept), settings.held_out_pairs, path)
             write_jsonl(out / f"{name}.jsonl", kept)
             report.append(
                 f"{name}.jsonl: {len(kept)} rows; dropped {blank} blank and {long} longer than "

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from warpflow.data.files import iterate_rows, require_columns
+from warpflow.data.files import iterate_rows, read_label, require_columns
 from warpflow.evaluation.benchmark_points import check_benchmarks
 from warpflow.experiments import Experiment, experiment_groups, make_plan, resolve_experiments
+from warpflow.pipeline.architectures import architecture_problems
 from warpflow.pipeline.code_files import module_file
+from warpflow.pipeline.config_files import repeated_keys
 from warpflow.pipeline.wrong_values import missing_keys, wrong_values
 from warpflow.settings.config import Config
+from warpflow.settings.figures import Figures
 from warpflow.side_by_side.settings import check_comparison, read_comparisons
 
 
@@ -39,8 +44,21 @@ def check_config(config: Mapping[str, Any], files: bool = True) -> None:
         )
 
 
+def check_config_files(paths: Iterable[str | Path]) -> None:
+    """Raise one ConfigError with every key that a config file has twice."""
+    problems = [problem for path in paths for problem in repeated_keys(path)]
+    if problems:
+        raise ConfigError(
+            "\n".join(["The configuration is wrong; nothing was started.", *problems])
+        )
+
+
 def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
     """Problems that lie between keys, and files that are not there."""
+    yield from check_palette(config["figures"]["palette"])
+    if config["policy"]["path"] is None:
+        yield from architecture_problems(config["policy"]["architecture"])
+    yield from check_held_out(config)
     if files:
         yield from check_policy(config)
         yield from check_rewards(config)
@@ -56,11 +74,71 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
         )
 
 
+def check_palette(palette: str) -> Iterator[str]:
+    """Whether matplotlib knows it. The import takes a while, and the default needs none."""
+    if palette == Figures().palette:
+        return
+    from matplotlib import colormaps
+
+    if palette not in colormaps:
+        near = difflib.get_close_matches(palette, list(colormaps), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "okabe_ito or viridis, say"
+        yield f"- figures.palette: got {palette!r}, expected a matplotlib colour map; {hint}"
+
+
+def check_held_out(config: Mapping[str, Any]) -> Iterator[str]:
+    """Whether enough is held out: prompts for what is measured on them, pairs for the reward."""
+    along_runs = config["train_policy"]["evaluate_prompts"]
+    asked = {
+        "evaluate_policy.prompts": config["evaluate_policy"]["prompts"],
+        "estimate_optimum.prompts": config["estimate_optimum"]["prompts"],
+        "train_policy.evaluate_prompts": along_runs,
+    }
+    for name, experiment in resolve_experiments(config).items():
+        if experiment.train_policy["evaluate_prompts"] != along_runs:
+            own = experiment.train_policy["evaluate_prompts"]
+            asked[f"{name}: train_policy.evaluate_prompts"] = own
+    yield from too_few_prompts(asked, config)
+    pairs = config[config["data"]].get("preference_pairs")
+    if pairs is not None and trains_reward_model(config):
+        yield from too_few_pairs(pairs, config)
+
+
+def too_few_prompts(asked: Mapping[str, int], config: Mapping[str, Any]) -> Iterator[str]:
+    """Whether so many prompts are held out; a key's first ones would silently be fewer."""
+    held_out = config[config["data"]].get("eval_prompts")
+    for key, count in asked.items():
+        if held_out is not None and count > held_out:
+            yield (
+                f"- {key}: got {count}, expected at most the {held_out} prompts that are held out "
+                f"({config['data']}.eval_prompts): lower it, or hold out more"
+            )
+
+
+def too_few_pairs(pairs: int, config: Mapping[str, Any]) -> Iterator[str]:
+    """Whether pairs are left to train on after those that are held out."""
+    held_out = config["train_reward_model"]["held_out"]
+    if pairs <= held_out:
+        yield (
+            f"- train_reward_model.held_out: got {held_out}, but there are only {pairs} preference "
+            "pairs, so that nothing is left to train on: lower it, or give more pairs"
+        )
+
+
+def trains_reward_model(config: Mapping[str, Any]) -> bool:
+    return bool(
+        config["rewards"].get("reward_model") and config["train_reward_model"]["path"] is None
+    )
+
+
 def check_measurements(config: Mapping[str, Any]) -> Iterator[str]:
     """What is measured beside the run: answers side by side, and benchmarks."""
     plan = make_plan(config)
     for name, comparison in read_comparisons(config).items():
         yield from check_comparison(f"compare_answers.{name}", comparison, plan)
+        if not comparison.stored and comparison.prompts:
+            asked = {f"compare_answers.{name}.prompts": comparison.prompts}
+            yield from too_few_prompts(asked, config)
         for judge, given in comparison.judges.items():
             problem = function_problem(given["function"]) if "function" in given else None
             if problem:
@@ -224,12 +302,13 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
 
 def needed_file_keys(config: Mapping[str, Any]) -> list[str]:
     """Keys of `prepare_data` that the stages ahead read: a stage that is left out needs no file."""
-    keys = ["prompts_path", "prompts_column", "eval_prompts", "max_text_tokens"]
+    keys = ["prompts_path", "prompts_column", "eval_prompts"]
     if config["train_sft"]["steps"]:
         keys += ["sft_path", "sft_completion"]
-    if config["rewards"].get("reward_model") and config["train_reward_model"]["path"] is None:
+    if trains_reward_model(config):
         keys += ["preferences_path"]
-    return keys
+    texts = [config["prepare_data"].get(key) for key in ("sft_path", "preferences_path")]
+    return [*keys, "max_text_tokens"] if any(texts) else keys
 
 
 def check_files(config: Mapping[str, Any]) -> Iterator[str]:
@@ -258,7 +337,23 @@ def check_files(config: Mapping[str, Any]) -> Iterator[str]:
             for key, column in section.items()
             if key.startswith(f"{kind}_") and isinstance(column, str) and key != f"{kind}_path"
         }
-        yield from check_columns(path, columns, policy_path)
+        problems = list(check_columns(path, columns, policy_path))
+        if not problems and kind == "preferences" and trains_reward_model(config):
+            problems = list(check_pairs(config, path))
+        yield from problems
+
+
+def check_pairs(config: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Whether a file of preferences has more pairs than are held out; no more rows are read than
+    that takes. `prepare_data` checks those rows, and counts again what is left of them."""
+    label = config["prepare_data"].get("preferences_label")
+    rows = (row for row in iterate_rows(path) if label is None or read_label(row[label], path))
+    try:
+        pairs = sum(1 for _ in islice(rows, config["train_reward_model"]["held_out"] + 1))
+    except ValueError as error:
+        yield f"- {error}"
+    else:
+        yield from too_few_pairs(pairs, config)
 
 
 def check_columns(path: str, columns: Mapping[str, str], policy_path: str | None) -> Iterator[str]:

@@ -1,0 +1,51 @@
+"""Config files as text: what YAML would drop without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from snakemake.utils import update_config
+
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MERGE = "<<"  # YAML's own key for "and all of that mapping", which may come again
+
+
+def read_config(paths: Iterable[str | Path]) -> dict[str, Any]:
+    """The config of some files, each laid over those before it, as Snakemake does it.
+
+    Raises:
+        ValueError: a key stands twice in a file.
+    """
+    config: dict[str, Any] = {}
+    for path in paths:
+        if problems := list(repeated_keys(path)):
+            raise ValueError("\n".join(problems))
+        update_config(config, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
+    return config
+
+
+def repeated_keys(path: str | Path) -> Iterator[str]:
+    """Keys that stand twice in one mapping of a file. YAML keeps the last of them alone."""
+    text = Path(path).read_text(encoding="utf-8-sig")
+    yield from (f"- {path}, {problem}" for problem in _repeated(yaml.compose(text, LOADER)))
+
+
+def _repeated(node: yaml.Node | None, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated(item, prefix)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    first: dict[str, int] = {}
+    for key, value in node.value:
+        name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+        if key.value in first and key.value != MERGE:
+            yield (
+                f"line {line}: {name} stands in line {first[key.value]} already, which would be "
+                "dropped: write it once"
+            )
+        first.setdefault(key.value, line)
+        yield from _repeated(value, f"{name}.")
