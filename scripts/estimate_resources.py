@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+import yaml
+
 from warpflow.estimates.costs import estimate_memory
 from warpflow.estimates.memory import describe
 from warpflow.experiments import policy_settings, resolve_experiments
