@@ -37,7 +37,7 @@ rule answer_prompts:
         runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
         "{params.job} --makes {output.answers} --log {log} "
-        "--gpus {resources.gpu} --inputs {input} --runtime_args {params.runtime_args:q} -- "
+        "--gpus {resources.gpu} --inputs {input} --runtime_args={params.runtime_args:q} -- "
         "python scripts/answer_prompts.py --out {output.answers} {params.settings}"
 
 
@@ -79,7 +79,7 @@ rule judge_answers:
     shell:
         "{params.job} --makes {output.judgements} --log {log} "
         "--gpus {resources.gpu} --functions {params.functions} --inputs {input} "
-        "--runtime_args {params.runtime_args:q} -- "
+        "--runtime_args={params.runtime_args:q} -- "
         "python scripts/judge_answers.py --names {params.names} --answers {input.answers} "
         "--out {output.judgements} {params.settings}"
 

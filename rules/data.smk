@@ -62,5 +62,5 @@ rule prepare_data:
         runtime_args=flags({"held_out_pairs": HELD_OUT_PAIRS}),
     shell:
         "{params.job} --makes {params.made} --log {log} --inputs {input} "
-        "--runtime_args {params.runtime_args:q} -- "
+        "--runtime_args={params.runtime_args:q} -- "
         "python scripts/prepare_data.py --out {params.made} {params.settings}"

@@ -56,7 +56,7 @@ rule evaluate_policy:
         runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
         "{params.job} --makes {output.evaluation} --log {log} --gpus {resources.gpu} "
-        "--functions {params.functions} --inputs {input} --runtime_args {params.runtime_args:q} -- "
+        "--functions {params.functions} --inputs {input} --runtime_args={params.runtime_args:q} -- "
         "python scripts/evaluate_policy.py --policy {input.policy} "
         "--sft {input.sft} --data {input.data} --out {output.evaluation} "
         "{params.parents} {params.settings}"
@@ -90,7 +90,7 @@ rule score_trajectories:
         runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
         "{params.job} --makes {output.trajectories} --log {log} --gpus {resources.gpu} "
-        "--functions {params.functions} --inputs {input} --runtime_args {params.runtime_args:q} -- "
+        "--functions {params.functions} --inputs {input} --runtime_args={params.runtime_args:q} -- "
         "python scripts/score_trajectories.py --runs {input.runs} --members {params.members} "
         "--sft {input.sft} --data {input.data} --out {output.trajectories} {params.settings}"
 
@@ -127,7 +127,7 @@ rule estimate_optimum:
         runtime_args=flags({"batch_size": config["estimate_optimum"]["batch_size"]}),
     shell:
         "{params.job} --makes {output.optimum} --log {log} --gpus {resources.gpu} "
-        "--functions {params.functions} --inputs {input} --runtime_args {params.runtime_args:q} -- "
+        "--functions {params.functions} --inputs {input} --runtime_args={params.runtime_args:q} -- "
         "python scripts/estimate_optimum.py --sft {input.sft} --data {input.data} "
         "--out {output.optimum} {params.settings}"
 

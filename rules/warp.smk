@@ -60,7 +60,7 @@ rule train_policy:
         "$step {params.job} --makes {params.made} {params.tables} --log {log} "
         "--gpus {resources.gpu} --processes {resources.processes} --nodes {resources.nodes} "
         "--accelerate {resources.accelerate} --functions {params.functions} --inputs {input} "
-        "--states {params.states} --runtime_args {params.runtime_args:q} -- "
+        "--states {params.states} --runtime_args={params.runtime_args:q} -- "
         "python scripts/train_policy.py --init {input.init} --sft {input.sft} --data {input.data} "
         "--replicate {wildcards.replicate} --iteration {wildcards.iteration} --member {wildcards.member} "
         "--out {params.made} --tables {params.tables} {params.settings}"
@@ -91,7 +91,7 @@ rule merge_policies:
         settings=lambda w: flags(PLAN.experiments[w.experiment].merge_policies),
     shell:
         "{params.job} --makes {params.made} --log {log} --inputs {input} "
-        "--runtime_args '--workers {threads}' -- "
+        "--runtime_args='--workers {threads}' -- "
         "python scripts/merge_policies.py --init {input.init} "
         "--policies {input.policies} --out {params.made} {params.settings}"
 
@@ -126,6 +126,6 @@ rule interpolate_policy:
         ),
     shell:
         "{params.job} --makes {params.made} --log {log} --inputs {input} "
-        "--runtime_args '--workers {threads}' -- "
+        "--runtime_args='--workers {threads}' -- "
         "python scripts/interpolate_policy.py --init {input.init} "
         "--policy {input.policy} --eta {wildcards.eta} --out {params.made} {params.recipe}"

@@ -22,6 +22,7 @@ FIGURES = (
     "geometry",
     "training_curves",
     "diversity",
+    "envelopes",
     "averages",
 )
 
