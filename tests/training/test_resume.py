@@ -101,8 +101,8 @@ def command(folder: Path, out: Path, state: Path) -> list[str]:
     from test_scripts import GOLD, MODEL, REINFORCE, SAMPLING, flags
 
     paths = {name: folder / name for name in ("sft", "reward_model", "data")}
-    changes = {"steps": STEPS, "evaluate_every": 100, "state": state}
-    changes |= {"out": out, "tables": out.with_name(f"{out.name}.tables")}
+    tables = out.with_name(f"{out.name}.tables")
+    changes = {"steps": STEPS, "evaluate_every": 100, "out": out, "tables": tables, "state": state}
     chosen = {
         **SAMPLING,
         **REINFORCE,
