@@ -4,5 +4,6 @@
 `liti` interpolates them; both do so chunk by chunk (`chunks`) in several processes (`workers`).
 `checkpoints` reads the folders, of whatever layout (`layouts`), and `writing` writes them.
 `recipes` are points of a LITI sweep without weights, and `points` composes them while it loads them
-as models: it alone imports `lm.models`. Next: `warpflow.evaluation`, which measures what was merged.
+as models: it alone imports `lm.models`. Next: `warpflow.evaluation`, which measures what was
+merged.
 """
