@@ -48,7 +48,7 @@ def test_jobs_are_those_of_the_dag(tmp_path: Path) -> None:
     counted = Counter(job.rule for job in smoke_jobs())
     shown = planned(copy_files(tmp_path / "project"), *SMOKE)
     assert counted == {rule: shown[rule] for rule in counted}
-    assert len(counted) == 8
+    assert len(counted) == 9
 
 
 def test_gemma_7b_has_its_published_size_and_nothing_of_the_users_is_opened() -> None:
@@ -179,6 +179,6 @@ def test_a_finished_run_is_planned_at_what_it_took(
     took = sum(found.seconds for job in jobs if (found := measured(Path("results"), job)))
     lines = describe(config, plan, MAIN, None)
     assert f"{len(jobs)} jobs, {len(jobs)} of them measured" in lines[0]
-    shown = [line.split() for line in lines[3:11]]
+    shown = [line.split() for line in lines[3:12]]
     assert sum(float(words[3]) for words in shown) == pytest.approx(took / 3600, abs=0.004)
     assert {words[4] for words in shown} == {"0.000"}  # to go

@@ -34,6 +34,7 @@ from warpflow.experiments import (
     evaluations,
     policy_settings,
     recipe_parents,
+    trajectories,
 )
 from warpflow.lm.models import load_config, load_tokenizer
 from warpflow.side_by_side.answers import list_pairs
@@ -41,7 +42,10 @@ from warpflow.side_by_side.settings import Comparison, read_comparisons
 from warpflow.training.reinforce import ReinforceSettings
 
 TRAINS = ("train_sft", "train_reward_model", "train_policy")
-USES_GPU = (*TRAINS, "evaluate_policy", "estimate_optimum", "answer_prompts", "benchmark_policy")
+USES_GPU = (
+    *(*TRAINS, "evaluate_policy", "score_trajectories", "estimate_optimum"),
+    *("answer_prompts", "benchmark_policy"),
+)
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
     each = evaluation_work(config["evaluate_policy"], size, judge, tokens)
     results = {row["policy"] for row in evaluations(plan, group)}
     jobs += [Job(f"evaluate_policy/{result}", each) for result in sorted(results)]
+    jobs += [Job(result) for result in trajectories(plan, group)]
     if group == MAIN:
         jobs += [*comparison_jobs(config, size), *benchmark_jobs(config, plan)]
     return list({job.result: job for job in jobs}.values())
