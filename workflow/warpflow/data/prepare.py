@@ -28,6 +28,7 @@ from warpflow.data.tokenizers import train_tokenizer
 from warpflow.lm.models import (
     load_config,
     load_tokenizer,
+    location,
     require_attention,
     require_vocabulary,
 )
@@ -48,12 +49,15 @@ TOKENIZER_FILES = (
 def copy_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerBase:
     """Copy the tokenizer files (not the weights) of a Hugging Face folder, and load the copy.
 
-    A name that is no folder is taken from the hub (or its cache) and saved. A model that it comes
-    with is checked as far as its config tells, before later stages load the weights.
+    A name that is no folder is taken from the hub (or its cache) and saved, and so is the tokenizer
+    in a GGUF file. A model that it comes with is checked as far as its config tells, before later
+    stages load the weights.
     """
     if not Path(source).is_dir():
         # its error names both possibilities
-        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**location(source), trust_remote_code=False).save_pretrained(
+            folder
+        )
     else:
         found = [name for name in TOKENIZER_FILES if (Path(source) / name).is_file()]
         if not found:

@@ -27,6 +27,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from warpflow.file_modes import make_readable
 from warpflow.lm.log_probs import LOGITS_AT_ONCE
 from warpflow.lm.prompts import end_of_turn
+from warpflow.weight_files import gguf_problem, is_gguf, quantised_problem
 
 RECIPE = "recipe.json"  # in place of weights in a folder that `warpflow.merging.recipes` wrote
 
@@ -111,14 +112,30 @@ def build_policy(
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
+def location(path: str | Path) -> dict[str, Any]:
+    """Where a model is, as arguments of `from_pretrained`: a folder, a name of the hub, or a GGUF
+    file (folder/file.gguf), which also holds the tokenizer.
+
+    Raises:
+        ValueError: the GGUF file cannot be read here (`weight_files.gguf_problem`).
+    """
+    if not is_gguf(path):
+        return {"pretrained_model_name_or_path": path}
+    if problem := gguf_problem(path):
+        raise ValueError(problem)
+    file = Path(path)
+    return {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+
+
 def load_config(path: str | Path) -> PreTrainedConfig:
-    """The config of a Hugging Face model.
+    """The config of a Hugging Face model, or that which a GGUF file implies.
 
     Raises:
         ValueError: the model brings Python code of its own, which is never run.
     """
+    place = location(path)
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return AutoConfig.from_pretrained(**place, trust_remote_code=False)
     except ValueError as error:
         given, _ = PreTrainedConfig.get_config_dict(path)
         if "auto_map" not in given:
@@ -134,12 +151,18 @@ def load_whole(kind: Any, path: str | Path) -> PreTrainedModel:
     """A model of an Auto class in fp32 on the device, every weight from the files.
 
     Raises:
-        ValueError: a weight is not in the files. Hugging Face would draw it at random.
+        ValueError: a weight is not in the files, and Hugging Face would draw it at random; or the
+            weights are quantised. Those of a GGUF file are dequantised here.
     """
-    load_config(path)
+    config = load_config(path)
+    if not is_gguf(path) and (problem := quantised_problem(path, config.to_dict())):
+        raise ValueError(problem)
     model, report = kind.from_pretrained(
-        path, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        **location(path), dtype=torch.float32, trust_remote_code=False, output_loading_info=True
     )
+    if is_gguf(path):
+        forget_quantisation_(model)
+        logging.info("%s: weights of a GGUF file, rounded when it was made, in float32 now", path)
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(
@@ -148,6 +171,16 @@ def load_whole(kind: Any, path: str | Path) -> PreTrainedModel:
             "policy.path, a reward model (sequence classifier) for train_reward_model.path"
         )
     return to_device(model)
+
+
+def forget_quantisation_(model: PreTrainedModel) -> None:
+    """Take off a model what says that it is quantised. transformers dequantises the weights of a
+    GGUF file, yet it would go on to refuse to save the model."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.quantization_method = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
 
 
 def load_policy(path: str | Path) -> PreTrainedModel:
@@ -202,7 +235,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: no EOS token, so that no completion could ever end.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(**location(path), trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"tokenizer {path} has no EOS token: set eos_token in its tokenizer_config.json"
@@ -235,7 +268,7 @@ def template_closing(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 def load_reward_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """A reward model's tokenizer: an encoder's (BERT's) has no EOS token and needs none."""
-    return with_pad(AutoTokenizer.from_pretrained(path, trust_remote_code=False), path)
+    return with_pad(AutoTokenizer.from_pretrained(**location(path), trust_remote_code=False), path)
 
 
 def with_pad(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> PreTrainedTokenizerBase:

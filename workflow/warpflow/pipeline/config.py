@@ -21,6 +21,7 @@ from warpflow.pipeline.wrong_values import missing_keys, wrong_values
 from warpflow.settings.config import Config
 from warpflow.settings.figures import Figures
 from warpflow.side_by_side.settings import check_comparison, read_comparisons
+from warpflow.weight_files import gguf_problem, is_gguf, quantised_problem
 
 
 class ConfigError(ValueError):
@@ -164,10 +165,21 @@ def check_policy(config: Mapping[str, Any]) -> Iterator[str]:
         # A hub name is owner/name; anything that looks like a path must be there.
         looks_local = path and (path.startswith((".", "/", "~")) or path.count("/") > 1)
         is_local = looks_local or (path and Path(path).is_dir())
-        if is_local and not Path(path, "config.json").is_file():
+        if is_local and not is_gguf(path) and not Path(path, "config.json").is_file():
             yield f"- {key}: no config.json in {path}: expected a Hugging Face model folder"
+        yield from check_weight_files(key, path)
     yield from check_policy_folder(policy, needed)
     yield from check_reward_folder(config["train_reward_model"]["path"])
+
+
+def check_weight_files(key: str, path: str | None) -> Iterator[str]:
+    """Whether transformers can read a GGUF file, and a folder's weights are not quantised."""
+    if is_gguf(path):
+        problem = gguf_problem(str(path))
+    else:
+        problem = quantised_problem(str(path), read_model_config(path))
+    if problem:
+        yield f"- {key}: {problem}"
 
 
 def read_model_config(path: str | None) -> dict[str, Any]:

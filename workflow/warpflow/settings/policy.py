@@ -28,7 +28,8 @@ class Model:
     """Which policy it is."""
 
     path: str | None = None
-    """Your Hugging Face policy (folder or hub name); null: build one."""
+    """Your Hugging Face policy (folder or hub name), or a GGUF file (folder/file.gguf), whose
+    weights become float32; null: build one."""
     architecture: Architecture = Field(
         default_factory=lambda: {
             "model_type": "gemma",

@@ -1,0 +1,138 @@
+"""Whether a policy's weights can be read: GGUF files, and folders of quantised weights.
+
+Only headers are read, and nothing of torch or transformers is imported, so that a wrong file is
+named before the first job.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+INSTALL_GGUF = "pip install --no-deps gguf==0.19.0"
+# What transformers knows GGUF architectures by: a file of it, and the mapping whose keys they are.
+KNOWN_IN = (
+    ("integrations/ggml.py", "GGUF_CONFIG_MAPPING"),
+    ("integrations/gguf/gguf_config_mapping.py", "GGUF_CONFIG_ARCHS"),
+)
+NO_ARCHITECTURES = {"general", "tokenizer", "tokenizer_config"}
+# Types of values in a GGUF header, as struct formats; 8 is text, 9 a list.
+SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+TEXT, LIST = 8, 9
+
+
+def is_gguf(path: str | Path | None) -> bool:
+    """Whether a path names a GGUF file, and not a folder or a model of the hub."""
+    return path is not None and Path(path).suffix == ".gguf"
+
+
+def gguf_problem(path: str | Path) -> str | None:
+    """Why transformers cannot read a GGUF file; None where it can, as far as its header tells."""
+    if not Path(path).is_file():
+        return f"{path} is not a file: expected a model in GGUF format; correct the path"
+    try:
+        architecture = gguf_architecture(Path(path))
+    except (struct.error, KeyError, UnicodeDecodeError) as error:
+        return f"{path}: broken GGUF header ({error!r}); copy the file again"
+    if architecture is None:
+        return f"{path} is no GGUF file (it does not begin with GGUF): copy it again"
+    known = known_architectures()
+    if known and plain(architecture) not in map(plain, known):
+        return (
+            f"{path}: architecture {architecture!r}, expected one that the installed transformers "
+            f"can read from GGUF, {', '.join(sorted(known))}: take the model's Hugging Face folder"
+        )
+    if importlib.util.find_spec("gguf") is None:
+        return (
+            f"{path}: the package gguf, which reads such files, is not installed: `{INSTALL_GGUF}`"
+        )
+    return None
+
+
+def quantised_problem(path: str | Path, config: Mapping[str, Any]) -> str | None:
+    """Why a model folder cannot be trained, where its config.json says that it is quantised."""
+    quantisation = config.get("quantization_config")
+    if not quantisation:
+        return None
+    return (
+        f"{path}: weights are quantised ({quantisation.get('quant_method', 'method unknown')}; "
+        "quantization_config in its config.json), expected float32, bfloat16 or float16, since "
+        "quantised weights can neither be trained in full nor averaged: take the model as it was "
+        'before, or dequantise it: `python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained('{path}').dequantize().save_pretrained('FOLDER')\"`, and copy the "
+        "tokenizer's files there"
+    )
+
+
+def plain(architecture: str) -> str:
+    """A name without the signs in which GGUF and transformers differ: qwen2moe, qwen2_moe."""
+    return architecture.lower().replace("_", "").replace("-", "").removesuffix("encoder")
+
+
+def gguf_architecture(path: Path) -> str | None:
+    """`general.architecture` of a GGUF file's header; None for a file that is not GGUF.
+
+    Raises:
+        KeyError, struct.error, UnicodeDecodeError: the header is broken.
+    """
+    with open(path, "rb") as handle:
+        if handle.read(4) != b"GGUF":
+            return None
+        _, _, count = struct.unpack("<IQQ", read_exactly(handle, 20))  # version, tensors, pairs
+        for _ in range(count):
+            key = read_value(handle, TEXT)
+            value = read_value(handle, read_number(handle, "I"))
+            if key == "general.architecture":
+                return str(value)
+    raise KeyError("general.architecture")
+
+
+def read_exactly(handle: IO[bytes], size: int) -> bytes:
+    data = handle.read(size)
+    if len(data) != size:
+        raise struct.error("the file ends too early")
+    return data
+
+
+def read_number(handle: IO[bytes], code: str) -> Any:
+    """One little-endian number of the struct format `code`."""
+    return struct.unpack(f"<{code}", read_exactly(handle, struct.calcsize(f"<{code}")))[0]
+
+
+def read_value(handle: IO[bytes], kind: int) -> Any:
+    """One value of a GGUF header."""
+    if kind == TEXT:
+        return read_exactly(handle, read_number(handle, "Q")).decode()
+    if kind == LIST:
+        inner, length = read_number(handle, "I"), read_number(handle, "Q")
+        return [read_value(handle, inner) for _ in range(length)]
+    return read_number(handle, SCALARS[kind])
+
+
+def known_architectures() -> set[str]:
+    """Architectures that the installed transformers can read from GGUF, of its files' text; empty
+    where it is not installed, or has these mappings no more."""
+    found = importlib.util.find_spec("transformers")
+    if found is None or not found.submodule_search_locations:
+        return set()
+    folder, names = Path(found.submodule_search_locations[0]), set[str]()
+    for file, variable in KNOWN_IN:
+        if (folder / file).is_file():
+            names |= keys_of((folder / file).read_text(encoding="utf-8"), variable)
+    return names - NO_ARCHITECTURES
+
+
+def keys_of(source: str, variable: str) -> set[str]:
+    """The keys of a mapping that a Python file writes out."""
+    return {
+        str(key.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == variable
+        if isinstance(node.value, ast.Dict)
+        for key in node.value.keys
+        if isinstance(key, ast.Constant)
+    }
