@@ -5,9 +5,12 @@ BIN = $(VENV)/bin
 # The tools find one another (snakemake calls python and dvc) as in an activated environment.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run plan why test lint docs clean lock image
+.PHONY: run smollm2 plan why test lint docs clean lock image
 run: $(VENV)/installed  ## the default run: everything, from data to report
 	snakemake --cores all
+
+smollm2: $(VENV)/installed  ## the same on a real language model of 135 M weights, two hours (docs/smollm2.md)
+	snakemake --cores all --configfile config/smollm2.yaml
 
 plan: $(VENV)/installed  ## what a run takes: make plan [CONFIG=config/paper.yaml] [TFLOPS=400] [GROUP=main]
 	python scripts/plan_run.py --configfile $(CONFIG) $(addprefix --tflops ,$(TFLOPS)) $(addprefix --group ,$(GROUP))

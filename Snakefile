@@ -25,6 +25,7 @@ report: "docs/captions/workflow.rst"
 
 include: "rules/common.smk"
 include: "rules/track.smk"
+include: "rules/fetch.smk"
 include: "rules/data.smk"
 include: "rules/supervised.smk"
 include: "rules/warp.smk"

@@ -10,6 +10,7 @@ import json
 from snakemake.exceptions import WorkflowError
 
 from warpflow.experiments import MAIN, make_plan, recipe_parents
+from warpflow.gold_names import GOLD, GOLD_RESULT, gold_sources, held_out_shares, is_function
 from warpflow.pipeline.code_files import code_hash
 from warpflow.pipeline.command_line import flags
 from warpflow.pipeline.config import ConfigError, check_config, check_config_files
@@ -74,16 +75,23 @@ def of_group(named, group, made="checkpoint"):
     return [pointer(result, made) for result in sorted(used)]
 
 
+# The policy that all starts from: a result of ours, or as the config names it; None: built here.
+FETCHED = pointer("fetch_policy") if config["policy"]["path"] == "fetch_policy" else []
+POLICY = FETCHED or config["policy"]["path"]
 SFT = pointer("train_sft")
 DATA = pointer(config["data"])
-GOLD = config["evaluate_policy"]["gold"]
+# Gold rewards by column: functions, reward models, and one that is trained here on a share of the
+# preferences.
+GOLDS = gold_sources(config["evaluate_policy"]["gold"])
+GOLD_SHARE = next(iter(held_out_shares(config["evaluate_policy"]["gold"])), None)
+GOLD_MODEL = pointer(GOLD_RESULT) if GOLD_SHARE else []
 REWARDS = {name: float(weight) for name, weight in config["rewards"].items() if weight}
 # No reward model is trained where it has no weight.
 REWARD_MODEL = pointer("train_reward_model") if "reward_model" in REWARDS else []
 # Functions that the config names: their files are code of the jobs that call them. Training never
 # sees gold.
 REWARD_FUNCTIONS = [name for name in REWARDS if name != "reward_model"]
-SCORERS = [*REWARD_FUNCTIONS, *([GOLD] if GOLD else [])]
+SCORERS = [*REWARD_FUNCTIONS, *filter(is_function, GOLDS.values())]
 # How completions are sampled.
 SAMPLING = {
     "max_prompt_tokens": config["policy"]["max_prompt_tokens"],
@@ -96,7 +104,10 @@ REWARDING = {
     "reward_model": REWARD_MODEL or None,
 }
 # … and where they are only measured.
-SCORING = REWARDING | {"gold": GOLD}
+SCORING = REWARDING | {
+    "gold": [GOLD_MODEL if source == GOLD_RESULT else source for source in GOLDS.values()],
+    "gold_names": None if list(GOLDS) == [GOLD] else list(GOLDS),
+}
 
 # Jobs that use a GPU where there is one; each holds its own (warpflow.pipeline.gpus), so that as many
 # run at once as there are.

@@ -1,13 +1,13 @@
 # Nothing, or the user's files → RESULTS/generate_data/data or RESULTS/prepare_data/data:
 # sft.jsonl, preferences.jsonl, train_prompts.jsonl, eval_prompts.jsonl, tokenizer/.
 
-from warpflow.pipeline.config import trains_reward_model
+from warpflow.pipeline.config import held_out_pairs
 
 USER_FILES = sorted(
     {path for key, path in config["prepare_data"].items() if key.endswith("_path") and path}
 )
-# Pairs that the reward model's training wants beside those that it learns from.
-HELD_OUT_PAIRS = config["train_reward_model"]["held_out"] if trains_reward_model(config) else None
+# Pairs that the training of reward models wants beside those that they learn from.
+HELD_OUT_PAIRS = held_out_pairs(config)
 
 
 rule generate_data:
@@ -36,6 +36,7 @@ rule prepare_data:
     """The user's corpus, preferences and prompts, read from JSONL or CSV files."""
     input:
         files=USER_FILES,
+        policy=FETCHED,
     output:
         f"{RESULTS}/prepare_data/provenance.json",
     log:
@@ -53,7 +54,7 @@ rule prepare_data:
         settings=flags(
             {
                 "seed": config["seed"],
-                "tokenizer_path": config["policy"]["path"],
+                "tokenizer_path": POLICY,
                 "max_prompt_tokens": config["policy"]["max_prompt_tokens"],
             }
             | config["prepare_data"]

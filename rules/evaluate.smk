@@ -28,6 +28,7 @@ rule evaluate_policy:
         parents=lambda w: [pointer(result) for result in recipe_parents(PLAN, w.result)],
         sft=SFT,
         reward_model=REWARD_MODEL,
+        gold_model=GOLD_MODEL,
         data=DATA,
     output:
         evaluation=f"{RESULTS}/evaluate_policy/{{result}}/evaluation.json",
@@ -49,8 +50,8 @@ rule evaluate_policy:
         settings=flags(
             {"seed": config["seed"]}
             | SAMPLING
-            | SCORING
             | config["evaluate_policy"]
+            | SCORING
             | {"batch_size": None}
         ),
         runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
@@ -68,6 +69,7 @@ rule score_trajectories:
         runs=lambda w: [pointer(run, "tables") for run in scored_runs(w).values()],
         sft=SFT,
         reward_model=REWARD_MODEL,
+        gold_model=GOLD_MODEL,
         data=DATA,
     output:
         trajectories=f"{RESULTS}/{SCORED}/trajectories.json",
@@ -100,6 +102,7 @@ rule estimate_optimum:
     input:
         sft=SFT,
         reward_model=REWARD_MODEL,
+        gold_model=GOLD_MODEL,
         data=DATA,
     output:
         optimum=f"{RESULTS}/estimate_optimum/optimum.csv",

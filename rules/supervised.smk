@@ -6,6 +6,7 @@ rule train_sft:
     """Fine-tune the policy on completions; every KL is measured to the result."""
     input:
         data=DATA,
+        policy=FETCHED,
     output:
         f"{RESULTS}/train_sft/provenance.json",
     log:
@@ -22,8 +23,8 @@ rule train_sft:
         code=code_hash("train_sft"),
         made=f"{RESULTS}/train_sft/checkpoint",
         policy=flags(
-            {"policy": config["policy"]["path"]}
-            if config["policy"]["path"]
+            {"policy": POLICY}
+            if POLICY
             else {"architecture": json.dumps(config["policy"]["architecture"], sort_keys=True)}
         ),
         settings=flags({"seed": config["seed"]} | config["train_sft"]),
@@ -54,9 +55,31 @@ rule train_reward_model:
         job=JOB,
         code=code_hash("train_reward_model"),
         made=f"{RESULTS}/train_reward_model/checkpoint",
-        settings=flags({"seed": config["seed"]} | config["train_reward_model"]),
+        settings=flags(
+            {"seed": config["seed"], "gold_share": GOLD_SHARE} | config["train_reward_model"]
+        ),
     shell:
         "{params.job} --makes {params.made} --log {log} "
         "--gpus {resources.gpu} --inputs {input} -- "
         "python scripts/train_reward_model.py --data {input.data} --sft {input.sft} "
         "--out {params.made} {params.settings}"
+
+
+# Gold, where the config asks for `held_out_preferences`: the same on the share that the other one never
+# sees, with a seed of its own.
+use rule train_reward_model as train_gold_reward_model with:
+    output:
+        f"{RESULTS}/train_gold_reward_model/provenance.json",
+    log:
+        f"{LOGS}/train_gold_reward_model.log",
+    benchmark:
+        f"{LOGS}/train_gold_reward_model.tsv"
+    params:
+        job=JOB,
+        code=code_hash("train_reward_model"),
+        made=f"{RESULTS}/train_gold_reward_model/checkpoint",
+        settings=flags(
+            {"seed": config["seed"], "gold_share": GOLD_SHARE, "gold": True}
+            | config["train_reward_model"]
+            | {"path": None}
+        ),

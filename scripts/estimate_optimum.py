@@ -34,14 +34,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     judges = load_judges(given, settings.max_new_tokens)
     scores = score_samples(
         judges.sft,
-        [judges.reward, *([judges.gold] if judges.gold else [])],
+        [judges.reward, *judges.golds.values()],
         judges.eval_prompts,
         settings,
         eos_ids=judges.eos_ids,
         pad_id=judges.tokenizer.pad_token_id,
         seed=arguments.seed,
     )
-    table = optimum_table(scores[0], scores[1] if judges.gold else None, settings)
+    golds = dict(zip(judges.golds, scores[1:], strict=True))
+    table = optimum_table(scores[0], golds, settings)
     end = reliable_front(table).iloc[-1]
     logging.info(
         "%d prompts × %d samples: reliable up to KL %.3g, where β = %.3g gains %.3g over SFT",

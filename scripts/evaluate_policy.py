@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         load_point(arguments.policy, arguments.parents),
         judges.sft,
         judges.reward,
-        judges.gold,
+        judges.golds,
         judges.eval_prompts,
         settings,
         eos_ids=judges.eos_ids,
@@ -95,7 +95,7 @@ def completion_rows(
             "prompt": prompts[i],
             "completion": responses[i],
             "reward": round(samples.reward[i].item(), 4),
-            "gold": None if samples.gold is None else round(samples.gold[i].item(), 4),
+            **{name: round(scores[i].item(), 4) for name, scores in samples.golds.items()},
             "finished": bool(samples.finished[i]),
         }
         for i in range(0, min(len(responses), count * samples_per_prompt), samples_per_prompt)

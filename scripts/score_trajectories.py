@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             read_rows(f"{run}/completions.jsonl"),
             scorers.eval_prompts,
             scorers.reward,
-            scorers.gold,
+            scorers.golds,
             scorers.tokenizer,
             arguments.batch_size,
             pick_device(),

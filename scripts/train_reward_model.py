@@ -18,7 +18,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from warpflow.cli import parse_arguments
-from warpflow.data.files import read_rows
+from warpflow.data.files import Row, read_rows
+from warpflow.data.preferences import share_of_preferences
 from warpflow.lm.models import (
     load_reward_model,
     load_reward_tokenizer,
@@ -29,7 +30,7 @@ from warpflow.lm.models import (
 )
 from warpflow.lm.prompts import encode_example
 from warpflow.seeds import derive_seed
-from warpflow.settings.base import section
+from warpflow.settings.base import Flag, Share, section
 from warpflow.settings.train_reward_model import TrainRewardModel
 from warpflow.training.supervised import (
     bradley_terry_loss,
@@ -51,6 +52,10 @@ class Arguments:
     """Checkpoint folder to write."""
     seed: int
     """Base seed."""
+    gold_share: Share = 0.0
+    """This share of the preferences is for the gold reward model, and the rest for the other."""
+    gold: Flag = False
+    """Train the gold reward model, on its share and with a seed of its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,18 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_checkpoint(model, tokenizer, arguments.out)
         return
     tokenizer = load_tokenizer(arguments.sft)
-    rows = read_rows(f"{arguments.data}/preferences.jsonl")
+    rows = read_share(arguments, settings.held_out)
     pairs = [
         {side: encode_example(tokenizer, row["prompt"], row[side])[0] for side in SIDES}
         for row in rows
     ]
-    if len(pairs) <= settings.held_out:
-        raise ValueError(
-            f"{arguments.data}/preferences.jsonl has {len(pairs)} pairs and "
-            f"train_reward_model.held_out is {settings.held_out}: nothing is left to train on"
-        )
     held_out, training = pairs[: settings.held_out], pairs[settings.held_out :]
-    seed = derive_seed(arguments.seed, "train_reward_model")
+    name = "train_gold_reward_model" if arguments.gold else "train_reward_model"
+    seed = derive_seed(arguments.seed, name)
     torch.manual_seed(seed)  # the fresh head
     model = AutoModelForSequenceClassification.from_pretrained(
         arguments.sft, num_labels=1, dtype=torch.float32
@@ -96,6 +97,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     metrics = {"held_out_accuracy": (chosen > rejected).float().mean().item()}
     Path(arguments.out, "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     logging.info("%s", metrics)
+
+
+def read_share(arguments: Arguments, held_out: int) -> list[Row]:
+    """The preferences that this reward model may see; ValueError where too few are left to train
+    on after those that are held out for its accuracy."""
+    path, share = f"{arguments.data}/preferences.jsonl", arguments.gold_share
+    rows = read_rows(path)
+    of_share = ""
+    if share:
+        rows = share_of_preferences(rows, share, arguments.seed, arguments.gold)
+        part = share if arguments.gold else 1 - share
+        of_share = f" in this reward model's share of {part:g} (held_out_preferences of gold)"
+    if len(rows) <= held_out:
+        raise ValueError(
+            f"{path} has {len(rows)} pairs{of_share} and train_reward_model.held_out is "
+            f"{held_out}: nothing is left to train on; lower it, or give more pairs"
+        )
+    return rows
 
 
 SIDES = ("chosen", "rejected")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from warpflow.gold_names import GOLD, gold_columns
+
 STYLE = """<style>
 body { font: 13px sans-serif }
 td, th { padding: 2px 8px; text-align: left }
@@ -24,7 +26,7 @@ td[class^=did], td[class=below] { color: #b2182b }
 # Cells of a verdict; the class is its words.
 COLOURED = re.compile("<td>(held|did not hold|above|below)(?=</td>)")
 COLUMNS = ["experiment", "replicate", "stage", "iteration", "member", "towards", "eta", "reward"]
-COLUMNS += ["reward_se", "gold", "gold_se", "kl_exact", "kl_exact_se", "kl", "kl_se", "length"]
+COLUMNS += ["reward_se", GOLD, "kl_exact", "kl_exact_se", "kl", "kl_se", "length"]
 COLUMNS += ["unfinished", "entropy", "distinct_1", "distinct_2", "distinct_3"]
 COLUMNS += ["distinct_completions", "self_similarity"]
 
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     tables = {
-        "evaluations": pd.read_csv(Path(arguments.tables, "evaluations.csv"))[COLUMNS],
+        "evaluations": shown(pd.read_csv(Path(arguments.tables, "evaluations.csv"))),
         "completions": pd.read_csv(Path(arguments.tables, "completions.csv")),
     }
     if arguments.comparisons:
@@ -55,6 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         html = table.to_html(index=False, na_rep="", float_format="{:.3f}".format, border=0)
         html = COLOURED.sub(r'<td class="\1">\1', html)
         (out / f"{name}.html").write_text(f"<meta charset='utf-8'>{STYLE}{html}\n")
+
+
+def shown(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """The columns to show, those of all gold rewards in their place."""
+    golds = [name for gold in gold_columns(evaluations) for name in (gold, f"{gold}_se")]
+    place = COLUMNS.index(GOLD)
+    return evaluations[[*COLUMNS[:place], *golds, *COLUMNS[place + 1 :]]]
 
 
 if __name__ == "__main__":

@@ -45,8 +45,9 @@ def evaluate_on(
     seed: int = 0,
     gold: Callable[[Completions], Tensor] | None = None,
 ) -> Samples:
+    golds = {"gold": gold} if gold else {}
     return evaluate(
-        policy, sft, count_tokens, gold, PROMPTS, SETTINGS, eos_ids=[EOS], pad_id=PAD, seed=seed
+        policy, sft, count_tokens, golds, PROMPTS, SETTINGS, eos_ids=[EOS], pad_id=PAD, seed=seed
     )
 
 
@@ -217,8 +218,7 @@ def test_first_prompts_are_used_with_their_completions_adjacent(make_model: Make
     assert rows == [prompt for prompt in PROMPTS[:3] for _ in range(2)]
     assert len(samples.batch) == 2, "six completions in batches of four"
     assert torch.equal(samples.reward, samples.length)
-    assert samples.gold is not None
-    assert torch.equal(samples.gold, -samples.length)
+    assert torch.equal(samples.golds["gold"], -samples.length)
     for values in (samples.kl, samples.kl_exact, samples.finished):
         assert values.shape == (6,)
 
@@ -243,12 +243,27 @@ def test_entropy_is_at_the_temperature(make_model: MakeModel) -> None:
     for temperature in (100.0, 0.8, 0.01):
         settings = replace(SETTINGS, temperature=temperature)
         samples = evaluate(
-            model, model, count_tokens, None, PROMPTS, settings, eos_ids=[EOS], pad_id=PAD, seed=0
+            model, model, count_tokens, {}, PROMPTS, settings, eos_ids=[EOS], pad_id=PAD, seed=0
         )
         entropies.append(entropy_per_token(samples))
     assert entropies[0] == pytest.approx(math.log(20), rel=1e-3)
     assert entropies[0] > entropies[1] > entropies[2] >= 0
     assert entropies[2] < 0.1
+
+
+def test_each_of_several_golds_has_columns_of_its_own(make_model: MakeModel) -> None:
+    model = make_model("llama")
+    golds = {f"gold.{n}": lambda batch, n=n: n * count_tokens(batch) for n in (2, 3)}
+    samples = evaluate(
+        model, model, count_tokens, golds, PROMPTS, SETTINGS, eos_ids=[EOS], pad_id=PAD, seed=0
+    )
+    row, values = summarise(samples, [""] * 6, 2), prompt_values(samples, 2)
+    assert "gold" not in row, "there is no single one"
+    for name in ("gold.2", "gold.3"):
+        times = float(name[-1])
+        assert row[name] == pytest.approx(times * samples.length.double().mean().item())
+        assert row[f"{name}_se"] == pytest.approx(times * mean_and_error(samples.length, 2)[1])
+        assert values[name] == pytest.approx([times * length for length in values["length"] or []])
 
 
 @pytest.mark.parametrize("with_gold", [True, False])

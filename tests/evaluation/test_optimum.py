@@ -115,7 +115,7 @@ def test_best_of_n_breaks_ties_fairly() -> None:
 
 def test_best_of_n_agrees_with_fresh_samples_and_lies_below_the_front() -> None:
     generator = np.random.default_rng(0)
-    table = optimum_table(generator.standard_normal((50, 1000)), None, SETTINGS)
+    table = optimum_table(generator.standard_normal((50, 1000)), {}, SETTINGS)
     best = table[table.kind == "best_of_n"].set_index("n")
     fresh = generator.standard_normal((200_000, 4)).max(1).mean()
     assert best.reward[4] == pytest.approx(fresh, abs=4 * best.reward_se[4])
@@ -130,7 +130,7 @@ def test_best_of_n_agrees_with_fresh_samples_and_lies_below_the_front() -> None:
 def test_front_of_a_normal_reward_is_known() -> None:
     """For r ~ N(0, 1), π* is N(1 / β, 1): the reward is √(2 KL)."""
     reward = np.random.default_rng(2).standard_normal((60, 2000))
-    front = reliable_front(optimum_table(reward, 2 * reward, SETTINGS))
+    front = reliable_front(optimum_table(reward, {"gold": 2 * reward}, SETTINGS))
     assert front.kl.iloc[-1] > 1
     inner = front[front.kl > 0.01]
     np.testing.assert_allclose(inner.gain, np.sqrt(2 * inner.kl), rtol=0.05)
@@ -139,7 +139,7 @@ def test_front_of_a_normal_reward_is_known() -> None:
 
 def test_automatic_front_rises_is_concave_and_ends_where_it_is_reliable() -> None:
     reward = draw_prompts(np.random.default_rng(4))
-    table = optimum_table(reward, None, SETTINGS)
+    table = optimum_table(reward, {}, SETTINGS)
     front = reliable_front(table)
     assert len(front) == (table.kind == "optimum").sum() == 25
     assert front.beta.iloc[0] == math.inf and front.kl.iloc[0] == 0
@@ -153,7 +153,7 @@ def test_automatic_front_rises_is_concave_and_ends_where_it_is_reliable() -> Non
 
 def test_given_betas_are_kept_and_the_unreliable_marked() -> None:
     reward = np.random.default_rng(3).standard_normal((20, 200))
-    table = optimum_table(reward, None, replace(SETTINGS, betas=[0.1, 2.0, 1.0]))
+    table = optimum_table(reward, {}, replace(SETTINGS, betas=[0.1, 2.0, 1.0]))
     front = table[table.kind == "optimum"]
     assert front.beta.tolist() == [math.inf, 2, 1, 0.1]
     assert front.reliable.tolist() == [True, True, True, False]
@@ -169,7 +169,7 @@ def test_errors_cover_the_truth_as_often_as_they_say() -> None:
     held = 0
     for seed in range(100):
         reward = draw_prompts(np.random.default_rng(seed))
-        table = optimum_table(reward, None, replace(SETTINGS, betas=[1.0]))
+        table = optimum_table(reward, {}, replace(SETTINGS, betas=[1.0]))
         row = table.iloc[1]
         held += abs(row.gain - 1.0) < row.gain_se
     assert 0.55 < held / 100 < 0.8

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 INSTALL_GGUF = "pip install --no-deps gguf==0.19.0"
+GGUF_MISSING = f"the package gguf, which reads such files, is not installed: `{INSTALL_GGUF}`"
 # What transformers knows GGUF architectures by: a file of it, and the mapping whose keys they are.
 KNOWN_IN = (
     ("integrations/ggml.py", "GGUF_CONFIG_MAPPING"),
@@ -46,11 +47,12 @@ def gguf_problem(path: str | Path) -> str | None:
             f"{path}: architecture {architecture!r}, expected one that the installed transformers "
             f"can read from GGUF, {', '.join(sorted(known))}: take the model's Hugging Face folder"
         )
-    if importlib.util.find_spec("gguf") is None:
-        return (
-            f"{path}: the package gguf, which reads such files, is not installed: `{INSTALL_GGUF}`"
-        )
-    return None
+    return None if reads_gguf() else f"{path}: {GGUF_MISSING}"
+
+
+def reads_gguf() -> bool:
+    """Whether the package is there with which transformers reads GGUF files."""
+    return importlib.util.find_spec("gguf") is not None
 
 
 def quantised_problem(path: str | Path, config: Mapping[str, Any]) -> str | None:

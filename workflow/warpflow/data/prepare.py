@@ -7,10 +7,11 @@ stages tokenise prompt and completion separately and put the ids together, so a 
 the space that separates it from a prompt of text.
 """
 
+import itertools
 import json
 import random
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -209,14 +210,16 @@ def read_sft(settings: PrepareArguments) -> list[Row]:
 def pair_by_label(
     texts: Sequence[str], is_preferred: Sequence[bool], rng: random.Random
 ) -> list[Row]:
-    """Each preferred text, in order, as chosen against a random text that is not preferred."""
+    """Each preferred text, in order, as chosen against a random one that is not preferred. All of
+    these are used before one is used again, so that few pairs, if any, share a text."""
     others = [text for text, preferred in zip(texts, is_preferred, strict=True) if not preferred]
     if not others or len(others) == len(texts):
         raise ValueError("labels must hold both 1 and 0 so that pairs can be made")
+    rng.shuffle(others)
+    chosen = [text for text, preferred in zip(texts, is_preferred, strict=True) if preferred]
     return [
-        {"prompt": "", "chosen": text, "rejected": rng.choice(others)}
-        for text, preferred in zip(texts, is_preferred, strict=True)
-        if preferred
+        {"prompt": "", "chosen": text, "rejected": other}
+        for text, other in zip(chosen, itertools.cycle(others), strict=False)
     ]
 
 
@@ -354,6 +357,30 @@ def drop_unusable(
     return kept, len(rows) - len(filled), len(filled) - len(kept)
 
 
+def begins_with(prompts: Sequence[Row]) -> Callable[[Prompt, str], bool]:
+    """A function of prompt and completion: do they, together, begin with one of `prompts`? Texts
+    are compared by words, messages as they are."""
+    dialogues = {json.dumps(row["prompt"]) for row in prompts if not isinstance(row["prompt"], str)}
+    starts = {tuple(row["prompt"].split()) for row in prompts if isinstance(row["prompt"], str)}
+    lengths = {len(words) for words in starts}
+
+    def begins(prompt: Prompt, completion: str) -> bool:
+        if not isinstance(prompt, str):
+            return json.dumps(prompt) in dialogues
+        words = (prompt + completion).split()
+        return any(tuple(words[:length]) in starts for length in lengths)
+
+    return begins
+
+
+def without_eval_texts(
+    rows: Sequence[Row], text_columns: Sequence[str], evaluation: Sequence[Row]
+) -> list[Row]:
+    """Rows none of whose texts begins with a held-out prompt."""
+    begins = begins_with(evaluation)
+    return [row for row in rows if not any(begins(row["prompt"], row[c]) for c in text_columns)]
+
+
 def require_pairs(pairs: int, held_out: int, path: str) -> None:
     """Raise ValueError where no pair is left to train on after those that are held out."""
     if pairs <= held_out:
@@ -402,11 +429,22 @@ def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
     chats = file_of_messages(zip(paths, (sft, preferences, prompts), strict=True))
     if chats is not None:
         require_template(settings.tokenizer_path is not None, chats)
+    train, evaluation = split_prompts(
+        prompts, settings.eval_prompts, settings.train_prompts, settings.seed
+    )
+    report = []
+    if settings.drop_eval_texts:
+        before = len(sft), len(preferences)
+        sft = without_eval_texts(sft, ["completion"], evaluation)
+        preferences = without_eval_texts(preferences, ["chosen", "rejected"], evaluation)
+        report.append(
+            f"begin with a held-out prompt and are dropped: {before[0] - len(sft)} texts of the "
+            f"corpus, {before[1] - len(preferences)} pairs"
+        )
     tokenizer = make_tokenizer(settings, sft, preferences, out / "tokenizer")
     if chats is not None:
         require_template(tokenizer.chat_template is not None, chats)
     require_short_prompts(prompts, tokenizer, settings)
-    report = []
     for name, rows, columns, path in (
         ("sft", sft, ["completion"], settings.sft_path),
         ("preferences", preferences, ["chosen", "rejected"], settings.preferences_path),
@@ -421,9 +459,6 @@ def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
                 f"{name}.jsonl: {len(kept)} rows; dropped {blank} blank and {long} longer than "
                 f"max_text_tokens = {limit}"
             )
-    train, evaluation = split_prompts(
-        prompts, settings.eval_prompts, settings.train_prompts, settings.seed
-    )
     write_jsonl(out / "train_prompts.jsonl", train)
     write_jsonl(out / "eval_prompts.jsonl", evaluation)
     return [

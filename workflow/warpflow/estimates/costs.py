@@ -36,16 +36,20 @@ from warpflow.experiments import (
     recipe_parents,
     trajectories,
 )
+from warpflow.gold_names import GOLD_RESULT, held_out_shares
 from warpflow.lm.models import load_config, load_tokenizer
 from warpflow.side_by_side.answers import list_pairs
 from warpflow.side_by_side.settings import Comparison, read_comparisons
 from warpflow.training.reinforce import ReinforceSettings
 
-TRAINS = ("train_sft", "train_reward_model", "train_policy")
+TRAINS = ("train_sft", "train_reward_model", GOLD_RESULT, "train_policy")
 USES_GPU = (
     *(*TRAINS, "evaluate_policy", "score_trajectories", "estimate_optimum"),
     *("answer_prompts", "benchmark_policy"),
 )
+
+
+FETCHED = "fetch_policy"
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,19 @@ class Job:
 
 
 def policy_config(config: Mapping[str, Any]) -> PreTrainedConfig:
-    """The user's policy's, or that of the architecture with its vocabulary."""
+    """The user's policy's, or that of the architecture with its vocabulary.
+
+    Raises:
+        ValueError: the policy is yet to be fetched.
+    """
+    if config["policy"]["path"] == FETCHED:
+        fetched = Path(config["results"], FETCHED, "checkpoint")
+        if not fetched.is_dir():
+            raise ValueError(
+                f"policy.path is {FETCHED}, and {fetched} is not there yet: fetch it first, with "
+                f"`snakemake --cores 1 {fetched}.dvc` and this config"
+            )
+        return load_config(fetched)
     if config["policy"]["path"] and not is_placeholder(config, config["policy"]["path"]):
         return load_config(config["policy"]["path"])
     if config["data"] == "prepare_data":
@@ -140,7 +156,9 @@ def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
     judge = count_parameters(AutoModelForSequenceClassification, reward_config(config, policy))
     tokens = config["policy"]["max_prompt_tokens"] + config["policy"]["max_new_tokens"]
     sft, reward = config["train_sft"], config["train_reward_model"]
+    fetched = [Job(FETCHED, None, 4 * size)] if config["policy"]["path"] == FETCHED else []
     jobs = [
+        *fetched,
         Job(config["data"]),
         Job(SFT, 6.0 * size * sft["steps"] * sft["batch_size"] * tokens, 4 * size),
     ]
@@ -148,6 +166,9 @@ def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
         steps = 0 if reward["path"] else reward["steps"]
         work = 6.0 * judge * steps * 2 * reward["batch_size"] * tokens  # pairs
         jobs.append(Job("train_reward_model", work, 4 * judge))
+    if held_out_shares(config["evaluate_policy"]["gold"]):
+        work = 6.0 * size * reward["steps"] * 2 * reward["batch_size"] * tokens
+        jobs.append(Job(GOLD_RESULT, work, 4 * size))
     members = {name: plan.experiments[name] for name in plan.groups[group]}
     for (name, *_, iteration, _), result in plan.policies.items():
         if name in members:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,12 @@ from transformers import PreTrainedModel
 
 from warpflow.evaluation.rewards import Reward
 from warpflow.evaluation.sample import Measured, sample_and_measure
+from warpflow.gold_names import GOLD
 from warpflow.lm.log_probs import Completions
 
 if TYPE_CHECKING:
     from warpflow.settings.evaluate_policy import EvaluationSettings
 
-# What evaluation.json keeps for each prompt.
-PROMPT_VALUES = ("reward", "gold", "kl", "kl_exact", "length")
 DISTINCT_PROMPTS = 100  # whose first completions the distinct n-grams are counted over
 
 
@@ -29,7 +28,7 @@ class Samples:
 
     batch: list[Completions]
     reward: Tensor
-    gold: Tensor | None
+    golds: Mapping[str, Tensor]  # by column
     kl: Tensor  # as in `Measured`
     kl_exact: Tensor
     entropy: Tensor
@@ -41,7 +40,7 @@ def evaluate(
     policy: PreTrainedModel,
     sft: PreTrainedModel,
     reward: Reward,
-    gold: Reward | None,
+    golds: Mapping[str, Reward],
     prompts: Sequence[Sequence[int]],
     settings: EvaluationSettings,
     *,
@@ -62,22 +61,35 @@ def evaluate(
         pad_id=pad_id,
         seed=seed,
     )
-    return score(parts, reward, gold)
+    return score(parts, reward, golds)
 
 
-def score(parts: Iterable[Measured], reward: Reward, gold: Reward | None) -> Samples:
-    """Completions with their rewards and, where there is a gold reward, its scores."""
-    scored = [(part, reward(part.batch), gold(part.batch) if gold else None) for part in parts]
+def score(parts: Iterable[Measured], reward: Reward, golds: Mapping[str, Reward]) -> Samples:
+    """Completions with their rewards and the scores of each gold reward."""
+    kept: list[Measured] = []
+    scores: dict[str, list[Tensor]] = {name: [] for name in ("reward", *golds)}
+    for part in parts:
+        kept.append(part)
+        for name, scorer in {"reward": reward, **golds}.items():
+            scores[name].append(scorer(part.batch).cpu())
+    joined = {name: torch.cat(values) for name, values in scores.items()}
     return Samples(
-        batch=[part.batch.cpu() for part, _, _ in scored],
-        reward=torch.cat([rewards for _, rewards, _ in scored]).cpu(),
-        gold=torch.cat([golds for _, _, golds in scored]).cpu() if gold else None,  # type: ignore[misc]
-        kl=torch.cat([part.kl for part, _, _ in scored]).cpu(),
-        kl_exact=torch.cat([part.kl_exact for part, _, _ in scored]).cpu(),
-        entropy=torch.cat([part.entropy for part, _, _ in scored]).cpu(),
-        length=torch.cat([part.batch.lengths for part, _, _ in scored]).float().cpu(),
-        finished=torch.cat([part.batch.finished for part, _, _ in scored]).cpu(),
+        batch=[part.batch.cpu() for part in kept],
+        reward=joined.pop("reward"),
+        golds=joined,
+        kl=torch.cat([part.kl for part in kept]).cpu(),
+        kl_exact=torch.cat([part.kl_exact for part in kept]).cpu(),
+        entropy=torch.cat([part.entropy for part in kept]).cpu(),
+        length=torch.cat([part.batch.lengths for part in kept]).float().cpu(),
+        finished=torch.cat([part.batch.finished for part in kept]).cpu(),
     )
+
+
+def values_of(samples: Samples) -> dict[str, Tensor | None]:
+    """What is averaged, by column; `gold` is None where there is no gold reward."""
+    golds: Mapping[str, Tensor | None] = samples.golds or {GOLD: None}
+    of_kl = {"kl": samples.kl, "kl_exact": samples.kl_exact}
+    return {"reward": samples.reward, **golds, **of_kl, "length": samples.length}
 
 
 def prompt_means(values: Tensor, samples_per_prompt: int) -> Tensor:
@@ -99,8 +111,7 @@ def mean_and_error(values: Tensor, samples_per_prompt: int) -> tuple[float, floa
 def summarise(samples: Samples, texts: Sequence[str], samples_per_prompt: int) -> dict[str, object]:
     """The row of `evaluations.csv` for one policy. `texts`: the decoded responses, [N]."""
     row: dict[str, object] = {"n_prompts": len(texts) // samples_per_prompt}
-    for name in ("reward", "gold", "kl", "kl_exact", "length"):
-        values = getattr(samples, name)
+    for name, values in values_of(samples).items():
         mean, error = (None, None) if values is None else mean_and_error(values, samples_per_prompt)
         row |= {name: mean, f"{name}_se": error}
     row["unfinished"] = 1 - samples.finished.float().mean().item()
@@ -115,8 +126,7 @@ def prompt_values(samples: Samples, samples_per_prompt: int) -> dict[str, list[f
     two policies, which saw the same prompts and random numbers. Gold is None where there is none.
     """
     rows: dict[str, list[float] | None] = {}
-    for name in PROMPT_VALUES:
-        values = getattr(samples, name)
+    for name, values in values_of(samples).items():
         means = None if values is None else prompt_means(values, samples_per_prompt).tolist()
         rows[name] = means and [float(f"{mean:.6g}") for mean in means]
     return rows

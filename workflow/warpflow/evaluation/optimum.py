@@ -9,12 +9,13 @@ as long as many samples share the weight, which the effective sample size (ESS) 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from warpflow.gold_names import GOLD
 from warpflow.settings.estimate_optimum import OptimumSettings
 
 Array = NDArray[np.float64]
@@ -118,11 +119,13 @@ def best_of_n_kl(n: int) -> float:
 # ------------------------------------------------------------------------------- the table
 
 
-def optimum_table(reward: Array, gold: Array | None, settings: OptimumSettings) -> pd.DataFrame:
+def optimum_table(
+    reward: Array, golds: Mapping[str, Array], settings: OptimumSettings
+) -> pd.DataFrame:
     """optimum.csv: the optimal front by falling β, then best-of-n by n.
 
     Args:
-        reward, gold: [P, n] of n SFT samples of each prompt.
+        reward: [P, n] of n SFT samples of each prompt. golds: by column, the same of each gold.
 
     Returns:
         Means over prompts with their standard errors (`_se`; between prompts, which is what a
@@ -134,12 +137,12 @@ def optimum_table(reward: Array, gold: Array | None, settings: OptimumSettings) 
     for beta in choose_betas(reward, settings):
         weights, kl = tilt(reward, beta)
         row = {"kind": "optimum", "beta": beta, "n": None} | mean_with_error("kl", kl)
-        rows.append(row | weighted_row(weights, reward, gold, settings))
+        rows.append(row | weighted_row(weights, reward, golds, settings))
     for n in best_of(reward.shape[1]):
         weights = best_of_n_weights(reward, n)
         row = {"kind": "best_of_n", "beta": None, "n": n, "kl": best_of_n_kl(n), "kl_se": 0.0}
         # Above, the sets of n that do not overlap are DISJOINT_SETS or more: always reliable.
-        rows.append(row | weighted_row(weights, reward, gold, settings) | {"reliable": True})
+        rows.append(row | weighted_row(weights, reward, golds, settings) | {"reliable": True})
     return pd.DataFrame(rows).astype({"n": "Int64", "beta": float})
 
 
@@ -149,17 +152,17 @@ def best_of(samples: int) -> list[int]:
 
 
 def weighted_row(
-    weights: Array, reward: Array, gold: Array | None, settings: OptimumSettings
+    weights: Array, reward: Array, golds: Mapping[str, Array], settings: OptimumSettings
 ) -> dict[str, float | bool | None]:
     """The columns that the weights [P, n] of any policy determine."""
     sizes = effective_samples(weights)
     rewards = (weights * reward).sum(1)
     row: dict[str, float | bool | None] = {**mean_with_error("reward", rewards)}
     row |= mean_with_error("gain", rewards - reward.mean(1))
-    if gold is None:
-        row |= {"gold": None, "gold_se": None}
-    else:
-        row |= mean_with_error("gold", (weights * gold).sum(1))
+    if not golds:
+        row |= {GOLD: None, f"{GOLD}_se": None}
+    for name, gold in golds.items():
+        row |= mean_with_error(name, (weights * gold).sum(1))
     row |= {"ess": float(sizes.mean()), "ess_decile": float(np.quantile(sizes, 0.1))}
     return row | {"reliable": is_reliable(weights, settings)}
 

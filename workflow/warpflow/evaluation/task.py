@@ -20,6 +20,7 @@ from warpflow.evaluation.rewards import (
     model_reward,
     weighted_sum,
 )
+from warpflow.gold_names import GOLD, is_function
 from warpflow.lm.models import (
     ending_ids,
     load_config,
@@ -32,7 +33,7 @@ from warpflow.lm.models import (
     require_vocabulary,
 )
 from warpflow.lm.prompts import encode_rows
-from warpflow.settings.base import Count, section
+from warpflow.settings.base import Count, listed, section
 
 
 @section
@@ -49,20 +50,23 @@ class JudgeArguments:
     """JSON: reward_model or package.module:function → its weight in r(x, y)."""
     reward_model: str | None = None
     """Checkpoint of the reward model, where it has a weight."""
-    gold: str | None = None
-    """package.module:function, measured and never trained on."""
+    gold: list[str] = listed()
+    """What is measured and never trained on: each a package.module:function, or the folder or hub
+    name of a reward model."""
+    gold_names: list[str] = listed(GOLD)
+    """Their columns, in the same order."""
 
 
 @dataclass(frozen=True)
 class Scorers:
-    """The policy's tokenizer, the ids that end a completion, r and its terms by name, gold (where
-    there is one), and the tokenised prompts."""
+    """The policy's tokenizer, the ids that end a completion, r and its terms by name, golds by
+    column, and the tokenised prompts."""
 
     tokenizer: PreTrainedTokenizerBase
     eos_ids: list[int]
     reward: Reward
     terms: dict[str, Reward]
-    gold: Reward | None
+    golds: dict[str, Reward]
     train_prompts: list[list[int]]
     eval_prompts: list[list[int]]
 
@@ -111,16 +115,16 @@ def load_scorers(given: JudgeArguments, reading: Reading = READING) -> Scorers:
         return index_rows(prompts[0] + prompts[1], rows[0] + rows[1])
 
     def load_reward(name: str) -> Reward:
-        if name != "reward_model":
-            return function_reward(load_function(name), tokenizer, name, prompt_rows())
-        if given.reward_model is None:
-            raise ValueError(
-                "--rewards gives reward_model a weight: give --reward_model its folder"
-            )
-        model = load_reward_model(given.reward_model).requires_grad_(False)
-        reward_tokenizer = load_reward_tokenizer(given.reward_model)
+        return load_function_reward(name) if is_function(name) else load_model_reward(name)
+
+    def load_function_reward(name: str) -> Reward:
+        return function_reward(load_function(name), tokenizer, name, prompt_rows())
+
+    def load_model_reward(path: str) -> Reward:
+        model = load_reward_model(path).requires_grad_(False)
+        reward_tokenizer = load_reward_tokenizer(path)
         # Sampled ids are this tokenizer's too, where they are passed on as such.
-        require_vocabulary(reward_tokenizer, model.config, given.reward_model)
+        require_vocabulary(reward_tokenizer, model.config, path)
         of_messages = not all(isinstance(row["prompt"], str) for row in rows[0] + rows[1])
         return model_reward(
             model,
@@ -131,13 +135,26 @@ def load_scorers(given: JudgeArguments, reading: Reading = READING) -> Scorers:
         )
 
     weights = json.loads(given.rewards)
-    terms = {name: load_reward(name) for name in weights}
+    if "reward_model" in weights and given.reward_model is None:
+        raise ValueError("--rewards gives reward_model a weight: give --reward_model its folder")
+    if given.gold and len(given.gold_names) != len(given.gold):
+        raise ValueError(
+            f"--gold_names: got {len(given.gold_names)} names, expected {len(given.gold)}, one for "
+            "each of --gold"
+        )
+    terms = {
+        name: load_reward(str(given.reward_model) if name == "reward_model" else name)
+        for name in weights
+    }
     return Scorers(
         tokenizer=tokenizer,
         eos_ids=ending_ids(given.sft, tokenizer),
         reward=weighted_sum([(weight, terms[name]) for name, weight in weights.items()]),
         terms=terms,
-        gold=load_reward(given.gold) if given.gold else None,
+        golds={
+            name: load_reward(source)
+            for name, source in zip(given.gold_names, given.gold, strict=False)
+        },
         train_prompts=prompts[0],
         eval_prompts=prompts[1],
     )

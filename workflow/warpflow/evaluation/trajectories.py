@@ -6,7 +6,7 @@ training does not see. So another gold reward scores the runs that are there and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,14 +21,13 @@ from warpflow.evaluation.evaluate import (
     mean_and_error,
     prompt_values,
     score,
+    values_of,
 )
 from warpflow.evaluation.rewards import Reward
 from warpflow.evaluation.sample import Measured
 from warpflow.lm.log_probs import Completions
 from warpflow.lm.sampling import pad_left
 from warpflow.lm.texts import response_texts
-
-SCORED = ("reward", "gold", "kl", "kl_exact", "length")
 
 
 def points(rows: Sequence[Row]) -> Iterator[tuple[dict[str, Any], list[Row]]]:
@@ -73,7 +72,7 @@ def score_trajectory(
     rows: Sequence[Row],
     prompts: Sequence[Sequence[int]],
     reward: Reward,
-    gold: Reward | None,
+    golds: Mapping[str, Reward],
     tokenizer: PreTrainedTokenizerBase,
     batch_size: int,
     device: torch.device | str = "cpu",
@@ -87,7 +86,7 @@ def score_trajectory(
     trajectory, values = [], []
     for key, chosen in points(rows):
         parts = measured_again(chosen, prompts, tokenizer.pad_token_id, batch_size, device)
-        samples = score(parts, reward, gold)
+        samples = score(parts, reward, golds)
         trajectory.append(key | summarise_point(samples, tokenizer))
         values.append(key | prompt_values(samples, 1))
     return trajectory, values
@@ -96,8 +95,7 @@ def score_trajectory(
 def summarise_point(samples: Samples, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Means and standard errors of one point's completions."""
     row: dict[str, Any] = {}
-    for name in SCORED:
-        values = getattr(samples, name)
+    for name, values in values_of(samples).items():
         row[name], row[f"{name}_se"] = (None, None) if values is None else mean_and_error(values, 1)
     texts = [text for batch in samples.batch for text in response_texts(batch, tokenizer)]
     return row | {"entropy": entropy_per_token(samples)} | distinct_shares(texts, 1)

@@ -14,6 +14,7 @@ from warpflow.figures.panels import (
 )
 from warpflow.figures.rows import has_values, split_by
 from warpflow.figures.style import LINE_STYLES, FigureStyle, experiment_looks, fixed_settings
+from warpflow.gold_names import gold_columns
 
 NAMES = {"policy": "policy", "ema": "EMA, rate μ", "average": "mean of all steps"}
 MESSAGE = (
@@ -37,7 +38,7 @@ def plot_averages(
     if rows.empty:
         return message_figure(style, MESSAGE)
     looks = experiment_looks(evaluations, trajectories, style.palette)
-    metrics = [metric for metric in ("reward", "gold") if has_values(rows, metric)]
+    metrics = [name for name in ("reward", *gold_columns(rows)) if has_values(rows, name)]
     figure, [panels] = new_figure(style, [len(metrics)])
     line_styles = dict(zip(NAMES, LINE_STYLES, strict=False))
     for (name, _, iteration, _, kind), points in split_by(rows, *runs, "weights"):

@@ -30,8 +30,6 @@ TABLE_COLUMNS = {
         *KEYS,
         "reward",
         "reward_se",
-        "gold",
-        "gold_se",
         "kl_exact",
         "kl_exact_se",
     ),
@@ -44,8 +42,6 @@ TABLE_COLUMNS = {
         "weights",
         "reward",
         "reward_se",
-        "gold",
-        "gold_se",
         "kl_exact",
         "kl_exact_se",
     ),
@@ -96,7 +92,7 @@ TABLE_COLUMNS = {
         "kl_exact",
         "kl_exact_se",
     ),
-    "optimum": ("kind", "kl", "reward", "gold", "reliable"),
+    "optimum": ("kind", "kl", "reward", "reliable"),
 }
 
 

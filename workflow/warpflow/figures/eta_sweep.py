@@ -14,6 +14,7 @@ from warpflow.figures.panels import (
 )
 from warpflow.figures.rows import has_values, liti_fronts
 from warpflow.figures.style import FigureStyle, experiment_looks, fixed_settings, front_groups
+from warpflow.gold_names import gold_columns
 
 MESSAGE = (
     "No experiment was evaluated at two or more η. Give `interpolate_policy.etas` several values."
@@ -27,7 +28,8 @@ def plot_eta_sweep(evaluations: pd.DataFrame, style: FigureStyle) -> Figure:
     if fronts.empty:
         return message_figure(style, MESSAGE)
     looks = experiment_looks(evaluations, evaluations, style.palette)
-    metrics = [metric for metric in ("reward", "kl_exact", "gold") if has_values(fronts, metric)]
+    names = ["reward", "kl_exact", *gold_columns(fronts)]
+    metrics = [name for name in names if has_values(fronts, name)]
     figure, [panels] = new_figure(style, [len(metrics)])
     for axes, metric in zip(panels, metrics, strict=True):
         for label, rows, line in front_groups(fronts, looks):

@@ -11,6 +11,7 @@ from warpflow.figures.labels import Placed, place_texts
 from warpflow.figures.panels import add_legend, message_figure, new_figure
 from warpflow.figures.rows import has_values, liti_fronts
 from warpflow.figures.style import FigureStyle, Look, experiment_looks, fixed_settings
+from warpflow.gold_names import gold_columns
 
 MESSAGE = "No policy was evaluated. Give `interpolate_policy.etas` several values."
 
@@ -28,10 +29,11 @@ def plot_fronts(
     """KL–reward fronts of LITI against the RL trajectories (Figs. 1b and 4c of the paper), and the
     optimal front above them where it was estimated.
 
-    A second panel shows the gold reward if there is one.
+    Further panels show the gold rewards if there are any.
     """
     tables = (evaluations, trajectories)
-    metrics = [m for m in ("reward", "gold") if any(has_values(table, m) for table in tables)]
+    names = ["reward", *gold_columns(evaluations)]
+    metrics = [m for m in names if any(has_values(table, m) for table in tables)]
     if not metrics:
         return message_figure(style, MESSAGE)
     looks = experiment_looks(evaluations, trajectories, style.palette)

@@ -72,7 +72,7 @@ def message_figure(style: FigureStyle, message: str) -> Figure:
 
 def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(AXIS_LABELS[x])
-    axes.set_ylabel(AXIS_LABELS[y])
+    axes.set_ylabel(AXIS_LABELS.get(y) or f"Gold reward: {y.removeprefix('gold.')}")
 
 
 def draw_points(

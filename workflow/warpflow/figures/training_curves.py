@@ -24,6 +24,7 @@ from warpflow.figures.style import (
     fixed_settings,
     run_groups,
 )
+from warpflow.gold_names import gold_columns
 
 NO_STEPS = (
     "No training steps were recorded. Set `train_policy.steps` above 0 and "
@@ -49,7 +50,8 @@ def plot_training_curves(
     `evaluations` only fixes the colours of the experiments.
     """
     logged = ["reward", "kl_to_anchor"]
-    metrics = [m for m in ("reward", "kl_exact", "gold") if has_values(trajectories, m)]
+    names = ["reward", "kl_exact", *gold_columns(trajectories)]
+    metrics = [name for name in names if has_values(trajectories, name)]
     figure, [top, bottom] = new_figure(
         style, [len(logged) if len(training) else 1, max(1, len(metrics))]
     )

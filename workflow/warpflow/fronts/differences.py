@@ -28,11 +28,12 @@ def comparisons_table(measured: Measurements, confidence: float) -> pd.DataFrame
     iteration and at the base's last; and a single run's minus that of the base's own first run,
     where the group has it by itself.
 
-    Columns: `measure` is `mean reward` (and `mean gold`) over the KLs from `kl_low` to `kl_high`
-    that all replicates of both reach, `reward` at one KL, `hypervolume` up to `kl_high`, the larger
-    KL of both, or `end KL`, the KL at the largest η up to 1. A front of one point is compared at
-    that point's KL in each replicate, which lie from `kl_low` to `kl_high`. `estimate`, `low`,
-    `high` of the difference; `result`: above, below, undecided, one run, or why not.
+    Columns: `measure` is `mean reward` (and `mean gold`, or `mean gold.NAME` of each gold) over the
+    KLs from `kl_low` to `kl_high` that all replicates of both reach, `reward` at one KL,
+    `hypervolume` up to `kl_high`, the larger KL of both, or `end KL`, the KL at the largest η up to
+    1. A front of one point is compared at that point's KL in each replicate, which lie from
+    `kl_low` to `kl_high`. `estimate`, `low`, `high` of the difference; `result`: above, below,
+    undecided, one run, or why not.
     """
     rows = []
     for name, own, against, i in pairs(measured):
@@ -73,7 +74,7 @@ def compare(
     measured: Measurements, confidence: float, first: tuple[str, int], second: tuple[str, int]
 ) -> Iterator[Row]:
     """Rows of one pair of fronts, none where a front is missing."""
-    for quantity in ("reward", "gold") if measured.has_gold else ("reward",):
+    for quantity in ("reward", *measured.golds):
         a, b = (measured.front(*arm, quantity) for arm in (first, second))
         if a is None or b is None:
             return

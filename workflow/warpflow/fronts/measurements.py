@@ -17,6 +17,7 @@ from warpflow.experiments import trajectory_of
 from warpflow.fronts.bootstrap import Array, half_of, interval, means_over_prompts, resample
 from warpflow.fronts.curves import Curve
 from warpflow.fronts.tables import read_evaluation, read_trajectory
+from warpflow.gold_names import gold_columns
 
 Values = Mapping[str, Array]  # quantity → [P], a value of each prompt
 
@@ -32,8 +33,8 @@ class Measurements:
 
     Attributes:
         evaluations: rows as in evaluations.csv.
-        policies: result → values of the prompts, `reward`, `kl_exact` and, where there is one,
-            `gold`.
+        policies: result → values of the prompts, `reward`, `kl_exact` and gold rewards by
+            column.
         runs: result of an RL run → step → values of the first prompts.
         geometry: rows as in geometry.csv. training: rows as in training.csv.
         weights: [B + 1, P] of the prompts, row 0 the sample itself.
@@ -69,8 +70,10 @@ class Measurements:
         return self.prompts >= MIN_PROMPTS
 
     @property
-    def has_gold(self) -> bool:
-        return all("gold" in values for values in self.policies.values())
+    def golds(self) -> list[str]:
+        """The columns of the gold rewards that every policy has."""
+        first, *others = self.policies.values()
+        return [name for name in gold_columns(first) if all(name in values for values in others)]
 
     # ----------------------------------------------------------------------------- rows
 
@@ -246,7 +249,7 @@ def read_values(results: str, policy: str) -> Values:
     values = read_evaluation(results, policy)["prompts"]
     return {
         name: np.array(values[name], dtype=float)
-        for name in ("reward", "kl_exact", "gold")
+        for name in ("reward", "kl_exact", *gold_columns(values))
         if values[name] is not None
     }
 

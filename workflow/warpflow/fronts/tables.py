@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from warpflow.gold_names import gold_columns
+
 KEYS = [
     "experiment",
     "replicate",
@@ -29,7 +31,7 @@ KEYS = [
 BENCHMARK_KEYS = ["task", "metric", "filter", "value", "value_se", "n"]
 BENCHMARK_METRICS = ["kl_exact", "kl_exact_se", "reward", "reward_se"]
 
-METRICS = ("eta", "reward", "gold", "kl_exact", "length", "unfinished", "self_similarity")
+METRICS = ("eta", "reward", "kl_exact", "length", "unfinished", "self_similarity")
 
 
 def read_evaluation(results: str, policy: str) -> dict[str, Any]:
@@ -137,8 +139,9 @@ def metrics_documents(evaluations: pd.DataFrame) -> dict[str, dict[str, float]]:
     fronts are in evaluations.csv, for `dvc plots`."""
     points = evaluations[(evaluations.stage == "interpolate_policy") & (evaluations.eta <= 1)]
     documents = {}
+    metrics = [*METRICS[:2], *gold_columns(points), *METRICS[2:]]
     for (experiment, iteration), front in points.groupby(["experiment", "iteration"], sort=False):
-        row = front[front.eta == front.eta.max()].reindex(columns=list(METRICS)).mean()
+        row = front[front.eta == front.eta.max()].reindex(columns=metrics).mean()
         values = row.dropna().to_dict()
         documents[f"{experiment}.iteration{iteration}"] = {
             name: float(f"{value:.6g}") for name, value in values.items()

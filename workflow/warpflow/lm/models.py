@@ -176,9 +176,9 @@ def load_whole(kind: Any, path: str | Path) -> PreTrainedModel:
 def forget_quantisation_(model: PreTrainedModel) -> None:
     """Take off a model what says that it is quantised. transformers dequantises the weights of a
     GGUF file, yet it would go on to refuse to save the model."""
-    model.hf_quantizer = None
-    model.is_quantized = False
-    model.quantization_method = None
+    said = {"hf_quantizer": None, "is_quantized": False, "quantization_method": None}
+    for name, value in said.items():
+        setattr(model, name, value)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
 

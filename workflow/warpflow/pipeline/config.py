@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -14,14 +15,17 @@ from typing import Any
 from warpflow.data.files import iterate_rows, read_label, require_columns
 from warpflow.evaluation.benchmark_points import check_benchmarks
 from warpflow.experiments import Experiment, experiment_groups, make_plan, resolve_experiments
+from warpflow.gold_names import gold_sources, held_out_shares, is_function
 from warpflow.pipeline.architectures import architecture_problems
 from warpflow.pipeline.code_files import module_file
 from warpflow.pipeline.config_files import repeated_keys
 from warpflow.pipeline.wrong_values import missing_keys, wrong_values
+from warpflow.settings.base import described
 from warpflow.settings.config import Config
+from warpflow.settings.fetch_policy import FetchPolicy
 from warpflow.settings.figures import Figures
 from warpflow.side_by_side.settings import check_comparison, read_comparisons
-from warpflow.weight_files import gguf_problem, is_gguf, quantised_problem
+from warpflow.weight_files import GGUF_MISSING, gguf_problem, is_gguf, quantised_problem, reads_gguf
 
 
 class ConfigError(ValueError):
@@ -62,6 +66,7 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
     yield from check_held_out(config)
     if files:
         yield from check_policy(config)
+        yield from check_fetched(config)
         yield from check_rewards(config)
         if config["data"] == "prepare_data":
             yield from check_files(config)
@@ -101,7 +106,7 @@ def check_held_out(config: Mapping[str, Any]) -> Iterator[str]:
             asked[f"{name}: train_policy.evaluate_prompts"] = own
     yield from too_few_prompts(asked, config)
     pairs = config[config["data"]].get("preference_pairs")
-    if pairs is not None and trains_reward_model(config):
+    if pairs is not None:
         yield from too_few_pairs(pairs, config)
 
 
@@ -117,13 +122,33 @@ def too_few_prompts(asked: Mapping[str, int], config: Mapping[str, Any]) -> Iter
 
 
 def too_few_pairs(pairs: int, config: Mapping[str, Any]) -> Iterator[str]:
-    """Whether pairs are left to train on after those that are held out."""
-    held_out = config["train_reward_model"]["held_out"]
-    if pairs <= held_out:
-        yield (
-            f"- train_reward_model.held_out: got {held_out}, but there are only {pairs} preference "
-            "pairs, so that nothing is left to train on: lower it, or give more pairs"
-        )
+    """Whether pairs are left to train each reward model on after those that are held out."""
+    held_out, needed = config["train_reward_model"]["held_out"], held_out_pairs(config)
+    if needed is None or pairs > needed:
+        return
+    shares = smallest_share(config)
+    of_share = f", of which {shares:g} are for one reward model" if shares < 1 else ""
+    both = " in each share (held_out_preferences in evaluate_policy.gold)" if shares < 1 else ""
+    yield (
+        f"- train_reward_model.held_out: got {held_out}{both}, but there are only {pairs} "
+        f"preference pairs{of_share}, so that nothing is left to train on: lower it, or give more "
+        "pairs"
+    )
+
+
+def held_out_pairs(config: Mapping[str, Any]) -> int | None:
+    """More pairs than these must be there, so that each reward model that is trained here has some
+    to learn from beside those for its accuracy; None where none is."""
+    if smallest_share(config) == 0:
+        return None
+    return math.ceil(config["train_reward_model"]["held_out"] / smallest_share(config))
+
+
+def smallest_share(config: Mapping[str, Any]) -> float:
+    """Of the preferences, the least that one reward model is trained on; 0 where none is."""
+    for_gold = sum(held_out_shares(config["evaluate_policy"]["gold"]))
+    shares = [for_gold] if for_gold else []
+    return min([*shares, *([1 - for_gold] if trains_reward_model(config) else [])], default=0)
 
 
 def trains_reward_model(config: Mapping[str, Any]) -> bool:
@@ -169,7 +194,7 @@ def check_policy(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"- {key}: no config.json in {path}: expected a Hugging Face model folder"
         yield from check_weight_files(key, path)
     yield from check_policy_folder(policy, needed)
-    yield from check_reward_folder(config["train_reward_model"]["path"])
+    yield from check_reward_folder("train_reward_model.path", config["train_reward_model"]["path"])
 
 
 def check_weight_files(key: str, path: str | None) -> Iterator[str]:
@@ -180,6 +205,23 @@ def check_weight_files(key: str, path: str | None) -> Iterator[str]:
         problem = quantised_problem(str(path), read_model_config(path))
     if problem:
         yield f"- {key}: {problem}"
+
+
+def check_fetched(config: Mapping[str, Any]) -> Iterator[str]:
+    """Whether a policy that is to be fetched is named, and can be read once it is here."""
+    if config["policy"]["path"] != "fetch_policy":
+        return
+    section = config.get("fetch_policy", {})
+    for key in described(FetchPolicy):
+        if section.get(key) is None:
+            yield f"- fetch_policy.{key}: missing, since policy.path is fetch_policy"
+    requirements, file = section.get("requirements"), section.get("file")
+    if requirements and not Path(requirements).is_file():
+        yield f"- fetch_policy.requirements: {requirements} is not a file"
+    if file and not is_gguf(file):
+        yield f"- fetch_policy.file: got {file}, expected a file in GGUF (….gguf)"
+    elif file and not reads_gguf():
+        yield f"- fetch_policy.file: {file}: {GGUF_MISSING}"
 
 
 def read_model_config(path: str | None) -> dict[str, Any]:
@@ -205,13 +247,13 @@ def check_policy_folder(policy: Mapping[str, Any], needed: int) -> Iterator[str]
         )
 
 
-def check_reward_folder(path: str | None) -> Iterator[str]:
+def check_reward_folder(key: str, path: str | None) -> Iterator[str]:
     """Whether the user's own reward model gives one number."""
     given = read_model_config(path)
     labels = len(given.get("id2label", (0, 1)))  # two are not written
     if given and labels != 1:
         yield (
-            f"- train_reward_model.path: {path} has {labels} labels in its config.json, expected 1 "
+            f"- {key}: {path} has {labels} labels in its config.json, expected 1 "
             "(num_labels=1): a reward is one number"
         )
 
@@ -222,11 +264,22 @@ def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
     if not weights:
         yield "- rewards: every weight is 0: nothing would be learned; give one another weight"
     functions = {f"rewards.{name}": name for name in weights if name != "reward_model"}
-    functions |= {"evaluate_policy.gold": config["evaluate_policy"]["gold"]}
-    for key, name in functions.items():
-        problem = function_problem(name) if name else None
+    golds = {
+        f"evaluate_policy.{column}": source
+        for column, source in gold_sources(config["evaluate_policy"]["gold"]).items()
+    }
+    for key, name in functions.items() | golds.items():
+        problem = function_problem(name) if is_function(name) else None
         if problem:
             yield f"- {key}: {problem}"
+    for key, name in golds.items():
+        yield from check_reward_folder(key, None if is_function(name) else name)
+    shares = held_out_shares(config["evaluate_policy"]["gold"])
+    if len(shares) > 1:
+        yield (
+            f"- evaluate_policy.gold: got {len(shares)} golds with held_out_preferences, expected "
+            "at most one: there is one share that training never sees"
+        )
 
 
 def function_problem(name: str) -> str | None:
@@ -317,7 +370,7 @@ def needed_file_keys(config: Mapping[str, Any]) -> list[str]:
     keys = ["prompts_path", "prompts_column", "eval_prompts"]
     if config["train_sft"]["steps"]:
         keys += ["sft_path", "sft_completion"]
-    if trains_reward_model(config):
+    if held_out_pairs(config) is not None:
         keys += ["preferences_path"]
     texts = [config["prepare_data"].get(key) for key in ("sft_path", "preferences_path")]
     return [*keys, "max_text_tokens"] if any(texts) else keys
@@ -350,7 +403,7 @@ def check_files(config: Mapping[str, Any]) -> Iterator[str]:
             if key.startswith(f"{kind}_") and isinstance(column, str) and key != f"{kind}_path"
         }
         problems = list(check_columns(path, columns, policy_path))
-        if not problems and kind == "preferences" and trains_reward_model(config):
+        if not problems and kind == "preferences" and held_out_pairs(config) is not None:
             problems = list(check_pairs(config, path))
         yield from problems
 
@@ -361,7 +414,7 @@ def check_pairs(config: Mapping[str, Any], path: str) -> Iterator[str]:
     label = config["prepare_data"].get("preferences_label")
     rows = (row for row in iterate_rows(path) if label is None or read_label(row[label], path))
     try:
-        pairs = sum(1 for _ in islice(rows, config["train_reward_model"]["held_out"] + 1))
+        pairs = sum(1 for _ in islice(rows, (held_out_pairs(config) or 0) + 1))
     except ValueError as error:
         yield f"- {error}"
     else:

@@ -14,6 +14,7 @@ from warpflow.settings.compare_fronts import CompareFronts
 from warpflow.settings.estimate_optimum import EstimateOptimum
 from warpflow.settings.evaluate_policy import EvaluatePolicy
 from warpflow.settings.experiments import Ablations, Experiments
+from warpflow.settings.fetch_policy import FetchPolicy
 from warpflow.settings.figures import Figures
 from warpflow.settings.generate_data import GenerateData
 from warpflow.settings.interpolate_policy import InterpolatePolicy
@@ -44,6 +45,7 @@ class Config:
     seed: Natural = 0
     """Base of every random stream. The same seed, config and thread count give the same bytes."""
     policy: Policy = Policy()
+    fetch_policy: FetchPolicy = FetchPolicy()
     data: Literal["generate_data", "prepare_data"] = "generate_data"
     """generate_data: the embedded language; prepare_data: your files."""
     generate_data: GenerateData = GenerateData()
@@ -89,4 +91,4 @@ class Config:
 
 
 # What the default config leaves empty, or to config/ablations.yaml: no key of these must be there.
-LEFT_OUT = ("prepare_data", "ablations")
+LEFT_OUT = ("fetch_policy", "prepare_data", "ablations")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
 
-from warpflow.settings.base import Count, Function, Integer, Natural, section
+from warpflow.settings.base import MODEL_CONFIG, Count, Integer, Level, Natural, section
 from warpflow.settings.sampling import Sampling
 
 
@@ -24,13 +25,29 @@ class Evaluation:
     """Completions stored to read."""
 
 
+@with_config(MODEL_CONFIG)
+class HeldOut(TypedDict):
+    """A gold reward model that is trained here."""
+
+    held_out_preferences: Level
+    """Its share of the preferences."""
+
+
+# A function, or the folder or hub name of a reward model.
+FunctionOrModel = Annotated[str, Field(pattern=r"^([\w.]+:\w+|[^:]+)$")]
+GoldSource = FunctionOrModel | HeldOut
+GoldSources = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w-]*$")], GoldSource | None]
+
+
 @section
 class EvaluatePolicy(Evaluation):
     """Evaluation on held-out prompts."""
 
-    gold: Function | None = "warpflow.data.toy_reviews:gold_score"
-    """`package.module:function` that training never sees, or null. It is called as those of
-    `rewards` are."""
+    gold: GoldSource | GoldSources | None = "warpflow.data.toy_reviews:gold_score"
+    """What training never sees, or null: `package.module:function`, called as those of `rewards`
+    are; a reward model (folder or hub name); or `held_out_preferences: 0.5`, a reward model trained
+    here on that share of the preferences, which the other one then never sees. Several: each by a
+    name, `{model: {held_out_preferences: 0.5}, words: my_rewards:words}`."""
 
 
 @section

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from warpflow.settings.base import Count, Integer, section
+from warpflow.settings.base import Count, Flag, Integer, section
 
 
 @section
@@ -32,7 +32,8 @@ class PrepareData:
     preferences_text: str | None = None
     """Instead of chosen and rejected: a column of texts …"""
     preferences_label: str | None = None
-    """… and one of labels; each text labelled 1 is paired with a random one labelled 0."""
+    """… and one of labels; each text labelled 1 is paired with a random one labelled 0, none of
+    which is used twice before all are used."""
     prompts_path: str | None = None
     """File of prompts."""
     prompts_column: str | None = None
@@ -44,6 +45,9 @@ class PrepareData:
     """At most so many prompts for RL; null: all that are not held out."""
     eval_prompts: Count | None = None
     """Held-out prompts for evaluation."""
+    drop_eval_texts: Flag = False
+    """Drop texts of the corpus and preferences that begin with a held-out prompt, so that neither
+    policy nor rewards have seen its source."""
     vocab_size: Annotated[Integer, Field(ge=260)] | None = None
     """Size of the byte-level BPE tokenizer trained on the corpus; null where policy.path brings
     its own."""
