@@ -20,6 +20,7 @@ import write_tables
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from warpflow.data.files import read_rows
 from warpflow.lm.models import load_reward_model
 
 TINY = {
@@ -315,6 +316,55 @@ def test_functions_reward_without_a_reward_model_and_are_weighted_beside_it(resu
     out = tmp_path / "trajectories.json"
     scored = run_score(results, [tmp_path / "tables"], out, rewards=only_gold)["trajectories"]
     assert [row["reward"] for row in scored] == [row["gold"] for row in scored]
+
+
+def test_several_golds_are_a_function_and_a_model_and_each_has_a_column(results, tmp_path):
+    """Of the reward model itself as gold: gold and reward are one."""
+    golds = ["--gold", GOLD, str(results / "reward_model"), "--gold_names", "gold.f", "gold.m"]
+    paths = {name: results / name for name in ("sft", "reward_model", "data")}
+    sizes = {"prompts": 4, "samples_per_prompt": 1, "batch_size": 4, "completions": 2}
+    out = tmp_path / "evaluation.json"
+    settings = flags(policy=results / "sft", out=out, seed=0, rewards=MODEL, **paths, **sizes)
+    evaluate_policy.main([*golds, *settings, *flags(**SAMPLING)])
+    document = json.loads(out.read_text())
+    alone = run_evaluate(results, results / "sft", tmp_path / "one.json", **sizes)
+    metrics = document["metrics"]
+    assert metrics["gold.m"] == metrics["reward"]
+    assert metrics["gold.m_se"] == metrics["reward_se"]
+    assert metrics["gold.f"] == alone["metrics"]["gold"]
+    assert "gold" not in metrics
+    assert document["prompts"]["gold.f"] == alone["prompts"]["gold"]
+    assert {"gold.f", "gold.m"} <= document["completions"][0].keys()
+
+
+def test_the_gold_reward_model_is_another_one_of_the_other_share(results, tmp_path, monkeypatch):
+    """And neither sees a pair of the other's."""
+    seen: dict[str, list[str]] = {}
+    encode = train_reward_model.encode_example
+    for name, gold in (("proxy", False), ("gold", True)):
+        texts = seen[name] = []
+
+        def remember(tokenizer, prompt, completion, texts=texts):
+            texts.append(json.dumps([prompt, completion]))
+            return encode(tokenizer, prompt, completion)
+
+        monkeypatch.setattr(train_reward_model, "encode_example", remember)
+        given = {"data": results / "data", "sft": results / "sft", "out": tmp_path / name}
+        train_reward_model.main(
+            supervised(**given, seed=0, held_out=2, gold_share=0.5, **({"gold": gold}))
+        )
+    pairs = read_rows(results / "data/preferences.jsonl")
+    assert seen["proxy"] and seen["gold"]
+    assert len(seen["proxy"]) + len(seen["gold"]) == 2 * len(pairs)
+    assert not set(seen["proxy"]) & set(seen["gold"])
+    proxy, gold = (load_file(tmp_path / n / "model.safetensors") for n in ("proxy", "gold"))
+    assert not torch.equal(proxy["score.weight"], gold["score.weight"])
+
+
+def test_a_share_too_small_for_a_gold_reward_model_is_named(results, tmp_path):
+    given = {"data": results / "data", "sft": results / "sft", "out": tmp_path / "out"}
+    with pytest.raises(ValueError, match=r"share of 0.5 \(held_out_preferences of gold\).*is 19"):
+        train_reward_model.main(supervised(**given, seed=0, held_out=19, gold_share=0.5, gold=True))
 
 
 def test_config_docs_are_current():

@@ -27,6 +27,24 @@ def test_fronts_draw_every_front_with_the_numbers_of_the_table() -> None:
     )
 
 
+def test_each_of_several_golds_has_a_panel_with_its_name() -> None:
+    tables = make_tables()
+    for name in ("evaluations", "trajectories"):
+        table = tables[name]
+        for gold, shift in (("gold.model", 0.0), ("gold.words", 1.0)):
+            table[gold] = table["gold"] + shift
+            table[f"{gold}_se"] = table["gold_se"]
+        tables[name] = table.drop(columns=["gold", "gold_se"])
+    figure = plot_fronts(tables["evaluations"], tables["trajectories"], STYLE)
+    _, model, words = figure.axes
+    assert [axes.get_ylabel() for axes in (model, words)] == [
+        "Gold reward: model",
+        "Gold reward: words",
+    ]
+    first, second = (data_of(axes, "front: warp, iteration 2") for axes in (model, words))
+    np.testing.assert_allclose(first[:, 1] + 1, second[:, 1])
+
+
 def optimum_table() -> pd.DataFrame:
     kl = [0.0, 1.0, 4.0]
     table = pd.DataFrame({"kind": "optimum", "kl": kl, "reward": [7, 8, 9], "gold": [1, 2, 0]})

@@ -76,6 +76,34 @@ def message(config) -> str:
             ["compare_answers.c.prompts: got 401"],
         ),
         ({"generate_data": {"preference_pairs": 500}}, ["train_reward_model.held_out: got 500"]),
+        # Half of them to each reward model, and 500 of each half for its accuracy.
+        (
+            {
+                "generate_data": {"preference_pairs": 1000},
+                "evaluate_policy": {"gold": {"held_out_preferences": 0.5}},
+            },
+            ["held_out: got 500 in each share", "held_out_preferences", "1000", "of which 0.5"],
+        ),
+        (
+            {"evaluate_policy": {"gold": {n: {"held_out_preferences": 0.3} for n in "ab"}}},
+            ["evaluate_policy.gold: got 2 golds with held_out_preferences, expected at most one"],
+        ),
+        (
+            {"evaluate_policy": {"gold": {"mine": "my_gold:score"}}},
+            ["evaluate_policy.gold.mine: no module my_gold"],
+        ),
+        ({"evaluate_policy": {"gold": {"held_out_preferences": 1}}}, ["less than 1"]),
+        (
+            {"policy": {"path": "fetch_policy"}},
+            ["fetch_policy.requirements: missing, since policy.path is fetch_policy"],
+        ),
+        (
+            {
+                "policy": {"path": "fetch_policy"},
+                "fetch_policy": {"requirements": "no.lock", "file": "a/model.safetensors"},
+            },
+            ["no.lock is not a file", "got a/model.safetensors, expected a file in GGUF"],
+        ),
     ],
 )
 def test_said_by_key(config, changes, parts):
@@ -100,6 +128,31 @@ def test_what_is_right_is_not_objected_to(config):
     config["rewards"] = {"warpflow.data.toy_reviews:gold_score": 1.0}
     config["generate_data"]["preference_pairs"] = 2  # no reward model is trained
     check_config(config)
+
+
+def test_a_gold_reward_model_of_two_labels_is_named_by_its_column(config, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    config["evaluate_policy"]["gold"] = {"theirs": str(tmp_path)}
+    assert f"- evaluate_policy.gold.theirs: {tmp_path} has 2 labels" in message(config)
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "score"}}))
+    check_config(config)
+
+
+def test_gold_of_held_out_preferences_needs_pairs_where_training_needs_none(config):
+    config["rewards"] = {"warpflow.data.toy_reviews:gold_score": 1.0}
+    config["evaluate_policy"]["gold"] = {"held_out_preferences": 0.1}
+    config["generate_data"]["preference_pairs"] = 4999  # a tenth is not more than 500
+    assert "train_reward_model.held_out" in message(config)
+    config["generate_data"]["preference_pairs"] = 5001
+    check_config(config)
+
+
+def test_a_missing_file_is_named_with_the_columns_that_it_is_to_have(config):
+    given = {"prompts_path": "nowhere.csv", "prompts_column": "text", "eval_prompts": 400}
+    config |= {"data": "prepare_data", "prepare_data": given}
+    text = message(config)
+    assert "prepare_data.prompts_path: nowhere.csv is not a file" in text
+    assert "with the columns text" in text
 
 
 def test_a_width_that_the_heads_do_not_divide():

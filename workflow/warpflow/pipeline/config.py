@@ -394,14 +394,19 @@ def check_files(config: Mapping[str, Any]) -> Iterator[str]:
         path = section.get(f"{kind}_path")
         if path is None:
             continue
-        if not Path(path).is_file():
-            yield f"- prepare_data.{kind}_path: {path} is not a file (from {Path.cwd().name}/)"
-            continue
         columns = {
             key: column
             for key, column in section.items()
             if key.startswith(f"{kind}_") and isinstance(column, str) and key != f"{kind}_path"
         }
+        if not Path(path).is_file():
+            yield (
+                f"- prepare_data.{kind}_path: {path} is not a file (from {Path.cwd().name}/): "
+                "bring it there (the head of a config that is ours says where its files come "
+                "from), or name another one: JSON lines, a JSON list or CSV, plain or .gz, with "
+                f"the columns {', '.join(columns.values()) or 'that the other keys name'}"
+            )
+            continue
         problems = list(check_columns(path, columns, policy_path))
         if not problems and kind == "preferences" and held_out_pairs(config) is not None:
             problems = list(check_pairs(config, path))
