@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -33,7 +33,13 @@ from warpflow.lm.models import (
     require_attention,
     require_vocabulary,
 )
-from warpflow.lm.prompts import Prompt, encode_prompts, is_messages, prompt_tokens
+from warpflow.lm.prompts import (
+    Prompt,
+    encode_prompts,
+    is_messages,
+    prompt_tokens,
+    user_message,
+)
 from warpflow.seeds import derive_seed
 from warpflow.settings.base import Count, section
 from warpflow.settings.prepare_data import PrepareData
@@ -293,9 +299,18 @@ def read_prompts(settings: PrepareArguments) -> tuple[list[Row], int]:
                 short += 1
                 continue
             prompt = " ".join(words[:k])
+        prompt = user_message(prompt, settings.prompts_as_messages)
         extra = {name: value for name, value in row.items() if name != column}
         found.setdefault(json.dumps(prompt), {**extra, "prompt": prompt})
     return list(found.values()), short
+
+
+def without_long_prompts(
+    prompts: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> list[Row]:
+    """Prompts of at most so many tokens."""
+    encoded = encode_prompts(tokenizer, [row["prompt"] for row in prompts])
+    return [row for row, ids in zip(prompts, encoded, strict=True) if len(ids) <= limit]
 
 
 def require_short_prompts(
@@ -421,6 +436,36 @@ def require_template(has_template: bool, path: str) -> None:
         )
 
 
+def write_texts(
+    settings: PrepareArguments,
+    texts: Sequence[tuple[str, Sequence[Row], list[str], str | None]],
+    evaluation: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+) -> Iterator[str]:
+    """Write the usable rows of corpus and preferences to `out`; yields a line on each.
+
+    Args:
+        texts: name, rows, columns of completions, and the file they come from.
+        evaluation: held-out prompts.
+    """
+    for name, rows, columns, path in texts:
+        limit = settings.max_text_tokens
+        if path is None or limit is None:
+            continue
+        apart = without_eval_texts(rows, columns, evaluation) if settings.drop_eval_texts else rows
+        kept, blank, long = drop_unusable(apart, columns, tokenizer, limit, path)
+        if name == "preferences":
+            require_pairs(len(kept), settings.held_out_pairs, path)
+        write_jsonl(out / f"{name}.jsonl", kept)
+        seen = len(rows) - len(apart)
+        yield (
+            f"{name}.jsonl: {len(kept)} rows; dropped {blank} blank and {long} longer than "
+            f"max_text_tokens = {limit}"
+            + (f", {seen} that begin with a held-out prompt" if settings.drop_eval_texts else "")
+        )
+
+
 def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
     """Write the data folder `out` from the user's files; returns a report, one line per file."""
     sft, preferences = read_sft(settings), read_preferences(settings)
@@ -429,41 +474,27 @@ def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
     chats = file_of_messages(zip(paths, (sft, preferences, prompts), strict=True))
     if chats is not None:
         require_template(settings.tokenizer_path is not None, chats)
-    train, evaluation = split_prompts(
-        prompts, settings.eval_prompts, settings.train_prompts, settings.seed
-    )
-    report = []
-    if settings.drop_eval_texts:
-        before = len(sft), len(preferences)
-        sft = without_eval_texts(sft, ["completion"], evaluation)
-        preferences = without_eval_texts(preferences, ["chosen", "rejected"], evaluation)
-        report.append(
-            f"begin with a held-out prompt and are dropped: {before[0] - len(sft)} texts of the "
-            f"corpus, {before[1] - len(preferences)} pairs"
-        )
     tokenizer = make_tokenizer(settings, sft, preferences, out / "tokenizer")
     if chats is not None:
         require_template(tokenizer.chat_template is not None, chats)
+    found = len(prompts)
+    if settings.drop_long_prompts:
+        prompts = without_long_prompts(prompts, tokenizer, settings.max_prompt_tokens)
     require_short_prompts(prompts, tokenizer, settings)
-    for name, rows, columns, path in (
+    train, evaluation = split_prompts(
+        prompts, settings.eval_prompts, settings.train_prompts, settings.seed
+    )
+    texts = (
         ("sft", sft, ["completion"], settings.sft_path),
         ("preferences", preferences, ["chosen", "rejected"], settings.preferences_path),
-    ):
-        limit = settings.max_text_tokens
-        if path is not None and limit is not None:
-            kept, blank, long = drop_unusable(rows, columns, tokenizer, limit, path)
-            if name == "preferences":
-                require_pairs(len(kept), settings.held_out_pairs, path)
-            write_jsonl(out / f"{name}.jsonl", kept)
-            report.append(
-                f"{name}.jsonl: {len(kept)} rows; dropped {blank} blank and {long} longer than "
-                f"max_text_tokens = {limit}"
-            )
+    )
+    report = list(write_texts(settings, texts, evaluation, tokenizer, out))
     write_jsonl(out / "train_prompts.jsonl", train)
     write_jsonl(out / "eval_prompts.jsonl", evaluation)
     return [
         *report,
         f"train_prompts.jsonl: {len(train)} rows; eval_prompts.jsonl: {len(evaluation)} rows; "
-        f"{len(prompts)} different prompts; dropped {short} rows too short for a prompt",
+        f"{found} different prompts; dropped {short} rows too short for a prompt"
+        + (f" and {found - len(prompts)} too long" if settings.drop_long_prompts else ""),
         f"tokenizer: {len(tokenizer)} tokens",
     ]

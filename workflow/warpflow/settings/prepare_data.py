@@ -41,6 +41,11 @@ class PrepareData:
     policy's tokenizer; a last message of the assistant's is left out."""
     prompts_first_words: Count | None = None
     """Use only the first words of that column as the prompt; null: all of it."""
+    prompts_as_messages: Flag = False
+    """Each text is a user's message, for the chat template of the policy's tokenizer."""
+    drop_long_prompts: Flag = False
+    """Drop prompts longer than policy.max_prompt_tokens, and count them in the log; false: they are
+    an error."""
     train_prompts: Count | None = None
     """At most so many prompts for RL; null: all that are not held out."""
     eval_prompts: Count | None = None
