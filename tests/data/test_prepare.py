@@ -196,6 +196,31 @@ def test_same_settings_give_the_same_bytes(settings: dict[str, Any], tmp_path: P
     assert uncapped["train_prompts.jsonl"].startswith(first["train_prompts.jsonl"])
 
 
+def test_texts_become_messages_and_long_prompts_are_dropped_where_asked(
+    settings: dict[str, Any], tmp_path: Path, make_tokenizer: Any
+) -> None:
+    tokenizer = make_tokenizer([f"w{i}" for i in range(16)])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "policy")
+    texts = ["w1 " * n for n in (2, 3, 4, 30)]
+    path = write(tmp_path / "p.jsonl", [{"instruction": text.strip()} for text in texts])
+    given = {key: None for key in settings if key.startswith(("sft", "pref"))}
+    given |= {"prompts_path": path, "prompts_column": "instruction", "prompts_first_words": None}
+    given |= {"vocab_size": None, "tokenizer_path": tmp_path / "policy", "eval_prompts": 1}
+    given |= {"max_prompt_tokens": 8, "prompts_as_messages": True, "max_text_tokens": None}
+    with pytest.raises(ValueError, match=r"1 prompts are longer than .*_tokens = 8"):
+        run_script(settings | given)
+    run_script(settings | given | {"drop_long_prompts": True})
+    rows = [
+        row
+        for part in ("train", "eval")
+        for row in read_rows(settings["out"] / f"{part}_prompts.jsonl")
+    ]
+    prompts = sorted(row["prompt"][0]["content"] for row in rows)
+    assert prompts == ["w1 w1", "w1 w1 w1", "w1 w1 w1 w1"]
+    assert {row["prompt"][0]["role"] for row in rows} == {"user"}
+
+
 def test_labels_pair_each_preferred_text_with_one_that_is_not(settings: dict[str, Any]) -> None:
     run_script(settings)
     rows = read_rows(settings["sft_path"])
