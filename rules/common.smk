@@ -6,6 +6,7 @@
 # again (docs/how_reruns_work.md). How a job runs: workflow/warpflow/pipeline/jobs.py.
 
 import json
+import shlex
 
 from snakemake.exceptions import WorkflowError
 
@@ -30,7 +31,7 @@ COMPARISONS = read_comparisons(config)
 
 
 # What runs a command once for each content of what goes in, and keeps its result.
-JOB = f"python -m warpflow.pipeline.jobs run --results {RESULTS}"
+JOB = shlex.join(["python", "-m", "warpflow.pipeline.jobs", "run", "--results", RESULTS])
 
 
 wildcard_constraints:

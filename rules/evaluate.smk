@@ -45,7 +45,7 @@ rule evaluate_policy:
         job=JOB,
         functions=SCORERS,
         code=code_hash("evaluate_policy", *SCORERS),
-        parents=lambda w, input: f"--parents {input.parents}" if input.parents else "",
+        parents=lambda w, input: flags({"parents": list(input.parents) or None}),
         settings=flags(
             {"seed": config["seed"]}
             | SAMPLING
@@ -55,10 +55,10 @@ rule evaluate_policy:
         ),
         runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
-        "{params.job} --makes {output.evaluation} --log {log} --gpus {resources.gpu} "
-        "--functions {params.functions} --inputs {input} --runtime_args={params.runtime_args:q} -- "
-        "python scripts/evaluate_policy.py --policy {input.policy} "
-        "--sft {input.sft} --data {input.data} --out {output.evaluation} "
+        "{params.job} --makes {output.evaluation:q} --log {log:q} --gpus {resources.gpu} "
+        "--functions {params.functions} --inputs {input:q} --runtime_args={params.runtime_args:q} -- "
+        "python scripts/evaluate_policy.py --policy {input.policy:q} "
+        "--sft {input.sft:q} --data {input.data:q} --out {output.evaluation:q} "
         "{params.parents} {params.settings}"
 
 
@@ -89,10 +89,10 @@ rule score_trajectories:
         settings=flags({"max_prompt_tokens": config["policy"]["max_prompt_tokens"]} | SCORING),
         runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
-        "{params.job} --makes {output.trajectories} --log {log} --gpus {resources.gpu} "
-        "--functions {params.functions} --inputs {input} --runtime_args={params.runtime_args:q} -- "
-        "python scripts/score_trajectories.py --runs {input.runs} --members {params.members} "
-        "--sft {input.sft} --data {input.data} --out {output.trajectories} {params.settings}"
+        "{params.job} --makes {output.trajectories:q} --log {log:q} --gpus {resources.gpu} "
+        "--functions {params.functions} --inputs {input:q} --runtime_args={params.runtime_args:q} -- "
+        "python scripts/score_trajectories.py --runs {input.runs:q} --members {params.members} "
+        "--sft {input.sft:q} --data {input.data:q} --out {output.trajectories:q} {params.settings}"
 
 
 rule estimate_optimum:
@@ -126,10 +126,10 @@ rule estimate_optimum:
         ),
         runtime_args=flags({"batch_size": config["estimate_optimum"]["batch_size"]}),
     shell:
-        "{params.job} --makes {output.optimum} --log {log} --gpus {resources.gpu} "
-        "--functions {params.functions} --inputs {input} --runtime_args={params.runtime_args:q} -- "
-        "python scripts/estimate_optimum.py --sft {input.sft} --data {input.data} "
-        "--out {output.optimum} {params.settings}"
+        "{params.job} --makes {output.optimum:q} --log {log:q} --gpus {resources.gpu} "
+        "--functions {params.functions} --inputs {input:q} --runtime_args={params.runtime_args:q} -- "
+        "python scripts/estimate_optimum.py --sft {input.sft:q} --data {input.data:q} "
+        "--out {output.optimum:q} {params.settings}"
 
 
 rule collect_evaluations:
@@ -151,9 +151,9 @@ rule collect_evaluations:
         out=subpath(output[0], parent=True),
         config=json.dumps({key: config[key] for key in PLANNED}),
     shell:
-        "python scripts/collect_evaluations.py --results {params.results} --out {params.out} "
-        "--group {wildcards.group} --config {params.config:q} --optimum {input.optimum} "
-        "2>&1 | tee {log}"
+        "python scripts/collect_evaluations.py --results {params.results:q} --out {params.out:q} "
+        "--group {wildcards.group} --config {params.config:q} --optimum {input.optimum:q} "
+        "2>&1 | tee {log:q}"
 
 
 rule compare_fronts:
@@ -177,5 +177,5 @@ rule compare_fronts:
         out=subpath(output[0], parent=True),
         settings=flags({"seed": config["seed"]} | config["compare_fronts"]),
     shell:
-        "python scripts/compare_fronts.py --results {params.results} --tables {params.tables} "
-        "--out {params.out} {params.settings} 2>&1 | tee {log}"
+        "python scripts/compare_fronts.py --results {params.results:q} --tables {params.tables:q} "
+        "--out {params.out:q} {params.settings} 2>&1 | tee {log:q}"

@@ -13,8 +13,8 @@ IS_SUBMITTED = workflow.resource_settings.nodes is not None
 
 if workflow.is_main_process:
     remove_broken_lock()
-    if tracking_problem():
-        logger.warning(f"Results are not tracked by DVC: {tracking_problem()}.")
+    if tracking_problem(RESULTS):
+        logger.warning(f"Results are not tracked by DVC: {tracking_problem(RESULTS)}.")
     if problem := RECORDS.problem or results_without_records(RESULTS, RECORDS):
         raise WorkflowError(problem)
     # The login node's GPUs limit nothing: what a job asks for is in slurm/config.yaml.

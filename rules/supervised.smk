@@ -28,10 +28,10 @@ rule train_sft:
         ),
         settings=flags({"seed": config["seed"]} | config["train_sft"]),
     shell:
-        "{params.job} --makes {params.made} --log {log} "
-        "--gpus {resources.gpu} --inputs {input} -- "
-        "python scripts/train_sft.py --data {input.data} "
-        "--out {params.made} {params.policy} {params.settings}"
+        "{params.job} --makes {params.made:q} --log {log:q} "
+        "--gpus {resources.gpu} --inputs {input:q} -- "
+        "python scripts/train_sft.py --data {input.data:q} "
+        "--out {params.made:q} {params.policy} {params.settings}"
 
 
 rule train_reward_model:
@@ -56,7 +56,7 @@ rule train_reward_model:
         made=f"{RESULTS}/train_reward_model/checkpoint",
         settings=flags({"seed": config["seed"]} | config["train_reward_model"]),
     shell:
-        "{params.job} --makes {params.made} --log {log} "
-        "--gpus {resources.gpu} --inputs {input} -- "
-        "python scripts/train_reward_model.py --data {input.data} --sft {input.sft} "
-        "--out {params.made} {params.settings}"
+        "{params.job} --makes {params.made:q} --log {log:q} "
+        "--gpus {resources.gpu} --inputs {input:q} -- "
+        "python scripts/train_reward_model.py --data {input.data:q} --sft {input.sft:q} "
+        "--out {params.made:q} {params.settings}"

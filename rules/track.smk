@@ -12,4 +12,4 @@ rule track:
     resources:
         dvc=1,
     shell:
-        "python -m warpflow.pipeline.jobs track {input} {output} 2>&1 | tee {log}"
+        "python -m warpflow.pipeline.jobs track {input:q} {output:q} 2>&1 | tee {log:q}"

@@ -31,7 +31,7 @@ def answer_flags(w, input):
     }
     for key in ("max_prompt_tokens", "max_new_tokens", "temperature"):
         given[key] = getattr(comparison, key) or config["policy"][key]
-    return flags(given) + (f" --parents {input.parents}" if input.parents else "")
+    return f"{flags(given)} {flags({'parents': list(input.parents) or None})}".rstrip()
 
 
 def judge(w):

@@ -92,7 +92,7 @@ def remember(parts: Parts, record: Mapping[str, Any]) -> None:
     for made in parts.makes:
         if not is_small(made) and seal_path(made).is_file():
             write_seal(made, record["key"], {name: record[name] for name in KEPT})
-        if tracking_problem():
+        if tracking_problem(made.parent):
             continue
         if is_small(made):
             remember_run(dict(record), text=made.read_text(encoding="utf-8"))

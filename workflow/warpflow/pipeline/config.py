@@ -55,6 +55,7 @@ def check_config_files(paths: Iterable[str | Path]) -> None:
 
 def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
     """Problems that lie between keys, and files that are not there."""
+    yield from check_paths(config)
     yield from check_palette(config["figures"]["palette"])
     if config["policy"]["path"] is None:
         yield from architecture_problems(config["policy"]["architecture"])
@@ -72,6 +73,27 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
             f"no part of the front with min_ess = {optimum['min_ess']} effective ones: expected at "
             "least twice as many samples; raise it, or lower min_ess"
         )
+
+
+def check_paths(config: Mapping[str, Any]) -> Iterator[str]:
+    """Whether paths are such that Snakemake takes them as they stand."""
+    results = Path(config["results"])
+    if results.is_absolute() and results.is_relative_to(Path.cwd()):
+        inside = results.relative_to(Path.cwd())
+        yield f"- results: {results} lies in the project: write it from there, as {inside}"
+    section = config["prepare_data"]
+    paths = {f"prepare_data.{key}": section.get(key) for key in section if key.endswith("_path")}
+    paths |= {
+        "policy.path": config["policy"]["path"],
+        "train_reward_model.path": config["train_reward_model"]["path"],
+        "benchmark_policy.task_folder": config["benchmark_policy"]["task_folder"],
+    }
+    for key, path in paths.items():
+        if path and set(path) & set("{}\n"):
+            yield (
+                f"- {key}: got {path!r}, expected a path without braces and line breaks, which "
+                "Snakemake would take for its own: rename the file or folder"
+            )
 
 
 def check_palette(palette: str) -> Iterator[str]:
@@ -330,7 +352,10 @@ def check_files(config: Mapping[str, Any]) -> Iterator[str]:
         if path is None:
             continue
         if not Path(path).is_file():
-            yield f"- prepare_data.{kind}_path: {path} is not a file (from {Path.cwd().name}/)"
+            home = "; ~ is not expanded" if path.startswith("~") else ""
+            yield (
+                f"- prepare_data.{kind}_path: {path} is not a file (from {Path.cwd().name}/){home}"
+            )
             continue
         columns = {
             key: column

@@ -6,7 +6,6 @@ small files that `dvc push --run-cache` shares, remembers which result each key 
 
 from __future__ import annotations
 
-import configparser
 import json
 import os
 import shlex
@@ -20,7 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from configobj import ConfigObj
 from filelock import FileLock
+from platformdirs import site_config_dir, user_config_dir
 
 from warpflow.pipeline.contents import (
     Out,
@@ -37,13 +38,26 @@ from warpflow.pipeline.contents import (
 KEPT = ("environment", "seconds", "accepted")
 
 
-def tracking_problem() -> str | None:
-    """Why results are not tracked here, or None where they are."""
+def tracking_problem(path: str | Path = ".") -> str | None:
+    """Why results at a path are not tracked here, or None where they are."""
     if not Path(".dvc/config").is_file():
         return "there is no DVC repository here (run `git init` and `dvc init`)"
     if not Path(".git").exists():
         return "this is no Git repository (run `git init`)"
-    return None if shutil.which("dvc") else "the command `dvc` is not on the PATH"
+    if not shutil.which("dvc"):
+        return "the command `dvc` is not on the PATH"
+    return outside_problem(path)
+
+
+def outside_problem(path: str | Path) -> str | None:
+    """Why DVC, which tracks what lies in the repository alone, cannot track a path; None where it
+    can. It follows no symbolic link of a folder."""
+    project, real = Path.cwd().resolve(), Path(path).resolve()
+    if not Path(os.path.abspath(path)).is_relative_to(Path.cwd()):
+        return f"{path} lies outside this folder, and DVC tracks only what is inside"
+    if real != project / os.path.relpath(path):
+        return f"{path} is {real} by a symbolic link, which DVC does not follow"
+    return None
 
 
 def remove_broken_lock(pause: float = 0.5) -> None:
@@ -70,11 +84,23 @@ def cache_folder() -> Path:
 
 @cache
 def _cache_folder(project: Path) -> Path:
-    user = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser()
-    settings = configparser.RawConfigParser(strict=False)
-    files = ("/etc/xdg/dvc/config", user / "dvc/config", ".dvc/config", ".dvc/config.local")
-    settings.read([project / file for file in files])
-    return project / ".dvc" / settings.get("cache", "dir", fallback="cache")
+    """As DVC finds it: the last file that names one decides, `~` is the user's home, and other
+    paths start at the folder of the file that names them."""
+    system = os.environ.get("DVC_SYSTEM_CONFIG_DIR") or site_config_dir("dvc", "iterative")
+    user = os.environ.get("DVC_GLOBAL_CONFIG_DIR") or user_config_dir("dvc", "iterative")
+    repository = project / ".dvc"
+    found = repository / "cache"
+    for file in (
+        Path(system, "config"),
+        Path(user, "config"),
+        repository / "config",
+        repository / "config.local",
+    ):
+        settings = ConfigObj(str(file), encoding="utf-8") if file.is_file() else {}
+        named = settings.get("cache", {}).get("dir")
+        if named:
+            found = Path(os.path.abspath(file.parent / Path(named).expanduser()))
+    return found
 
 
 def cached_object(md5: str) -> Path:

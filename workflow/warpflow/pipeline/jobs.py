@@ -202,7 +202,7 @@ def keep(makes: Sequence[Path], record: dict[str, Any], details: dict[str, Any])
     if not is_small(makes[0]):
         for folder in makes:
             write_seal(folder, record["key"], details)
-    elif tracking_problem() is None:
+    elif tracking_problem(makes[0].parent) is None:
         remember_run(record | details, text=makes[0].read_bytes().decode())
 
 
@@ -375,7 +375,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 def track(provenance: Path, pointer: Path) -> None:
     """Give a finished result to DVC, or take it from DVC's cache where it was made before."""
     folder, record = pointer.with_suffix(""), json.loads(provenance.read_text())
-    if tracking_problem():
+    if tracking_problem(folder.parent):
         track_without_dvc(folder, record, pointer)
     elif is_sealed(folder, record["key"]):
         dvc("add", str(folder))

@@ -117,7 +117,9 @@ def provenance_tree(path: Path, project: Path) -> Iterator[str]:
 def _branch(
     source: Source, project: Path, lead: str, indent: str, seen: set[Path]
 ) -> Iterator[str]:
-    name = source.path.relative_to(project)
+    # Results outside the project are named in full.
+    path = source.path
+    name = path.relative_to(project) if path.is_relative_to(project) else path
     if source.path in seen:
         yield f"{lead}{name}  (above)"
         return
