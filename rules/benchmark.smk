@@ -61,7 +61,7 @@ rule collect_benchmarks:
         benchmarks=[
             f"{RESULTS}/benchmark_policy/{row['policy']}/benchmarks.json" for row in BENCHMARKED
         ],
-        evaluations=[evaluation(row["policy"]) for row in BENCHMARKED],
+        evaluations=evaluations_of(row["policy"] for row in BENCHMARKED),
     output:
         f"{RESULTS}/collect_benchmarks/benchmarks.csv",
     log:

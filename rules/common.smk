@@ -10,7 +10,7 @@ import shlex
 
 from snakemake.exceptions import WorkflowError
 
-from warpflow.experiments import MAIN, make_plan, recipe_parents
+from warpflow.experiments import MAIN, fronts, make_plan, recipe_parents
 from warpflow.pipeline.code_files import code_hash
 from warpflow.pipeline.command_line import flags
 from warpflow.pipeline.config import ConfigError, check_config, check_config_files
@@ -42,6 +42,7 @@ wildcard_constraints:
     member=r"\d+",
     towards="sft|init",
     eta=r"[\d.]+",
+    front=r"[\w./-]+",
     made="checkpoint|data|tables",
     comparison="|".join(COMPARISONS) or "none",
     contestant=r"[\w.-]+",
@@ -51,6 +52,21 @@ wildcard_constraints:
 def evaluation(result):
     """The evaluation of a policy, e.g. train_policy/warp/replicate1/iteration1/member0."""
     return f"{RESULTS}/evaluate_policy/{result}/evaluation.json"
+
+
+# What one job evaluates, by the job's name, e.g. warp/replicate1/iteration1; and where a policy is.
+FRONTS = fronts(PLAN, config["evaluate_policy"]["points_per_job"])
+FRONT_OF = {result: front for front, results in FRONTS.items() for result in results}
+
+
+def evaluations_index(front):
+    """What names the evaluations of a front, each with the hash of its content."""
+    return f"{RESULTS}/evaluate_front/{front}/evaluations.json"
+
+
+def evaluations_of(results):
+    """The indices that name the evaluations of these policies."""
+    return sorted({evaluations_index(FRONT_OF[result]) for result in results})
 
 
 def stage(w):

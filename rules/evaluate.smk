@@ -1,4 +1,5 @@
-# Every policy → its evaluation.json → the tables of a group (RESULTS/collect_evaluations/<group>/).
+# All policies of an iteration → an evaluation.json each → the tables of a group
+# (RESULTS/collect_evaluations/<group>/).
 
 from warpflow.experiments import PLANNED, trajectories
 
@@ -21,45 +22,46 @@ TABLES = [
 ]
 
 
-rule evaluate_policy:
-    """Reward, gold, KL to SFT, length and diversity of one policy on held-out prompts."""
+rule evaluate_front:
+    """Reward, gold, KL to SFT, length and diversity of the policies of an iteration and of the points of
+    its front, in one job; of each its evaluation.json under a key of its own, and their index."""
     input:
-        policy=lambda w: pointer(w.result),
-        parents=lambda w: [pointer(result) for result in recipe_parents(PLAN, w.result)],
+        policies=lambda w: weights_of_front(w.front),
         sft=SFT,
         reward_model=REWARD_MODEL,
         data=DATA,
+        sft_evaluation=lambda w: sft_evaluation(w.front),
     output:
-        evaluation=f"{RESULTS}/evaluate_policy/{{result}}/evaluation.json",
-        provenance=f"{RESULTS}/evaluate_policy/{{result}}/provenance.json",
+        index=f"{RESULTS}/evaluate_front/{{front}}/evaluations.json",
+        provenance=f"{RESULTS}/evaluate_front/{{front}}/provenance.json",
     log:
-        f"{LOGS}/evaluate_policy/{{result}}.log",
+        f"{LOGS}/evaluate_front/{{front}}.log",
     benchmark:
-        f"{LOGS}/evaluate_policy/{{result}}.tsv"
+        f"{LOGS}/evaluate_front/{{front}}.tsv"
     threads: 1
     resources:
-        runtime=240,
+        runtime=lambda w: 240 + 60 * len(FRONTS[w.front]),
         mem_mb=lambda w, attempt: 4000 * attempt,
         gpu=GPUS_OF_A_JOB,
     params:
-        job=JOB,
+        job=shlex.join(["python", "-m", "warpflow.pipeline.point_jobs", "--results", RESULTS]),
+        points=lambda w: json.dumps(points_of_front(w.front), sort_keys=True),
         functions=SCORERS,
-        code=code_hash("evaluate_policy", *SCORERS),
-        parents=lambda w, input: flags({"parents": list(input.parents) or None}),
+        code=code_hash("evaluate_front", *SCORERS),
         settings=flags(
             {"seed": config["seed"]}
             | SAMPLING
             | SCORING
             | config["evaluate_policy"]
-            | {"batch_size": None}
+            | {"batch_size": None, "points_per_job": None}
         ),
         runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
-        "{params.job} --makes {output.evaluation:q} --log {log:q} --gpus {resources.gpu} "
-        "--functions {params.functions} --inputs {input:q} --runtime_args={params.runtime_args:q} -- "
-        "python scripts/evaluate_policy.py --policy {input.policy:q} "
-        "--sft {input.sft:q} --data {input.data:q} --out {output.evaluation:q} "
-        "{params.parents} {params.settings}"
+        "{params.job} --points {params.points:q} --index {output.index:q} --log {log:q} "
+        "--gpus {resources.gpu} --functions {params.functions} "
+        "--inputs {input.sft:q} {input.reward_model:q} {input.data:q} "
+        "--runtime_args={params.runtime_args:q} -- "
+        "python scripts/evaluate_front.py --sft {input.sft:q} --data {input.data:q} {params.settings}"
 
 
 rule score_trajectories:
@@ -135,7 +137,7 @@ rule estimate_optimum:
 rule collect_evaluations:
     """Of a group, one tidy table each: evaluations, RL trajectories, training rows, geometry, completions."""
     input:
-        evaluations=lambda w: [evaluation(result) for result in evaluated(w)],
+        evaluations=lambda w: evaluations_of(evaluated(w)),
         trajectories=lambda w: [trajectory(result) for result in trajectories(PLAN, w.group)],
         policies=lambda w: of_group(PLAN.policies, w.group, "tables"),
         merges=lambda w: of_group(PLAN.merged, w.group),
@@ -160,7 +162,7 @@ rule compare_fronts:
     """Of a group, with intervals: the paper's claims, every experiment against the base, shares of the optimum."""
     input:
         tables=TABLES,
-        evaluations=lambda w: [evaluation(result) for result in evaluated(w)],
+        evaluations=lambda w: evaluations_of(evaluated(w)),
         trajectories=lambda w: [trajectory(result) for result in trajectories(PLAN, w.group)],
     output:
         f"{RESULTS}/compare_fronts/{{group}}/verdicts.csv",

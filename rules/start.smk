@@ -7,7 +7,7 @@ from warpflow.pipeline.dvc_cache import remove_broken_lock
 from warpflow.pipeline.freshness import Records, results_without_records
 from warpflow.pipeline.slurm import Needs, login_node_warning, submission_problem
 
-RECORDS = Records()
+RECORDS = Records(results=Path(RESULTS))
 # --jobs is given, beside an executor that submits.
 IS_SUBMITTED = workflow.resource_settings.nodes is not None
 

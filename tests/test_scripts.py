@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import collect_evaluations
-import evaluate_policy
+import evaluate_front
 import generate_data
 import interpolate_policy
 import merge_policies
@@ -113,13 +113,17 @@ def run_score(folder: Path, runs: list[Path], out: Path, **changes) -> dict:
     return json.loads(out.read_text())
 
 
-def run_evaluate(folder: Path, policy: Path, out: Path, **changes) -> dict:
+def run_evaluate(
+    folder: Path, policy: Path | None = None, out: Path | None = None, **changes
+) -> dict:
     paths = {name: folder / name for name in ("sft", "reward_model", "data")}
     sizes = {"prompts": 8, "samples_per_prompt": 2, "batch_size": 4, "completions": 3}
-    out.parent.mkdir(parents=True, exist_ok=True)
     given = {**paths, **sizes, **SAMPLING, "gold": GOLD, "rewards": MODEL, **changes}
-    evaluate_policy.main(flags(policy=policy, out=out, seed=0, **given))
-    return json.loads(out.read_text())
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        given |= {"policy": policy, "out": out}
+    evaluate_front.main(flags(seed=0, **given))
+    return json.loads(out.read_text()) if out else {}
 
 
 def evaluation_of(results: Path, result: Path) -> Path:
@@ -317,11 +321,55 @@ def test_functions_reward_without_a_reward_model_and_are_weighted_beside_it(resu
     assert [row["reward"] for row in scored] == [row["gold"] for row in scored]
 
 
+def test_several_points_are_evaluated_as_each_alone(results, tmp_path):
+    """In one process and in one model; the one that cannot be composed is left out and named."""
+    ends = {"init": results / "sft", "policy": results / "train_policy/member0/checkpoint"}
+    given = [{**ends, "eta": 0.3}, {"policy": ends["policy"]}, {**ends, "eta": 0.8}]
+    alone = [
+        run_evaluate(results, out=tmp_path / f"alone{number}.json", **point)
+        for number, point in enumerate(given)
+    ]
+    wrong = {"init": results / "sft", "policy": results / "reward_model", "eta": 0.5}
+    points = [
+        {name: str(value) if isinstance(value, Path) else value for name, value in point.items()}
+        | {"out": str(tmp_path / f"together{number}.json")}
+        for number, point in enumerate([given[0], wrong, *given[1:]])
+    ]
+    with pytest.raises(
+        SystemExit, match=r"1 of 4 points failed:\n- .*together1.json: .*reward_model"
+    ):
+        run_evaluate(results, points=json.dumps(points))
+    together = [json.loads((tmp_path / f"together{n}.json").read_text()) for n in (0, 2, 3)]
+    assert together == alone
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ('[{"policy": "a"}]', "out"),
+        ('[{"policy": "a", "out": "b", "eta": 0.5}]', "init and eta: expected both"),
+        ('[{"policy": "a", "out": "b", "init": "c", "eta": 3}]', "less than or equal to 2"),
+    ],
+)
+def test_a_point_that_is_not_whole_is_refused(results, points, message):
+    with pytest.raises(SystemExit, match=message):
+        run_evaluate(results, points=points)
+
+
+def test_out_of_memory_names_the_batch_size(results, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(evaluate_front, "evaluate", full)
+    with pytest.raises(SystemExit, match=r"evaluate_policy\.batch_size"):
+        run_evaluate(results, results / "sft", tmp_path / "e.json")
+
+
 def test_config_docs_are_current():
     write_config_docs.main(["--check"])
 
 
-@pytest.mark.parametrize("script", [train_policy, train_sft, evaluate_policy, merge_policies])
+@pytest.mark.parametrize("script", [train_policy, train_sft, evaluate_front, merge_policies])
 def test_unknown_flag_is_an_error(script, capsys):
     with pytest.raises((SystemExit, ValueError)):
         script.main(["--no_such_flag", "1"])

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import evaluate_policy
+import evaluate_front
 import prepare_data
 import pytest
 import torch
@@ -292,7 +292,7 @@ def test_a_run_on_messages(name: str, tmp_path: Path) -> None:
     train_policy.main(
         flags(**run, init=folder["sft"], out=tmp_path / "trained", tables=tmp_path / "tables")
     )
-    evaluate_policy.main(
+    evaluate_front.main(
         flags(policy=tmp_path / "trained", out=tmp_path / "e.json", prompts=8, **judging)
         + flags(samples_per_prompt=1, batch_size=4, completions=8)
     )

@@ -71,7 +71,7 @@ def accept(parts: Parts, reason: str, author: str, date: str) -> dict[str, Any]:
         "author": author,
         "date": date,
     }
-    kept = {name: old[name] for name in KEPT if name in old}
+    kept = {name: old[name] for name in (*KEPT, "sha256") if name in old}
     record = new | kept | {"accepted": [*old.get("accepted", []), entry]}
     keep_definitions(record, parts.results)
     remember(parts, record)

@@ -37,7 +37,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from warpflow.locks import only_one
 from warpflow.pipeline.code_files import code_hashes, definitions, digest
@@ -81,6 +81,7 @@ def make_record(
     inputs: Sequence[str],
     command: Sequence[str],
     functions: Sequence[str] = (),
+    code: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """What goes into a result: command, contents of inputs, what the code does, and the key of
     them all.
@@ -90,13 +91,13 @@ def make_record(
 
     Args:
         functions: ``package.module:function`` that the command calls, as its settings name them.
+        code: of `code_of`, where it is known already.
     """
     contents = {
         path: read_pointer(Path(path))["md5"] if path.endswith(".dvc") else file_md5(Path(path))
         for path in inputs
     }
-    script = next((word for word in command if word.endswith(".py")), None)
-    code = code_hashes(script, *functions) if script else {}
+    code = code_of(command, functions) if code is None else code
     made = {str(path): path.name for path in makes}
     keyed = [made.get(word, contents.get(word, word)) for word in command]
     return {
@@ -106,6 +107,12 @@ def make_record(
         "inputs": contents,
         "code": {"hash": digest(code), "files": code},
     }
+
+
+def code_of(command: Sequence[str], functions: Sequence[str] = ()) -> dict[str, str]:
+    """The files of code that a command runs, each with a hash of what it does."""
+    script = next((word for word in command if word.endswith(".py")), None)
+    return code_hashes(script, *functions) if script else {}
 
 
 def command_parameters(command: Sequence[str]) -> dict[str, str]:
@@ -256,35 +263,57 @@ def make(
     gpus: int = 0,
     processes: Processes = ONE,
 ) -> None:
-    """Run the command into temporary paths beside `makes`, then rename: all of it or nothing.
-    Where it fails, the end of its log is shown and its exit status is ours."""
-    pointers = [path for path in inputs if path.endswith(".dvc")]
-    for pointer in pointers:
-        require_unchanged(Path(pointer))
+    """Run the command into temporary paths beside `makes`, then rename: all of it or nothing."""
+    require_inputs(inputs)
     aside = {made: made.with_name(f"{made.name}.tmp{os.getpid()}") for made in makes}
     for made in makes:
         for left_over in made.parent.glob(f"{made.name}.tmp*"):
             remove(left_over)
         made.parent.mkdir(parents=True, exist_ok=True)
     replaced = {str(made): str(path) for made, path in aside.items()}
-    replaced |= {p: p.removesuffix(".dvc") for p in pointers}
     words = [replaced.get(arg, arg) for arg in command]
-    words = launched(words, processes, cores(os.environ))
-    with held_gpus(gpus) as (environment, files):
-        environment = environment | process_environment(processes, os.environ)
-        status = run_logged(words, log, environment, files)
+    status = compute(inputs, words, log, gpus, processes)
     if status:
         for path in aside.values():
             remove(path)
-        print(f"{describe_status(status)}; the end of {log}:", file=sys.stderr)
-        print("\n".join(log_tail(log)), file=sys.stderr)
-        sys.exit(status)
+        stop(status, log)
     for path in aside.values():
         if not path.exists():
             sys.exit(f"{shlex.join(command)}: exit status 0, but nothing was written to {path}")
     for made, path in aside.items():
         remove(made)
         path.rename(made)
+
+
+def require_inputs(inputs: Sequence[str]) -> None:
+    """Stop unless the folder of every pointer holds what the pointer names."""
+    for path in inputs:
+        if path.endswith(".dvc"):
+            require_unchanged(Path(path))
+
+
+def compute(
+    inputs: Sequence[str],
+    command: Sequence[str],
+    log: Path,
+    gpus: int = 0,
+    processes: Processes = ONE,
+) -> int:
+    """Run a command with the folders of its inputs in place of their pointers, on GPUs that it
+    holds alone; its exit status."""
+    folders = {path: path.removesuffix(".dvc") for path in inputs}
+    words = [folders.get(word, word) for word in command]
+    words = launched(words, processes, cores(os.environ))
+    with held_gpus(gpus) as (environment, files):
+        environment = environment | process_environment(processes, os.environ)
+        return run_logged(words, log, environment, files)
+
+
+def stop(status: int, log: Path) -> NoReturn:
+    """Show the end of a failed command's log; its exit status is ours."""
+    print(f"{describe_status(status)}; the end of {log}:", file=sys.stderr)
+    print("\n".join(log_tail(log)), file=sys.stderr)
+    sys.exit(status)
 
 
 def run_logged(

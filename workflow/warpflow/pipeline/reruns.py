@@ -21,8 +21,10 @@ from warpflow.pipeline.code_files import definitions
 from warpflow.pipeline.contents import read_pointer
 from warpflow.pipeline.dvc_cache import find_folder, find_text
 from warpflow.pipeline.jobs import code_record, is_small, make_record, parse_run
+from warpflow.pipeline.point_jobs import Front
 
 WRAPPER = "warpflow.pipeline.jobs"
+FRONT_WRAPPER = "warpflow.pipeline.point_jobs"
 
 
 @dataclass(frozen=True)
@@ -43,24 +45,20 @@ class Due:
     @property
     def is_heavy(self) -> bool:
         """Whether the job wrapper runs it; tables, figures and trackers run without."""
-        return f"{WRAPPER} run " in self.command
+        return f"{WRAPPER} run " in self.command or f"{FRONT_WRAPPER} " in self.command
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A wrapped command, taken apart: as the arguments of `jobs.run`."""
+    """A result that a wrapped command makes: the arguments of `jobs.run`, and the first output that
+    the rule declares."""
 
     makes: list[Path]
     inputs: list[str]
     command: list[str]
     functions: list[str]
     results: Path
-
-    @classmethod
-    def of(cls, shell: str) -> Parts:
-        words = shlex.split(shell)
-        given, command = parse_run(words[words.index(WRAPPER) + 1 :])
-        return cls(given.makes, given.inputs, command, given.functions, given.results)
+    target: str
 
     @property
     def provenance(self) -> Path:
@@ -87,6 +85,26 @@ class Differences:
     @property
     def lines(self) -> list[str]:
         return [*self.settings, *self.inputs, *self.code]
+
+
+def parts_of(job: Due) -> list[Parts]:
+    """What a heavy job makes: one result, or each point of a front."""
+    words, target = shlex.split(job.command), job.outputs[0]
+    if FRONT_WRAPPER not in words:
+        given, command = parse_run(words[words.index(WRAPPER) + 1 :])
+        return [Parts(given.makes, given.inputs, command, given.functions, given.results, target)]
+    front = Front.of(words[words.index(FRONT_WRAPPER) + 1 :])
+    return [
+        Parts(
+            [Path(point.out)],
+            [*front.inputs, *point.inputs],
+            [*front.command, *point.words],
+            front.functions,
+            front.results,
+            target,
+        )
+        for point in front.points
+    ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -157,9 +175,12 @@ def waiting(due: Sequence[Due]) -> Iterator[tuple[Parts, list[str]]]:
     by_output = {output: job for job in due for output in job.outputs}
     in_place: set[str] = set()
     for job in due:
-        if job.is_heavy:
-            parts = Parts.of(job.command)
-            before = {Parts.of(b.command).result for b in heavy_before(job, by_output)} - in_place
+        if not job.is_heavy:
+            continue
+        made_before = [p for b in heavy_before(job, by_output) for p in parts_of(b)]
+        for parts in parts_of(job):
+            read = {Path(path).parent for path in parts.inputs}
+            before = {p.result for p in made_before if p.makes[0].parent in read} - in_place
             if not before and is_in_place(parts):
                 in_place.add(parts.result)
             yield parts, sorted(before)

@@ -31,6 +31,9 @@ class EvaluatePolicy(Evaluation):
     gold: Function | None = "warpflow.data.toy_reviews:gold_score"
     """`package.module:function` that training never sees, or null. It is called as those of
     `rewards` are."""
+    points_per_job: Count | None = None
+    """Policies that one job evaluates; null: all of an iteration. 1 on a cluster where every point
+    is to have a GPU of its own. The results do not depend on it."""
 
 
 @section
