@@ -39,6 +39,7 @@ include: "rules/start.smk"
 localrules:
     all,
     track,
+    track_run,
     collect_evaluations,
     report,
 

@@ -46,12 +46,15 @@ EVALUATE = """\
 import json, sys, zlib
 from pathlib import Path
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-value = zlib.crc32(flags["--out"].encode()) / 2**32
-metrics = {"n_prompts": 8, "unfinished": 0.0, "distinct_2": 1.0, "self_similarity": value}
-for name in ("reward", "gold", "kl", "kl_exact", "length"):
-    metrics |= {name: value, f"{name}_se": 0.01}
-row = {"prompt": "p", "completion": "c", "reward": 0.5, "gold": 0.5, "finished": True}
-Path(flags["--out"]).write_text(json.dumps({"metrics": metrics, "completions": [row]}))
+for out in (point["out"] for point in json.loads(flags["--points"])):
+    value = zlib.crc32(out.encode()) / 2**32
+    metrics = {"n_prompts": 8, "unfinished": 0.0, "distinct_2": 1.0, "self_similarity": value}
+    for name in ("reward", "gold", "kl", "kl_exact", "length"):
+        metrics |= {name: value, f"{name}_se": 0.01}
+    row = {"prompt": "p", "completion": "c", "reward": 0.5, "gold": 0.5, "finished": True}
+    prompts = {name: [value] * 8 for name in ("reward", "gold", "kl", "kl_exact", "length")}
+    document = {"metrics": metrics, "completions": [row], "prompts": prompts}
+    Path(out).write_text(json.dumps(document))
 """
 CHECK = """\
 import pathlib, sys
@@ -145,9 +148,10 @@ def no_op_row(folder: Path, name: str, overlay: Sequence[str]) -> Row:
 def stubbed(folder: Path, checkpoints: int) -> tuple[str, ...]:
     """Stub scripts, and a config with an η for each third of the checkpoints (three merges)."""
     (folder / "scripts/interpolate_policy.py").write_text(INTERPOLATE)
-    (folder / "scripts/evaluate_policy.py").write_text(EVALUATE)
+    (folder / "scripts/evaluate_front.py").write_text(EVALUATE)
     etas = [round(0.001 * (number + 1), 3) for number in range(checkpoints // 3)]
-    (folder / "many.yaml").write_text(yaml.safe_dump({"interpolate_policy": {"etas": etas}}))
+    points = {"etas": etas, "write": "weights"}
+    (folder / "many.yaml").write_text(yaml.safe_dump({"interpolate_policy": points}))
     return ("many.yaml",)
 
 

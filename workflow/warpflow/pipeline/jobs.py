@@ -1,7 +1,7 @@
 """Run a rule's command once per content, and hand its result to DVC.
 
     python -m warpflow.pipeline.jobs run --makes PATH... --log FILE --inputs FILE... -- COMMAND...
-    python -m warpflow.pipeline.jobs track PROVENANCE POINTER
+    python -m warpflow.pipeline.jobs track PROVENANCE POINTER...
 
 Snakemake decides what runs, DVC keeps the bytes, Git keeps the small text that joins them. A
 heavy result is a folder with
@@ -401,24 +401,37 @@ def _sizes(folder: Path) -> dict[str, int]:
 # --- track -------------------------------------------------------------------------------------
 
 
-def track(provenance: Path, pointer: Path) -> None:
-    """Give a finished result to DVC, or take it from DVC's cache where it was made before."""
-    folder, record = pointer.with_suffix(""), json.loads(provenance.read_text())
-    if tracking_problem(folder.parent):
-        track_without_dvc(folder, record, pointer)
-    elif is_sealed(folder, record["key"]):
-        dvc("add", str(folder))
-        remember_run(record, read_pointer(pointer))
-        seal_path(folder).unlink()
-    elif found := find_folder(record["key"], folder.name):
-        if not pointer.exists() or read_pointer(pointer)["md5"] != found["md5"]:
-            write_pointer(pointer, {**found, "path": folder.name})
-        if not is_unchanged(folder, found):
-            dvc("checkout", "--force", str(pointer))
-        seal_path(folder).unlink(missing_ok=True)
-    else:
-        stop_without_result(folder, provenance)
-    pointer.touch()
+def track(provenance: Path, pointers: Sequence[Path]) -> None:
+    """Give the folders of a finished result to DVC, in one call, or take them from DVC's cache,
+    where they were made before."""
+    record = json.loads(provenance.read_text())
+    key = record["key"]
+    is_tracked = tracking_problem(provenance.parent) is None
+    made = [pointer for pointer in pointers if is_sealed(pointer.with_suffix(""), key)]
+    if is_tracked and made:
+        dvc("add", *(str(pointer.with_suffix("")) for pointer in made))
+    for pointer in pointers:
+        folder = pointer.with_suffix("")
+        if not is_tracked:
+            track_without_dvc(folder, record, pointer)
+        elif pointer in made:
+            remember_run(record, read_pointer(pointer))
+            seal_path(folder).unlink()
+        else:
+            take_from_cache(folder, key, pointer)
+        pointer.touch()
+
+
+def take_from_cache(folder: Path, key: str, pointer: Path) -> None:
+    """Bring back the folder that an earlier run of the key gave."""
+    found = find_folder(key, folder.name)
+    if found is None:
+        stop_without_result(folder, folder.parent / "provenance.json")
+    if not pointer.exists() or read_pointer(pointer)["md5"] != found["md5"]:
+        write_pointer(pointer, {**found, "path": folder.name})
+    if not is_unchanged(folder, found):
+        dvc("checkout", "--force", str(pointer))
+    seal_path(folder).unlink(missing_ok=True)
 
 
 def track_without_dvc(folder: Path, record: dict[str, Any], pointer: Path) -> None:
@@ -428,7 +441,7 @@ def track_without_dvc(folder: Path, record: dict[str, Any], pointer: Path) -> No
     write_pointer(pointer, folder_out(folder))
 
 
-def stop_without_result(folder: Path, provenance: Path) -> None:
+def stop_without_result(folder: Path, provenance: Path) -> NoReturn:
     sys.exit(
         f"the result of {provenance} is neither in {folder}/ nor in the DVC cache: "
         f"delete {provenance} to compute it again, or run `dvc pull --run-cache`"
@@ -468,7 +481,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_parser(actions.add_parser("run", help="make a result, in a job"))
     tracker = actions.add_parser("track", help="give a result to DVC, in the main process")
     tracker.add_argument("provenance", type=Path)
-    tracker.add_argument("pointer", type=Path)
+    tracker.add_argument("pointers", type=Path, nargs="+")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["run"] and "--" in arguments:
         given, command = parse_run(arguments)
@@ -489,7 +502,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     if parsed.action == "run":
         parser.error("run: expected -- and a command")
-    track(parsed.provenance, parsed.pointer)
+    track(parsed.provenance, parsed.pointers)
 
 
 if __name__ == "__main__":
