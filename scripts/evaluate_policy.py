@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     values = prompt_values(samples, settings.samples_per_prompt)
     document = {"metrics": metrics, "completions": table, "prompts": values}
-    Path(arguments.out).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    Path(arguments.out).write_text(
+        json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def summarise_terms(

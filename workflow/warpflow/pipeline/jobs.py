@@ -183,7 +183,10 @@ def run(
         details = restore(makes, record["key"])
         if details is not None:
             names = " and ".join(map(str, makes))
-            log.write_text(f"{names}: already made from the same inputs, not computed again\n")
+            log.write_text(
+                f"{names}: already made from the same inputs, not computed again\n",
+                encoding="utf-8",
+            )
         else:
             started = time.time()
             extra = [*shlex.split(runtime_args), *(["--state", str(state)] if state else [])]
@@ -330,7 +333,7 @@ def describe_status(status: int) -> str:
 
 def log_tail(log: Path, lines: int = 12) -> list[str]:
     """The last lines of a log, progress bars left out."""
-    text = log.read_text(errors="replace").splitlines()
+    text = log.read_text(errors="replace", encoding="utf-8").splitlines()
     return [line for line in text if line.strip() and "%|" not in line][-lines:]
 
 
@@ -357,7 +360,11 @@ def write_seal(folder: Path, key: str, details: dict[str, Any]) -> None:
 
 
 def read_seal(folder: Path) -> dict[str, Any]:
-    return json.loads(seal_path(folder).read_text()) if seal_path(folder).is_file() else {}
+    return (
+        json.loads(seal_path(folder).read_text(encoding="utf-8"))
+        if seal_path(folder).is_file()
+        else {}
+    )
 
 
 def is_sealed(folder: Path, key: str) -> bool:
@@ -374,7 +381,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def track(provenance: Path, pointer: Path) -> None:
     """Give a finished result to DVC, or take it from DVC's cache where it was made before."""
-    folder, record = pointer.with_suffix(""), json.loads(provenance.read_text())
+    folder, record = pointer.with_suffix(""), json.loads(provenance.read_text(encoding="utf-8"))
     if tracking_problem():
         track_without_dvc(folder, record, pointer)
     elif is_sealed(folder, record["key"]):

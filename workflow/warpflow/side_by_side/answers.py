@@ -75,7 +75,7 @@ def write_answers(path: str | Path, answers: Sequence[Answer], generator: str) -
         }
         for answer in answers
     ]
-    Path(path).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    Path(path).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def prompt_key(prompt: Any) -> str:
