@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from warpflow.file_modes import make_readable
 from warpflow.lm.log_probs import LOGITS_AT_ONCE
-from warpflow.lm.prompts import end_of_turn
+from warpflow.lm.prompts import end_of_turn, warn_once
 
 RECIPE = "recipe.json"  # in place of weights in a folder that `warpflow.merging.recipes` wrote
 
@@ -207,7 +207,19 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"tokenizer {path} has no EOS token: set eos_token in its tokenizer_config.json"
         )
+    closing = template_closing(tokenizer)
+    if closing is not None and not is_special(tokenizer, closing):
+        # As it is in the template: else it would stand in the text of every answer.
+        tokenizer.add_special_tokens({"additional_special_tokens": [closing]}, False)
     return with_pad(tokenizer, path)
+
+
+def is_special(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
+    """Whether decoding leaves a token out."""
+    given = tokenizer.added_tokens_decoder.values()
+    return token in tokenizer.all_special_tokens or any(
+        added.special for added in given if added.content == token
+    )
 
 
 def ending_ids(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -219,14 +231,21 @@ def ending_ids(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int
     except OSError:  # there is no such file; then the model's config says what there would be
         listed = GenerationConfig.from_model_config(load_config(path)).eos_token_id
     ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
-    if tokenizer.chat_template is not None and (closing := template_closing(tokenizer)):
-        ids.add(tokenizer.get_vocab()[closing])
+    closing = template_closing(tokenizer)
+    if closing is not None and (end := tokenizer.convert_tokens_to_ids(closing)) not in ids:
+        ids.add(end)
+        warn_once(
+            f"completions end with {closing} too, with which the chat template closes an answer "
+            f"({path} lists {', '.join(sorted(map(str, ids - {None, end})))} as its EOS ids)"
+        )
     return sorted(ids - {None})
 
 
 def template_closing(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The token with which a chat template closes an answer to a user; None where there is none, or
     where the template takes no such dialogue."""
+    if tokenizer.chat_template is None:
+        return None
     try:
         return end_of_turn(tokenizer, [{"role": "user", "content": "A question?"}])
     except TemplateError:
