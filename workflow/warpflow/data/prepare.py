@@ -32,12 +32,14 @@ from warpflow.lm.models import (
     load_tokenizer,
     require_attention,
     require_vocabulary,
+    tokens_beyond,
 )
 from warpflow.lm.prompts import Prompt, encode_prompts, is_messages, prompt_tokens
 from warpflow.seeds import derive_seed
 from warpflow.settings.base import Count, section
 from warpflow.settings.prepare_data import PrepareData
 
+TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model",
@@ -68,7 +70,7 @@ def copy_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerBase:
         for name in found:
             shutil.copyfile(Path(source) / name, folder / name)
     tokenizer = load_tokenizer(folder)
-    if not Path(source).is_dir() or Path(source, "config.json").is_file():
+    if has_config(source):
         config = load_config(source)
         require_vocabulary(tokenizer, config, source)
         require_attention(config, source)
@@ -93,6 +95,37 @@ def count_prompt_tokens(
             prompts.values(), by_row(prompt_tokens, tokenizer, prompts, path), strict=True
         )
     ]
+
+
+def has_config(source: str) -> bool:
+    """Whether a tokenizer comes with a model; a name on the hub does."""
+    return not Path(source).is_dir() or Path(source, "config.json").is_file()
+
+
+def absent_tokens(tokenizer: PreTrainedTokenizerBase, source: str | None) -> list[str]:
+    """Special tokens for which the model at `source` has no row in its embedding
+    (`require_vocabulary`)."""
+    if source is None or not has_config(source):
+        return []
+    return list(tokens_beyond(tokenizer, load_config(source)))
+
+
+def require_known_tokens(rows: Mapping[int, Row], absent: Sequence[str], place: str) -> None:
+    """Raise ValueError for a text with a token of `absent_tokens`.
+
+    Args:
+        rows: by number. place: file and what the rows are, for the message.
+    """
+    if not absent:
+        return
+    for number, row in rows.items():
+        for text in texts_of([row.get(column) for column in TEXT_COLUMNS]):
+            found = next((token for token in absent if token in text), None)
+            if found is not None:
+                raise ValueError(
+                    f"{place} {number}: {found} stands in a text, but the policy's embedding has "
+                    "no row for this token: leave it out"
+                )
 
 
 def by_row(
@@ -455,6 +488,12 @@ def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
     tokenizer = make_tokenizer(settings, sft, preferences, out / "tokenizer")
     if chats is not None:
         require_template(tokenizer.chat_template is not None, chats)
+    kind = "pair" if settings.preferences_label else "row"
+    absent = absent_tokens(tokenizer, settings.tokenizer_path)
+    require_known_tokens(numbered, absent, f"{settings.prompts_path}, row")
+    require_known_tokens(dict(enumerate(sft, 1)), absent, f"{settings.sft_path}, row")
+    pairs = dict(enumerate(preferences, 1))
+    require_known_tokens(pairs, absent, f"{settings.preferences_path}, {kind}")
     asked = {number: row["prompt"] for number, row in numbered.items()}
     encoded = by_row(encode_prompts, tokenizer, asked, settings.prompts_path)
     require_short_prompts(prompts, encoded, settings)
