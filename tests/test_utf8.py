@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import MakeModel, MakeTokenizer
 from project import ROOT, SMOKE, copy_project
+
+from warpflow.data.files import write_jsonl
+from warpflow.side_by_side.answers import read_answers
 
 TEXT_FILES = ("open", "read_text", "write_text", "fdopen")
 PROCESSES = ("run", "Popen", "check_output", "check_call", "call")
@@ -103,6 +107,30 @@ def test_a_script_reads_writes_and_prints_utf8(tmp_path: Path, latin1: dict[str,
     failed = subprocess.run(command, env=variables, capture_output=True)
     assert failed.returncode
     assert "prompts.jsonl, row 2: column 'text'" in failed.stderr.decode("utf-8")
+
+
+def test_answers_are_utf8(
+    tmp_path: Path, latin1: dict[str, str], make_model: MakeModel, make_tokenizer: MakeTokenizer
+) -> None:
+    make_model().save_pretrained(tmp_path / "policy")
+    make_tokenizer().save_pretrained(tmp_path / "policy")
+    rows = [{"prompt": word, "note": word} for word in WORDS]
+    write_jsonl(tmp_path / "data/eval_prompts.jsonl", rows)
+    flags = {"policy": tmp_path / "policy", "data": tmp_path / "data", "out": tmp_path / "a.json"}
+    flags |= {"name": "“é”", "seed": 0, "max_prompt_tokens": 9, "batch_size": 5}
+    flags |= {"max_new_tokens": 3, "temperature": 1.0}
+    script = [sys.executable, str(ROOT / "scripts/answer_prompts.py")]
+    variables = latin1 | {"PYTHONPATH": str(ROOT / "workflow"), "PYTHONUTF8": "1"}
+    # As jobs get them, which Snakemake starts in UTF-8 mode; and without it, by hand.
+    for name, mode in (("“é”", {}), ("é", {"PYTHONUTF8": "0"})):
+        command = [*script, *(f"--{k}={v}" for k, v in (flags | {"name": name}).items())]
+        words = [os.fsencode(word) if mode == {} else word.encode("latin-1") for word in command]
+        subprocess.run(words, env=variables | mode, check=True)
+        read = read_answers(tmp_path / "a.json")
+        assert [answer.prompt for answer in read] == WORDS
+        assert [answer.columns for answer in read] == [{"note": word} for word in WORDS]
+        text = (tmp_path / "a.json").read_text(encoding="utf-8")
+        assert {row["generator"] for row in json.loads(text)} == {name}
 
 
 @pytest.mark.parametrize("text", WORDS)

@@ -248,7 +248,7 @@ def template_closing(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return None
     try:
         return end_of_turn(tokenizer, [{"role": "user", "content": "A question?"}])
-    except TemplateError:
+    except (TemplateError, ValueError):  # ValueError: several templates, and no default
         return None
 
 

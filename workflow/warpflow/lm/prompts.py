@@ -145,15 +145,20 @@ def is_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 
 def template_opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The special tokens that the chat template starts with, as ids (Gemma's <bos> and
-    <start_of_turn>, ChatML's <|im_start|>); none where it starts with text, or there is none."""
+    <start_of_turn>, ChatML's <|im_start|>); none where it starts with text, where it takes no
+    question of a user, and where there is none."""
     if tokenizer.chat_template is None:
         return []
     try:
-        ids = dialogue_tokens(tokenizer, [{"role": "user", "content": "A question?"}])
-    except ValueError:  # it takes no such dialogue
+        return list(_opening(tokenizer, fixed_template(tokenizer)))
+    except ValueError:
         return []
-    special = special_ids(tokenizer)
-    return list(itertools.takewhile(special.__contains__, ids))
+
+
+@functools.lru_cache(maxsize=8)  # rendering takes longer than a text's tokens
+def _opening(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[int, ...]:
+    ids = dialogue_tokens(tokenizer, [{"role": "user", "content": "A question?"}])
+    return tuple(itertools.takewhile(special_ids(tokenizer).__contains__, ids))
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
