@@ -10,6 +10,10 @@ min_version("9.0")
 # need no environment.
 sys.path.insert(0, str(Path(str(workflow.current_basedir)) / "workflow"))
 
+from warpflow.utf8 import restart_in_utf8
+
+restart_in_utf8()
+
 
 # The environment of every job, where `snakemake --software-deployment-method apptainer` is asked for:
 # `make image` builds it.

@@ -26,7 +26,9 @@ FIGURE_NAMES = [
 FIGURES = [f"{RESULTS}/figures/{{group}}/{figure}.svg" for figure in FIGURE_NAMES]
 
 # A figure that dvc.yaml would draw just so is drawn by it.
-DEFAULTS = yaml.safe_load(Path("config/config.yaml").read_text())  # what dvc.yaml reads
+DEFAULTS = yaml.safe_load(
+    Path("config/config.yaml").read_text(encoding="utf-8")
+)  # what dvc.yaml reads
 UNDER_DVC = (
     RESULTS == "results"
     and config["figures"] == DEFAULTS["figures"]

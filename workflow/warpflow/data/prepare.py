@@ -10,7 +10,7 @@ the space that separates it from a prompt of text.
 import json
 import random
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -22,6 +22,8 @@ from warpflow.data.files import (
     read_rows,
     read_texts,
     require_columns,
+    require_whole,
+    texts_of,
     write_jsonl,
 )
 from warpflow.data.tokenizers import train_tokenizer
@@ -30,12 +32,14 @@ from warpflow.lm.models import (
     load_tokenizer,
     require_attention,
     require_vocabulary,
+    tokens_beyond,
 )
 from warpflow.lm.prompts import Prompt, encode_prompts, is_messages, prompt_tokens
 from warpflow.seeds import derive_seed
 from warpflow.settings.base import Count, section
 from warpflow.settings.prepare_data import PrepareData
 
+TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model",
@@ -66,7 +70,7 @@ def copy_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerBase:
         for name in found:
             shutil.copyfile(Path(source) / name, folder / name)
     tokenizer = load_tokenizer(folder)
-    if not Path(source).is_dir() or Path(source, "config.json").is_file():
+    if has_config(source):
         config = load_config(source)
         require_vocabulary(tokenizer, config, source)
         require_attention(config, source)
@@ -80,14 +84,66 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 
-def count_prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[int]:
-    """Number of tokens of each prompt, without the BOS that is put before texts."""
-    bos = tokenizer.bos_token_id is not None
-    lengths = [len(ids) for ids in prompt_tokens(tokenizer, prompts)]
+def count_prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompts: Mapping[int, Prompt], path: str
+) -> list[int]:
+    """Number of tokens of each prompt, by its row's number, without the BOS of texts."""
+    bos = tokenizer.bos_token_id
     return [
-        length - (bos and isinstance(prompt, str))
-        for length, prompt in zip(lengths, prompts, strict=True)
+        len(ids) - (isinstance(prompt, str) and ids[:1] == [bos])
+        for prompt, ids in zip(
+            prompts.values(), by_row(prompt_tokens, tokenizer, prompts, path), strict=True
+        )
     ]
+
+
+def has_config(source: str) -> bool:
+    """Whether a tokenizer comes with a model; a name on the hub does."""
+    return not Path(source).is_dir() or Path(source, "config.json").is_file()
+
+
+def absent_tokens(tokenizer: PreTrainedTokenizerBase, source: str | None) -> list[str]:
+    """Special tokens for which the model at `source` has no row in its embedding
+    (`require_vocabulary`)."""
+    if source is None or not has_config(source):
+        return []
+    return list(tokens_beyond(tokenizer, load_config(source)))
+
+
+def require_known_tokens(rows: Mapping[int, Row], absent: Sequence[str], place: str) -> None:
+    """Raise ValueError for a text with a token of `absent_tokens`.
+
+    Args:
+        rows: by number. place: file and what the rows are, for the message.
+    """
+    if not absent:
+        return
+    for number, row in rows.items():
+        for text in texts_of([row.get(column) for column in TEXT_COLUMNS]):
+            found = next((token for token in absent if token in text), None)
+            if found is not None:
+                raise ValueError(
+                    f"{place} {number}: {found} stands in a text, but the policy's embedding has "
+                    "no row for this token: leave it out"
+                )
+
+
+def by_row(
+    encode: Callable[[PreTrainedTokenizerBase, Sequence[Prompt]], list[list[int]]],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Mapping[int, Prompt],
+    path: str,
+) -> list[list[int]]:
+    """`encode` of prompts by their row's number; its ValueError names file and row."""
+    try:
+        return encode(tokenizer, list(prompts.values()))
+    except ValueError:
+        for number, prompt in prompts.items():
+            try:
+                encode(tokenizer, [prompt])
+            except ValueError as error:
+                raise ValueError(f"{path}, row {number}: {error}") from error
+        raise
 
 
 # ---------------------------------------------------------------------------------- preparation
@@ -169,6 +225,8 @@ def _read_cells(rows: Sequence[Row], column: str | None, path: str, key: str) ->
                 'every row, or messages, [{"role": "user", "content": "…"}, …], in every row; got '
                 f"{cell!r:.80}"
             )
+        for text in texts_of(cell):
+            require_whole(text, f"{path}, row {number}: column {column!r} (prepare_data: {key})")
     return [row[column] for row in rows]
 
 
@@ -257,8 +315,9 @@ def _read_pairs(rows: Sequence[Row], path: str, settings: PrepareArguments) -> l
     return result
 
 
-def read_prompts(settings: PrepareArguments) -> tuple[list[Row], int]:
-    """Different prompts with the other columns of their first row, and the rows dropped as short.
+def read_prompts(settings: PrepareArguments) -> tuple[dict[int, Row], int]:
+    """Different prompts, each with the other columns of its first row and by that row's number in
+    the file; and how many rows were dropped as short.
 
     With prompts_first_words = k a prompt is the first k words, joined by single spaces, of rows
     that have more than k. Messages that end with the assistant's are a prompt without it. A source
@@ -266,7 +325,8 @@ def read_prompts(settings: PrepareArguments) -> tuple[list[Row], int]:
     """
     path, column, k = settings.prompts_path, settings.prompts_column, settings.prompts_first_words
     rows = read_rows(path)
-    found: dict[str, Row] = {}
+    found: dict[int, Row] = {}
+    seen: set[str] = set()
     short = 0
     for number, (row, cell) in enumerate(
         zip(rows, _read_cells(rows, column, path, "prompts_column"), strict=True), start=1
@@ -287,15 +347,38 @@ def read_prompts(settings: PrepareArguments) -> tuple[list[Row], int]:
                 continue
             prompt = " ".join(words[:k])
         extra = {name: value for name, value in row.items() if name != column}
-        found.setdefault(json.dumps(prompt), {**extra, "prompt": prompt})
-    return list(found.values()), short
+        if (text := json.dumps(prompt)) not in seen:
+            seen.add(text)
+            found[number] = {**extra, "prompt": prompt}
+    return found, short
+
+
+def drop_alike(
+    prompts: Mapping[int, Row], encoded: Sequence[Sequence[int]], path: str
+) -> tuple[list[Row], list[str]]:
+    """Prompts whose tokens differ, and what is to be said of the others. A chat template trims
+    spaces, and some tokenizers do: the policy could not tell such prompts apart, and neither could
+    a reward that finds a prompt's row by its tokens.
+
+    Args:
+        prompts: by their row's number. encoded: their token ids.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    said = []
+    for number, ids in zip(prompts, encoded, strict=True):
+        other = first.setdefault(tuple(ids), number)
+        if other != number:
+            said.append(
+                f"{path}, row {number}: left out, because its prompt has the same tokens as that "
+                f"of row {other}: {prompts[number]['prompt']!r:.80}"
+            )
+    return [prompts[number] for number in first.values()], said
 
 
 def require_short_prompts(
-    prompts: Sequence[Row], tokenizer: PreTrainedTokenizerBase, settings: PrepareArguments
+    prompts: Sequence[Row], encoded: Sequence[Sequence[int]], settings: PrepareArguments
 ) -> None:
     """Raise ValueError for the longest prompt if it has more than max_prompt_tokens."""
-    encoded = encode_prompts(tokenizer, [row["prompt"] for row in prompts])
     lengths = [len(ids) for ids in encoded]
     longest = max(lengths, default=0)
     if longest > settings.max_prompt_tokens:
@@ -337,8 +420,11 @@ def drop_unusable(
 
     Raises ValueError if no row is left.
     """
-    filled = [row for row in rows if all(row[column].strip() for column in text_columns)]
-    prompts = count_prompt_tokens(tokenizer, [row["prompt"] for row in filled])
+    numbered = dict(enumerate(rows, start=1))
+    numbered = {n: row for n, row in numbered.items() if all(row[c].strip() for c in text_columns)}
+    filled = list(numbered.values())
+    asked = {number: row["prompt"] for number, row in numbered.items()}
+    prompts = count_prompt_tokens(tokenizer, asked, path)
     texts = [count_tokens(tokenizer, [row[column] for row in filled]) for column in text_columns]
     longest = [prompt + max(lengths) for prompt, *lengths in zip(prompts, *texts, strict=True)]
     kept = [row for row, length in zip(filled, longest, strict=True) if length <= max_tokens]
@@ -393,7 +479,8 @@ def require_template(has_template: bool, path: str) -> None:
 def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
     """Write the data folder `out` from the user's files; returns a report, one line per file."""
     sft, preferences = read_sft(settings), read_preferences(settings)
-    prompts, short = read_prompts(settings)
+    numbered, short = read_prompts(settings)
+    prompts = list(numbered.values())
     paths = (settings.sft_path, settings.preferences_path, settings.prompts_path)
     chats = file_of_messages(zip(paths, (sft, preferences, prompts), strict=True))
     if chats is not None:
@@ -401,8 +488,16 @@ def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
     tokenizer = make_tokenizer(settings, sft, preferences, out / "tokenizer")
     if chats is not None:
         require_template(tokenizer.chat_template is not None, chats)
-    require_short_prompts(prompts, tokenizer, settings)
-    report = []
+    kind = "pair" if settings.preferences_label else "row"
+    absent = absent_tokens(tokenizer, settings.tokenizer_path)
+    require_known_tokens(numbered, absent, f"{settings.prompts_path}, row")
+    require_known_tokens(dict(enumerate(sft, 1)), absent, f"{settings.sft_path}, row")
+    pairs = dict(enumerate(preferences, 1))
+    require_known_tokens(pairs, absent, f"{settings.preferences_path}, {kind}")
+    asked = {number: row["prompt"] for number, row in numbered.items()}
+    encoded = by_row(encode_prompts, tokenizer, asked, settings.prompts_path)
+    require_short_prompts(prompts, encoded, settings)
+    prompts, report = drop_alike(numbered, encoded, settings.prompts_path)
     for name, rows, columns, path in (
         ("sft", sft, ["completion"], settings.sft_path),
         ("preferences", preferences, ["chosen", "rejected"], settings.preferences_path),

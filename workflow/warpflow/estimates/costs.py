@@ -279,9 +279,13 @@ class Measured:
 def measured(results: Path, job: Job) -> Measured | None:
     """From the job's benchmark file; None without one, or where the result came from the cache."""
     path, made = results / "logs" / f"{job.result}.tsv", results / job.result / "provenance.json"
-    if not path.is_file() or not made.is_file() or "restored" in json.loads(made.read_text()):
+    if (
+        not path.is_file()
+        or not made.is_file()
+        or "restored" in json.loads(made.read_text(encoding="utf-8"))
+    ):
         return None
-    row = next(csv.DictReader(path.open(), delimiter="\t"))
+    row = next(csv.DictReader(path.open(encoding="utf-8"), delimiter="\t"))
     return Measured(float(row["s"]), float(row["max_rss"]) if row["max_rss"] != "-" else 0.0)
 
 

@@ -84,7 +84,9 @@ class CheckpointWriter:
                 self.places[name] = descriptor, 8 + len(text) + first
         if len(self.shards) > 1:
             index = {"metadata": {"total_size": self.total}, "weight_map": weight_map}
-            (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+            (self.folder / INDEX).write_text(
+                json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+            )
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -156,7 +158,7 @@ def new_checkpoints(
         for folder, document in zip(folders, documents, strict=True):
             carry_over(parents[0].folder, folder, set(dtypes.values()))
             text = json.dumps(document, indent=1, sort_keys=True) + "\n"
-            (folder / PROVENANCE).write_text(text)
+            (folder / PROVENANCE).write_text(text, encoding="utf-8")
 
 
 def as_metadata(document: Mapping[str, Any]) -> dict[str, str]:
@@ -194,7 +196,9 @@ def write_recipe(
     with new_folder(out, folders) as folder:
         dtypes = output_dtypes(parents, to_dtype(document["dtype"]))
         carry_over(folders[0], folder, set(dtypes.values()))
-        (folder / RECIPE).write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
+        (folder / RECIPE).write_text(
+            json.dumps(recipe, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 def carry_over(like: Path, folder: Path, dtypes: set[torch.dtype]) -> None:
@@ -208,12 +212,12 @@ def carry_over(like: Path, folder: Path, dtypes: set[torch.dtype]) -> None:
     floating = {dtype for dtype in dtypes if dtype.is_floating_point}
     config = folder / "config.json"
     if config.is_file() and len(floating) == 1:
-        settings = json.loads(config.read_text())
+        settings = json.loads(config.read_text(encoding="utf-8"))
         (dtype,) = (str(dtype).removeprefix("torch.") for dtype in floating)
         stale = [key for key in ("dtype", "torch_dtype") if settings.get(key, dtype) != dtype]
         if stale:
             settings |= dict.fromkeys(stale, dtype)
-            config.write_text(json.dumps(settings, indent=2) + "\n")
+            config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def is_carried_over(name: str) -> bool:

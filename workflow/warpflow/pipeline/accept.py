@@ -41,7 +41,9 @@ def refusal(parts: Parts, waits_for: Sequence[str]) -> str | None:
             f"{parts.result}: its input {waits_for[0]} is due itself: accept that too, or let it "
             "be computed first"
         )
-    found = differences(json.loads(parts.provenance.read_text()), parts.record(), parts.results)
+    found = differences(
+        json.loads(parts.provenance.read_text(encoding="utf-8")), parts.record(), parts.results
+    )
     other = [*found.settings, *found.inputs]
     if other:
         return f"{parts.result}: not only code differs, so that it must be computed: " + "; ".join(
@@ -62,7 +64,7 @@ def accept(parts: Parts, reason: str, author: str, date: str) -> dict[str, Any]:
         reason: why the change of the code does not change the result.
         date: in ISO format.
     """
-    old, new = json.loads(parts.provenance.read_text()), parts.record()
+    old, new = json.loads(parts.provenance.read_text(encoding="utf-8")), parts.record()
     entry = {
         "old_key": old["key"],
         "new_key": new["key"],

@@ -198,7 +198,7 @@ def read_model_config(path: str | None) -> dict[str, Any]:
     if not path or not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{file}: not valid JSON ({error}); copy the folder again") from None
 
@@ -244,7 +244,7 @@ def function_problem(name: str) -> str | None:
     module, _, function = name.partition(":")
     path = module_file(module)
     if path is not None:
-        is_there = re.search(rf"\b{function}\b", path.read_text())
+        is_there = re.search(rf"\b{function}\b", path.read_text(encoding="utf-8"))
         return None if is_there else f"{path} has no function {function}"
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         return (
@@ -410,5 +410,8 @@ def lacks_template(policy_path: str | None) -> bool:
     settings = folder / "tokenizer_config.json"
     return folder.is_dir() and not (
         (folder / "chat_template.jinja").is_file()
-        or (settings.is_file() and "chat_template" in json.loads(settings.read_text()))
+        or (
+            settings.is_file()
+            and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
+        )
     )

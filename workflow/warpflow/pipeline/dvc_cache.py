@@ -67,7 +67,7 @@ def remove_broken_lock(pause: float = 0.5) -> None:
     path = Path(".dvc/tmp/rwlock")
     for attempt in range(2):
         try:
-            json.loads(path.read_text())
+            json.loads(path.read_text(encoding="utf-8"))
             return
         except FileNotFoundError:
             return
@@ -109,7 +109,7 @@ def cached_object(md5: str) -> Path:
 
 def cached_listing(md5: str) -> list[dict[str, str]]:
     """The files of a folder in the cache."""
-    return json.loads(cached_object(md5).read_text())
+    return json.loads(cached_object(md5).read_text(encoding="utf-8"))
 
 
 def is_cached(out: Out) -> bool:
@@ -130,7 +130,7 @@ def cached_run(key: str) -> Path:
 def remembered_runs(key: str) -> list[dict[str, Any]]:
     """What the run cache holds for a key, without what a kill left half-written."""
     paths = [path for path in cached_run(key).glob("*") if ".tmp" not in path.name]
-    return [json.loads(path.read_text()) for path in sorted(paths)]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
 
 
 def remember_run(record: dict[str, Any], out: Out | None = None, text: str | None = None) -> None:
@@ -217,6 +217,8 @@ def dvc(*arguments: str) -> None:
     """
     command = ["dvc", "--wait-for-lock", *arguments]
     with one_at_a_time():
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=False, encoding="utf-8"
+        )
     if result.returncode:
         sys.exit(f"{shlex.join(command)}: {result.stderr.strip() or result.stdout.strip()}")

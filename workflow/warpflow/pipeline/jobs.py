@@ -190,7 +190,10 @@ def run(
         details = restore(makes, record["key"])
         if details is not None:
             names = " and ".join(map(str, makes))
-            log.write_text(f"{names}: already made from the same inputs, not computed again\n")
+            log.write_text(
+                f"{names}: already made from the same inputs, not computed again\n",
+                encoding="utf-8",
+            )
         else:
             started = time.time()
             extra = [*shlex.split(runtime_args), *(["--state", str(state)] if state else [])]
@@ -359,7 +362,7 @@ def describe_status(status: int) -> str:
 
 def log_tail(log: Path, lines: int = 12) -> list[str]:
     """The last lines of a log, progress bars left out."""
-    text = log.read_text(errors="replace").splitlines()
+    text = log.read_text(errors="replace", encoding="utf-8").splitlines()
     return [line for line in text if line.strip() and "%|" not in line][-lines:]
 
 
@@ -386,7 +389,11 @@ def write_seal(folder: Path, key: str, details: dict[str, Any]) -> None:
 
 
 def read_seal(folder: Path) -> dict[str, Any]:
-    return json.loads(seal_path(folder).read_text()) if seal_path(folder).is_file() else {}
+    return (
+        json.loads(seal_path(folder).read_text(encoding="utf-8"))
+        if seal_path(folder).is_file()
+        else {}
+    )
 
 
 def is_sealed(folder: Path, key: str) -> bool:
@@ -404,7 +411,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 def track(provenance: Path, pointers: Sequence[Path]) -> None:
     """Give the folders of a finished result to DVC, in one call, or take them from DVC's cache,
     where they were made before."""
-    record = json.loads(provenance.read_text())
+    record = json.loads(provenance.read_text(encoding="utf-8"))
     key = record["key"]
     is_tracked = tracking_problem(provenance.parent) is None
     made = [pointer for pointer in pointers if is_sealed(pointer.with_suffix(""), key)]

@@ -250,7 +250,7 @@ def code_lines(old: Mapping[str, Any], new: Mapping[str, Any], results: Path) ->
     """Files whose code does something else now, with the functions and classes that changed."""
     before, after = old["files"], new["files"]
     file = code_record(old["hash"], results)
-    known = json.loads(file.read_text()) if file.is_file() else {}
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for path in sorted(before.keys() | after.keys()):
         if path not in after:
             yield f"code {path}: is no longer used"
@@ -282,7 +282,7 @@ def explain(parts: Parts, waits_for: Sequence[str]) -> tuple[str, list[str]]:
     lines = [f"input {name}: is due itself" for name in waits_for]
     if not parts.provenance.is_file():
         return "runs", [*lines, "it has not been made yet"]
-    old = json.loads(parts.provenance.read_text())
+    old = json.loads(parts.provenance.read_text(encoding="utf-8"))
     if any(not Path(path).is_file() for path in parts.inputs):
         return "waits for its inputs", lines
     new = parts.record()
@@ -308,7 +308,9 @@ def is_in_place(parts: Parts) -> bool:
         return False
     key = parts.record()["key"]
     if is_small(parts.makes[0]):
-        return parts.makes[0].is_file() and find_text(key) == parts.makes[0].read_text("utf-8")
+        return parts.makes[0].is_file() and find_text(key) == parts.makes[0].read_text(
+            encoding="utf-8"
+        )
     for folder in parts.makes:
         pointer, found = folder.with_name(f"{folder.name}.dvc"), find_folder(key, folder.name)
         if not (found and pointer.is_file() and read_pointer(pointer)["md5"] == found["md5"]):
