@@ -4,6 +4,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # The tools find one another (snakemake calls python and dvc) as in an activated environment.
 export PATH := $(abspath $(BIN)):$(PATH)
+# A container may have no home for its user, and Snakemake ends at once without one.
+ifeq ($(shell [ -d "$$HOME" ] && { [ "$$HOME" != / ] || [ -w / ]; } && echo yes),)
+export HOME := $(shell mktemp -d)
+endif
 
 .PHONY: run plan why test lint docs clean lock image
 run: $(VENV)/installed  ## the default run: everything, from data to report

@@ -14,12 +14,14 @@ from warpflow.experiments import MAIN, fronts, make_plan, recipe_parents
 from warpflow.pipeline.code_files import code_hash
 from warpflow.pipeline.command_line import flags
 from warpflow.pipeline.config import ConfigError, check_config, check_config_files
+from warpflow.pipeline.config_files import expand_paths
 from warpflow.pipeline.dvc_cache import tracking_problem
 from warpflow.pipeline.gpus import visible_gpus
 from warpflow.side_by_side.settings import read_comparisons
 
 try:
     check_config_files(workflow.configfiles)
+    config.update(expand_paths(config))
     check_config(config)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None

@@ -53,10 +53,10 @@ rule train_policy:
             }
         ),
     # Under SLURM in a step of its own: there SIGTERM comes to it, and not to Snakemake alone. Over
-    # several nodes warpflow.pipeline.launch makes the step.
+    # several nodes warpflow.pipeline.launch makes the step. A container may have no srun.
     shell:
         "step=${{SLURM_JOB_ID:+srun --overlap --ntasks=1 --cpus-per-task={threads}}}; "
-        "[ {resources.nodes} = 1 ] || step=; "
+        "[ {resources.nodes} = 1 ] && command -v srun > /dev/null || step=; "
         "$step {params.job} --makes {params.made:q} {params.tables:q} --log {log:q} "
         "--gpus {resources.gpu} --processes {resources.processes} --nodes {resources.nodes} "
         "--accelerate {resources.accelerate} --functions {params.functions} --inputs {input:q} "

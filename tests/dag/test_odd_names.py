@@ -2,12 +2,13 @@
 outside the repository."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from project import copy_project, dvc, planned, snakemake
+from project import commit, copy_project, dvc, git, planned, snakemake
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.workflow
@@ -21,11 +22,12 @@ def odd_config(folder: Path, make_model, make_tokenizer) -> dict[str, object]:
     make_tokenizer().save_pretrained(mine / "ma politique")
     rows = [{"prompt": f"{a} {b}", "yes": f"{b} {a}", "no": "w0 w0"} for a in WORDS for b in WORDS]
     table = pd.DataFrame(rows)
-    table.to_csv(mine / "über (1).csv", index=False)
+    # As Excel writes it: Git must leave the ends of its lines alone.
+    table.to_csv(mine / "über (1).csv", index=False, lineterminator="\r\n")
     (mine / 'mine "quoted".jsonl').write_text(
         "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
     )
-    files = {"csv": str(mine / "über (1).csv"), "jsonl": 'mes données d\'été/mine "quoted".jsonl'}
+    files = {"csv": "mes données d'été/über (1).csv", "jsonl": str(mine / 'mine "quoted".jsonl')}
     return {
         "results": "résultats à l'essai",
         "policy": {"path": "./mes données d'été/ma politique"},
@@ -53,8 +55,8 @@ def odd_config(folder: Path, make_model, make_tokenizer) -> dict[str, object]:
 
 
 def test_everything_is_made_where_names_are_odd(tmp_path, make_model, make_tokenizer):
-    """All of the default run: report, figures and DVC's pointers too; then nothing is due, and a
-    result that is taken away comes back from the cache."""
+    """All of the default run: report, figures and DVC's pointers too. Then nothing is due, neither
+    here nor in a clone of Git for Windows' settings, and a result that is taken away comes back."""
     folder = copy_project(tmp_path / "mon projet d'été")
     config = odd_config(folder, make_model, make_tokenizer)
     (folder / "ma config.yaml").write_text(
@@ -68,12 +70,16 @@ def test_everything_is_made_where_names_are_odd(tmp_path, make_model, make_token
     assert (results / "report/main.html").is_file()
     assert (results / "figures/main/fronts.svg").is_file()
     assert "Nothing to be done" in snakemake(folder, "-n", *configs)
-    assert "up to date" in dvc(folder, "status")
-    checkpoint = results / "train_sft/checkpoint/model.safetensors"
-    before = load_file(checkpoint)
-    checkpoint.unlink()
-    dvc(folder, "checkout", str(results / "train_sft/checkpoint.dvc"))
-    assert load_file(checkpoint).keys() == before.keys()
+    commit(folder, "finished")
+    clone = tmp_path / "ein Klon"
+    git(tmp_path, "clone", "-q", "-c", "core.autocrlf=true", str(folder), str(clone))
+    assert planned(clone, *configs) == {}
+    pointer = results / "train_sft/checkpoint.dvc"
+    assert "up to date" in dvc(folder, "status", str(pointer))
+    shutil.rmtree(pointer.with_suffix(""))
+    dvc(folder, "checkout", str(pointer))
+    assert "up to date" in dvc(folder, "status", str(pointer))
+    assert load_file(pointer.with_suffix("") / "model.safetensors")
 
 
 @pytest.mark.parametrize("place", ["link", "absolute"])
@@ -86,7 +92,8 @@ def test_results_on_another_file_system(tmp_path, place):
         (folder / "results/mine").symlink_to(scratch)
     results = "results/mine" if place == "link" else str(scratch)
     target = f"{results}/train_sft/checkpoint.dvc"
-    arguments = (target, "--config", f"results={results}", "--configfile", "config/smoke.yaml")
+    arguments = ("--config", f"results={results}", "--configfile", "config/smoke.yaml")
+    arguments += ("--", target)
     output = snakemake(folder, *arguments)
     assert "Results are not tracked by DVC" in output
     assert str(scratch) in output

@@ -86,7 +86,7 @@ def test_shipped_overlays_are_valid(config, name, tmp_path, monkeypatch):
             {"lerp": {"members": 5}},
             ["ablations.anchor.lerp", "differs", "in main"],
         ),
-        (("results",), "~/elsewhere", ["results", "~/elsewhere", "~ is not expanded"]),
+        (("results",), ".elsewhere", ["results", ".elsewhere", "expected a folder below"]),
         (("merge_policies", "method"), "slrp", ["got 'slrp', expected one of slerp, lerp"]),
         (("members",), True, ["members: got True, expected integer"]),
         (("policy", "path"), 3, ["policy.path: got 3, expected string or null"]),

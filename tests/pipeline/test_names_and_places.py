@@ -3,13 +3,15 @@
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from project import copy_project, execute
 
-from warpflow.pipeline.config import ConfigError, check_config
+from warpflow.pipeline.config import ConfigError, check_config, path_problem
+from warpflow.pipeline.config_files import expand_paths
 from warpflow.pipeline.dvc_cache import _cache_folder, cache_folder, outside_problem
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +110,7 @@ def problems(config) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("path", ["~/x", ".hidden", "a{b}", "a:b"])
+@pytest.mark.parametrize("path", [".hidden", "a:b"])
 def test_results_that_cannot_be(config, path):
     config["results"] = path
     assert "- results: got" in message(config)
@@ -121,11 +123,80 @@ def test_paths_that_snakemake_would_read_as_patterns(config):
     assert "prepare_data.prompts_path: got 'my {prompts}.csv'" in message(config)
 
 
-def test_a_home_that_is_not_expanded(config):
-    config["data"] = "prepare_data"
-    config["prepare_data"] = {"prompts_path": "~/prompts.csv", "prompts_column": "a"}
-    assert "~/prompts.csv is not a file" in message(config)
-    assert "~ is not expanded" in message(config)
+def test_homes_and_variables_in_paths_are_those_of_the_user(config, monkeypatch):
+    """In every section, and only in paths."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("SCRATCH", "/scratch/of ada")
+    given = {
+        "results": "${SCRATCH}//warp/",
+        "policy": {"path": "~/policy"},
+        "prepare_data": {"prompts_path": "$SCRATCH/a.csv", "prompts_column": "$SCRATCH"},
+        "compare_answers": {
+            "mine": {
+                "contestants": {"a": {"path": "~/b"}, "c": {"answers": "~/d.json"}},
+                "judges": {"e": {"reward_model": "$SCRATCH/f"}},
+            }
+        },
+        "rewards": {"reward_model": 1.0},
+    }
+    assert expand_paths(given) == {
+        "results": "/scratch/of ada/warp",
+        "policy": {"path": "/home/ada/policy"},
+        "prepare_data": {"prompts_path": "/scratch/of ada/a.csv", "prompts_column": "$SCRATCH"},
+        "compare_answers": {
+            "mine": {
+                "contestants": {"a": {"path": "/home/ada/b"}, "c": {"answers": "/home/ada/d.json"}},
+                "judges": {"e": {"reward_model": "/scratch/of ada/f"}},
+            }
+        },
+        "rewards": {"reward_model": 1.0},
+    }
+
+
+def test_every_path_of_the_settings_is_expanded():
+    """Settings whose descriptions speak of a file or folder that the user names."""
+    schema = yaml.safe_load((ROOT / "config/schema.yaml").read_text(encoding="utf-8"))
+    is_path = re.compile("Your |Another |File|Folder")
+    named = {name for name, text in texts(schema) if name.islower() and is_path.match(text)}
+    assert {"results", "path", "prompts_path", "answers", "task_folder"} <= named
+    given = {name: "~" for name in named}
+    assert "~" not in expand_paths(given).values(), expand_paths(given)
+
+
+def texts(schema: object) -> Iterator[tuple[str, str]]:
+    """Names and descriptions of all settings."""
+    if isinstance(schema, list):
+        for item in schema:
+            yield from texts(item)
+    if isinstance(schema, dict):
+        for name, value in schema.items():
+            if isinstance(value, dict) and "description" in value:
+                yield name, value["description"]
+            yield from texts(value)
+
+
+@pytest.mark.parametrize("key", ["results", "policy", "prepare_data"])
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("$NOT_SET_HERE/a", "the environment has no variable NOT_SET_HERE"),
+        ("${NOT_SET_HERE}/a", "the environment has no variable NOT_SET_HERE"),
+        ("~nobody-of-this-name/a", "there is no user of this name"),
+    ],
+)
+def test_homes_and_variables_that_are_not_known(config, key, path, said):
+    if key == "prepare_data":
+        config |= {"data": key, key: {"prompts_path": path}}
+    config |= {"policy": config["policy"] | {"path": path}} if key == "policy" else {}
+    config |= {"results": path} if key == "results" else {}
+    assert said in message(expand_paths(config))
+
+
+def test_a_dollar_in_the_name_of_a_file_that_is_there(tmp_path):
+    path = tmp_path / "100 $USD.csv"
+    assert path_problem(str(path)) is not None
+    path.touch()
+    assert path_problem(expand_paths({"prompts_path": str(path)})["prompts_path"]) is None
 
 
 def test_dvc_follows_no_link_of_a_folder(tmp_path):

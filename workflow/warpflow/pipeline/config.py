@@ -84,16 +84,29 @@ def check_paths(config: Mapping[str, Any]) -> Iterator[str]:
     section = config["prepare_data"]
     paths = {f"prepare_data.{key}": section.get(key) for key in section if key.endswith("_path")}
     paths |= {
+        "results": config["results"],
         "policy.path": config["policy"]["path"],
         "train_reward_model.path": config["train_reward_model"]["path"],
         "benchmark_policy.task_folder": config["benchmark_policy"]["task_folder"],
     }
     for key, path in paths.items():
-        if path and set(path) & set("{}\n"):
-            yield (
-                f"- {key}: got {path!r}, expected a path without braces and line breaks, which "
-                "Snakemake would take for its own: rename the file or folder"
-            )
+        if path and (problem := path_problem(path)):
+            yield f"- {key}: got {path!r}, {problem}"
+
+
+def path_problem(path: str) -> str | None:
+    """What is left to replace in a path after `config_files.expand_paths`."""
+    variable = re.search(r"\$\{?(\w+)", path)
+    if path.startswith("~") and not Path(path).exists():
+        return "but there is no user of this name with a home: write the whole path"
+    if variable and not Path(path).exists():
+        return f"but the environment has no variable {variable[1]}: set it, or write the whole path"
+    if set(path) & set("{}\n"):
+        return (
+            "expected a path without braces and line breaks, which Snakemake would take for its "
+            "own: rename the file or folder"
+        )
+    return None
 
 
 def check_palette(palette: str) -> Iterator[str]:
@@ -352,10 +365,7 @@ def check_files(config: Mapping[str, Any]) -> Iterator[str]:
         if path is None:
             continue
         if not Path(path).is_file():
-            home = "; ~ is not expanded" if path.startswith("~") else ""
-            yield (
-                f"- prepare_data.{kind}_path: {path} is not a file (from {Path.cwd().name}/){home}"
-            )
+            yield f"- prepare_data.{kind}_path: {path} is not a file (from {Path.cwd().name}/)"
             continue
         columns = {
             key: column

@@ -36,6 +36,7 @@ from warpflow.pipeline.contents import (
 
 # What the run cache remembers of how a result came to be.
 KEPT = ("environment", "seconds", "accepted")
+INSTEAD = "to track them and keep their bytes elsewhere, move DVC's cache (docs/your_machine.md)"
 
 
 def tracking_problem(path: str | Path = ".") -> str | None:
@@ -54,9 +55,9 @@ def outside_problem(path: str | Path) -> str | None:
     can. It follows no symbolic link of a folder."""
     project, real = Path.cwd().resolve(), Path(path).resolve()
     if not Path(os.path.abspath(path)).is_relative_to(Path.cwd()):
-        return f"{path} lies outside this folder, and DVC tracks only what is inside"
+        return f"{path} lies outside this folder, and DVC tracks only what is inside; {INSTEAD}"
     if real != project / os.path.relpath(path):
-        return f"{path} is {real} by a symbolic link, which DVC does not follow"
+        return f"{path} is {real} by a symbolic link, which DVC does not follow; {INSTEAD}"
     return None
 
 

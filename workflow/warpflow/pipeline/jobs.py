@@ -68,6 +68,7 @@ from warpflow.pipeline.launch import (
     launched,
     process_environment,
 )
+from warpflow.pipeline.user import provide_user
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pandas")
 ONE = Processes()
@@ -490,6 +491,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tracker.add_argument("provenance", type=Path)
     tracker.add_argument("pointers", type=Path, nargs="+")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for line in provide_user():
+        print(line, file=sys.stderr)
     if arguments[:1] == ["run"] and "--" in arguments:
         given, command = parse_run(arguments)
         processes = choose_processes(given.processes, given.gpus, given.nodes, given.accelerate)

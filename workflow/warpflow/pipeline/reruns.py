@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from warpflow.pipeline.contents import read_pointer
 from warpflow.pipeline.dvc_cache import find_folder, find_text
 from warpflow.pipeline.jobs import code_record, is_small, make_record, parse_run
 from warpflow.pipeline.point_jobs import Front
+from warpflow.pipeline.user import provide_user
 
 WRAPPER = "warpflow.pipeline.jobs"
 FRONT_WRAPPER = "warpflow.pipeline.point_jobs"
@@ -130,6 +132,8 @@ def due_jobs(given: argparse.Namespace) -> tuple[list[Due], dict[str, Any]]:
     Args:
         given: of `add_arguments`.
     """
+    for line in provide_user():
+        print(line, file=sys.stderr)
     from snakemake.api import SnakemakeApi  # an import of seconds, for this alone
     from snakemake.settings.types import (
         ConfigSettings,

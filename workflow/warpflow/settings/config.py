@@ -31,14 +31,14 @@ def is_reward(name: str) -> str:
     return name
 
 
-FOLDER = r"^[^~.{}:][^{}:]*$"
+FOLDER = r"^[^.:][^:]*$"
 
 
 def is_folder(path: str) -> str:
     if not re.match(FOLDER, path):
         raise ValueError(
-            "a folder below the project's root, or an absolute path; ~ is not expanded, and it has "
-            "none of { } :"
+            "a folder below the project's root, or an absolute path, without a colon and a dot at "
+            "its beginning"
         )
     return path
 
@@ -58,7 +58,7 @@ class Config:
     results: ResultsFolder = "results"
     """Folder of everything that is made, relative to the project's root. Give each config its own,
     so that runs lie side by side. Below a symbolic link, or at an absolute path outside the
-    project, results are not tracked by DVC."""
+    project (`~/warp`, `$SCRATCH/warp`), results are not tracked by DVC."""
     seed: Natural = 0
     """Base of every random stream. The same seed, config and thread count give the same bytes."""
     policy: Policy = Policy()
