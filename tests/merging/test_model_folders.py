@@ -3,6 +3,7 @@ loads; what a merge takes along from its initialisation."""
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -281,3 +282,78 @@ def test_embeddings_and_ties_are_those_of_transformers_classes() -> None:
         expected[model_type] = source, is_tied_there
     assert found == expected
     assert known > 100
+
+
+# --- what comes along --------------------------------------------------------------------------
+
+STRAYS = (
+    *("model-q8_0.gguf", "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.onnx"),
+    *("consolidated.00.pth", "pytorch_model.bin", "optimizer.pt", "training_args.bin"),
+    *("adapter_config.json", "pytorch_model.bin.index.json", "trainer_state.json", "README.md"),
+    *("original/consolidated.safetensors", "onnx/model.onnx", ".gitattributes", "params.json"),
+)
+BELONGS = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("tokenizer.model", "chat_template.jinja", "preprocessor_config.json", "LICENSE"),
+)
+
+
+def disk_used(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("stage", ["merge", "recipe"])
+def test_strays_of_a_snapshot_cost_nothing_and_are_named(
+    stage: str,
+    make_model: MakeModel,
+    perturb: Perturb,
+    save: Save,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A snapshot with 1 GB of files that are no part of the model."""
+    model = make_model()
+    init, policy = save(model, "A"), save(perturb(model, 1), "B")
+    for name in STRAYS:
+        (init / name).parent.mkdir(exist_ok=True)
+        (init / name).write_text("{}")
+        os.truncate(init / name, (1 << 30) // len(STRAYS) + 1)
+    for name in BELONGS:
+        (init / name).touch()
+    assert disk_used(init) > 1 << 30
+    with caplog.at_level(logging.WARNING):
+        if stage == "merge":
+            out = run_merge(init, [policy], tmp_path / "out")
+        else:
+            out = run_interpolate(init, policy, tmp_path / "out", 0.5, flags="--recipe")
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    made = {"merge": {"model.safetensors", "geometry.csv", "provenance.json"}}
+    assert names == {*BELONGS, *made.get(stage, {"recipe.json"})}
+    assert disk_used(out) < 1 << 20
+    (said,) = [record.message for record in caplog.records if "not taken over" in record.message]
+    for name in STRAYS:
+        assert name.partition("/")[0] in said
+
+
+def test_a_merge_loads_though_its_init_had_a_stray_adapter_config(
+    make_model: MakeModel, perturb: Perturb, save: Save, tmp_path: Path
+) -> None:
+    model = make_model()
+    init, policy = save(model, "A"), save(perturb(model, 1), "B")
+    (init / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    out = run_merge(init, [policy], tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    assert same_bits(dict(loaded.state_dict()), tensors_of(policy))
+
+
+def test_a_merge_does_not_name_files_that_only_its_init_has(
+    make_model: MakeModel, perturb: Perturb, save: Save, tmp_path: Path
+) -> None:
+    model = make_model()
+    init, policy = save(model, "A"), save(perturb(model, 1), "B")
+    named_by_the_config(init)
+    out = run_merge(init, [policy], tmp_path / "out")
+    assert same_bits(
+        dict(AutoModelForCausalLM.from_pretrained(out).state_dict()), tensors_of(policy)
+    )
