@@ -291,6 +291,7 @@ STRAYS = (
     *("consolidated.00.pth", "pytorch_model.bin", "optimizer.pt", "training_args.bin"),
     *("adapter_config.json", "pytorch_model.bin.index.json", "trainer_state.json", "README.md"),
     *("original/consolidated.safetensors", "onnx/model.onnx", ".gitattributes", "params.json"),
+    *("consolidated.safetensors", "model-00001-of-00002.safetensors"),
 )
 BELONGS = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -334,6 +335,7 @@ def test_strays_of_a_snapshot_cost_nothing_and_are_named(
     (said,) = [record.message for record in caplog.records if "not taken over" in record.message]
     for name in STRAYS:
         assert name.partition("/")[0] in said
+    assert " model.safetensors" not in said
 
 
 def test_a_merge_loads_though_its_init_had_a_stray_adapter_config(

@@ -34,7 +34,7 @@ from warpflow.merging.checkpoints import (
     fingerprint,
 )
 from warpflow.merging.chunks import output_dtypes, to_dtype
-from warpflow.merging.layouts import INDEX, SINGLE
+from warpflow.merging.layouts import INDEX, SINGLE, read_config, weight_files
 from warpflow.merging.recipes import ROLES
 
 # What a merge takes from its initialisation as it is: how a model is built and how text becomes its
@@ -49,8 +49,7 @@ CARRIED_OVER = (
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates"),
     *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
 )
-# What is left behind without a word: what merging replaces, and what our own jobs write.
-REPLACED = ("*.safetensors", "*.safetensors.index.json", "*.csv", RECIPE, PROVENANCE)
+OUR_OWN = ("*.csv", RECIPE, PROVENANCE)  # what our own jobs write: left behind without a word
 SHARD_BYTES = 5_000_000_000  # of one file of a written checkpoint, at most
 
 
@@ -238,11 +237,14 @@ def carry_over(like: Path, folder: Path, dtypes: set[torch.dtype]) -> None:
 
 
 def log_left_behind(like: Path) -> None:
-    """Say what of the initialisation's folder does not come along."""
+    """Say what of the initialisation's folder does not come along. Its weights are replaced, which
+    goes without saying; weights that transformers would not read are named."""
+    replaced = {INDEX, read_config(like).get("transformers_weights")}
+    replaced |= {path.name for path in weight_files(like)}
     names = [
         path.name + "/" * path.is_dir()
         for path in sorted(like.iterdir())
-        if not matches(path.name, (*CARRIED_OVER, *REPLACED))
+        if path.name not in replaced and not matches(path.name, (*CARRIED_OVER, *OUR_OWN))
     ]
     if names:
         logging.warning("%s: not taken over: %s", like, ", ".join(names))
