@@ -14,7 +14,7 @@ from conftest import MakeModel, Perturb
 from safetensors.torch import load_file, save_file
 from test_streaming import run_interpolate, run_merge, same_bits, tensors_of
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -282,6 +282,67 @@ def test_embeddings_and_ties_are_those_of_transformers_classes() -> None:
         expected[model_type] = source, is_tied_there
     assert found == expected
     assert known > 100
+
+
+# --- vocabularies -------------------------------------------------------------------------------
+
+
+def add_token(folder: Path, name: str, number: int, *, rows: int = 0) -> None:
+    """As trainers add a pad token; `rows` are those that resize_token_embeddings adds."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    added = {"id": number, "content": name, "special": True, "single_word": False}
+    tokenizer["added_tokens"].append(
+        added | dict.fromkeys(("lstrip", "rstrip", "normalized"), False)
+    )
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    if rows:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        model.resize_token_embeddings(model.config.vocab_size + rows)
+        model.save_pretrained(folder)
+
+
+def padded(make_model: MakeModel) -> PreTrainedModel:
+    """20 tokens and 24 rows: embeddings are padded to round numbers."""
+    model = make_model()
+    model.resize_token_embeddings(24)
+    return model
+
+
+def test_a_pad_token_inside_the_padded_embedding_is_no_other_vocabulary(
+    make_model: MakeModel,
+    perturb: Perturb,
+    save: Save,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = padded(make_model)
+    init, a, b = (save(m, "ABC"[k]) for k, m in enumerate([model, perturb(model, 1), model]))
+    expected = tensors_of(run_merge(init, [a, b], tmp_path / "before"))
+    add_token(a, "<pad_of_a_trainer>", 20)
+    with caplog.at_level(logging.WARNING):
+        merged = run_merge(init, [a, b], tmp_path / "out")
+    assert same_bits(tensors_of(merged), expected)
+    assert (merged / "tokenizer.json").read_bytes() == (init / "tokenizer.json").read_bytes()
+    assert "B: its tokenizer has 1 tokens" in caplog.text and "<pad_of_a_trainer>" in caplog.text
+
+
+def test_an_added_row_is_another_vocabulary(
+    make_model: MakeModel, perturb: Perturb, save: Save, tmp_path: Path
+) -> None:
+    init, policy = save(make_model(), "A"), save(make_model(), "B")
+    add_token(policy, "<pad_of_a_trainer>", 20, rows=1)
+    with pytest.raises(SystemExit, match=r"has shape \(21, 16\), expected \(20, 16\)"):
+        run_merge(init, [policy], tmp_path / "out")
+
+
+def test_two_policies_with_unlike_tokens_at_one_id_are_refused(
+    make_model: MakeModel, save: Save, tmp_path: Path
+) -> None:
+    init, a, b = (save(padded(make_model), name) for name in "ABC")
+    add_token(a, "<pad_of_a_trainer>", 20)
+    add_token(b, "<tool>", 20)
+    with pytest.raises(SystemExit, match=r"C: its tokenizer.*2 differ, e.g. '<pad_of_a_trainer>'"):
+        run_merge(init, [a, b], tmp_path / "out")
 
 
 # --- what comes along --------------------------------------------------------------------------
