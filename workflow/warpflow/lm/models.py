@@ -342,6 +342,24 @@ def save_checkpoint(
         logging.info("the tokenizer has %d ids: those beyond are never sampled", known)
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder, state_dict=weights)
+    save_model(model, folder, weights)
     tokenizer.save_pretrained(folder)
     make_readable(folder)
+
+
+def save_model(
+    model: PreTrainedModel, folder: str | Path, weights: dict[str, torch.Tensor] | None
+) -> None:
+    """Save weights and configs as they are, a generation config that transformers calls invalid
+    among them: models of the hub have a temperature without do_sample. transformers reads it, and
+    once a token was changed in it, would stop here, after all training."""
+    given = model.generation_config if model.can_generate() else None
+    if given is None:
+        model.save_pretrained(folder, state_dict=weights)
+        return
+    model.generation_config = GenerationConfig()
+    try:
+        model.save_pretrained(folder, state_dict=weights)
+    finally:
+        model.generation_config = given
+    given.to_json_file(Path(folder, "generation_config.json"), keys_to_pop=["compile_config"])
