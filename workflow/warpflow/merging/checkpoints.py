@@ -187,7 +187,7 @@ def check_vocabularies(folders: Sequence[Path]) -> None:
     if len(set(contents)) < 2:
         return
     vocabularies = [vocabulary(json.loads(content)) for content in contents]
-    first, known = vocabularies[0], vocabularies[0]
+    first, known = vocabularies[0], dict(vocabularies[0])
     for folder, other in zip(with_tokenizer[1:], vocabularies[1:], strict=True):
         if differing := contradictions(known, other):
             raise ValueError(
@@ -203,7 +203,7 @@ def check_vocabularies(folders: Sequence[Path]) -> None:
                 with_tokenizer[0],
                 added[0],
             )
-        known = known | other
+        known |= other
 
 
 def contradictions(first: Mapping[str, int], other: Mapping[str, int]) -> list[str]:
@@ -211,7 +211,7 @@ def contradictions(first: Mapping[str, int], other: Mapping[str, int]) -> list[s
     names, other_names = ({i: t for t, i in known.items()} for known in (first, other))
     return sorted(
         token
-        for token in first | other
+        for token in first.keys() | other.keys()
         if first.get(token, other.get(token)) != other.get(token, first.get(token))
         or (token not in first and other[token] in names)
         or (token not in other and first[token] in other_names)
