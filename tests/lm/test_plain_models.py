@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_rewards import classifier
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -118,6 +119,40 @@ def test_eight_bit_floats_become_what_they_stand_for(
     assert found.keys() == meant.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in meant.items())
     load_policy(plain)
+
+
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+
+
+def test_four_bit_floats_become_what_they_stand_for(
+    make_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    """As gpt-oss has them: two numbers in a byte, the lower half first, and a power of two for each
+    32 of them."""
+    sizes = TEXT | {"hidden_size": 32, "intermediate_size": 32, "num_local_experts": 2}
+    config = AutoConfig.for_model("gpt_oss", **sizes, num_experts_per_tok=1)
+    model, folder = AutoModelForCausalLM.from_config(config), tmp_path / "mxfp4"
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    tensors, meant = load_file(folder / "model.safetensors"), {}
+    for name in [n for n in tensors if n.endswith(("gate_up_proj", "down_proj"))]:
+        experts, width, rows = tensors.pop(name).shape
+        codes = torch.randint(0, 16, (experts, rows, width // 32, 32))
+        powers = torch.randint(-3, 3, (experts, rows, width // 32))
+        tensors[f"{name}_blocks"] = (codes[..., ::2] + 16 * codes[..., 1::2]).to(torch.uint8)
+        tensors[f"{name}_scales"] = (powers + 127).to(torch.uint8)
+        numbers = FP4[codes % 8] * (1 - 2 * (codes // 8)) * 2.0 ** powers[..., None]
+        meant[name] = numbers.flatten(2).transpose(1, 2)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    stored = json.loads((folder / "config.json").read_text())
+    stored["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(stored))
+    found = load_file(convert(folder, tmp_path / "plain") / "model.safetensors")
+    print(sorted(found), {n: t.dtype for n, t in found.items()}, (tmp_path / "plain/config.json").read_text()[-400:])
+    assert len(meant) == 4
+    for name, tensor in meant.items():
+        assert torch.equal(found[name], tensor), name
+    load_policy(tmp_path / "plain")
 
 
 # What the text's config has beside TEXT: positions of Qwen's have three parts.

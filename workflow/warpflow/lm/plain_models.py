@@ -25,16 +25,7 @@ from transformers import (
 )
 
 from warpflow.lm.models import load_config, require_whole
-
-ADAPTER = "adapter_config.json"
-# Text parts of models that see, of which transformers has no causal language model: what they are
-# once positions are those of a text.
-TEXT_TYPES = {
-    "qwen2_vl_text": "qwen2",
-    "qwen2_5_vl_text": "qwen2",
-    "qwen3_vl_text": "qwen3",
-    "qwen3_vl_moe_text": "qwen3_moe",
-}
+from warpflow.model_kinds import ADAPTER, TEXT_TYPES
 
 
 def plain_model(path: str | Path, is_reward: bool = False) -> PreTrainedModel:
@@ -69,9 +60,16 @@ def load_stored(path: str | Path, is_reward: bool) -> PreTrainedModel:
         return require_whole(model, report, path)
     quantisation["dequantize"] = True  # while it is read; quantisers that cannot do that ignore it
     model = kind.from_pretrained(path, dtype=torch.float32, config=config)
-    if getattr(model, "hf_quantizer", None) is not None:
-        model = model.dequantize(dtype=torch.float32)
-    return model.float()
+    if getattr(model, "hf_quantizer", None) is None:  # it was dequantised while it was read
+        return model.float()
+    weights = model.dequantize(dtype=torch.float32).float().state_dict()
+    del config.quantization_config
+    with torch.device("meta"):  # a model that knows nothing of how its weights were read
+        plain = type(model)(config)
+    plain.load_state_dict(weights, assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain
 
 
 def language_model(model: PreTrainedModel) -> PreTrainedModel:
