@@ -60,13 +60,14 @@ def load_stored(path: str | Path, is_reward: bool) -> PreTrainedModel:
         return require_whole(model, report, path)
     quantisation["dequantize"] = True  # while it is read; quantisers that cannot do that ignore it
     model = kind.from_pretrained(path, dtype=torch.float32, config=config)
-    if getattr(model, "hf_quantizer", None) is None:  # it was dequantised while it was read
-        return model.float()
-    weights = model.dequantize(dtype=torch.float32).float().state_dict()
+    if getattr(model, "hf_quantizer", None) is not None:  # it could not be done while reading
+        model = model.dequantize(dtype=torch.float32)
     del config.quantization_config
-    with torch.device("meta"):  # a model that knows nothing of how its weights were read
+    # A model that knows nothing of how its weights were read: the other one would be saved under
+    # the names of a quantiser.
+    with torch.device("meta"):
         plain = type(model)(config)
-    plain.load_state_dict(weights, assign=True)
+    plain.load_state_dict(model.float().state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
     return plain
