@@ -121,13 +121,6 @@ def test_paths_that_snakemake_would_read_as_patterns(config):
     assert "prepare_data.prompts_path: got 'my {prompts}.csv'" in message(config)
 
 
-def test_a_home_that_is_not_expanded(config):
-    config["data"] = "prepare_data"
-    config["prepare_data"] = {"prompts_path": "~/prompts.csv", "prompts_column": "a"}
-    assert "~/prompts.csv is not a file" in message(config)
-    assert "~ is not expanded" in message(config)
-
-
 def test_dvc_follows_no_link_of_a_folder(tmp_path):
     """What `outside_problem` foresees."""
     folder = copy_project(tmp_path / "project")

@@ -23,6 +23,7 @@ from warpflow.pipeline.given_models import (
     model_problems,
     read_model_config,
 )
+from warpflow.pipeline.paths import expand_paths, path_problems
 from warpflow.pipeline.wrong_values import missing_keys, wrong_values
 from warpflow.settings.config import Config
 from warpflow.settings.figures import Figures
@@ -34,11 +35,13 @@ class ConfigError(ValueError):
 
 
 def check_config(config: Mapping[str, Any], files: bool = True) -> None:
-    """Raise one ConfigError with every problem of the config; touches and starts nothing.
+    """Raise one ConfigError with every problem of the config; touches and starts nothing. ``~`` and
+    variables of the environment in the config's paths are replaced in it.
 
     Args:
         files: look at those that the config names, too.
     """
+    expand_paths(config)
     problems = sorted([*wrong_values(config), *missing_keys(config, Config())])
     if not problems:  # the cross-checks rely on types being right
         problems = list(cross_check(config, files))
@@ -87,19 +90,7 @@ def check_paths(config: Mapping[str, Any]) -> Iterator[str]:
     if results.is_absolute() and results.is_relative_to(Path.cwd()):
         inside = results.relative_to(Path.cwd())
         yield f"- results: {results} lies in the project: write it from there, as {inside}"
-    section = config["prepare_data"]
-    paths = {f"prepare_data.{key}": section.get(key) for key in section if key.endswith("_path")}
-    paths |= {
-        "policy.path": config["policy"]["path"],
-        "train_reward_model.path": config["train_reward_model"]["path"],
-        "benchmark_policy.task_folder": config["benchmark_policy"]["task_folder"],
-    }
-    for key, path in paths.items():
-        if path and set(path) & set("{}\n"):
-            yield (
-                f"- {key}: got {path!r}, expected a path without braces and line breaks, which "
-                "Snakemake would take for its own: rename the file or folder"
-            )
+    yield from path_problems(config)
 
 
 def check_palette(palette: str) -> Iterator[str]:
@@ -357,10 +348,7 @@ def check_files(config: Mapping[str, Any]) -> Iterator[str]:
         if path is None:
             continue
         if not Path(path).is_file():
-            home = "; ~ is not expanded" if path.startswith("~") else ""
-            yield (
-                f"- prepare_data.{kind}_path: {path} is not a file (from {Path.cwd().name}/){home}"
-            )
+            yield f"- prepare_data.{kind}_path: {path} is not a file (from {Path.cwd().name}/)"
             continue
         columns = {
             key: column
