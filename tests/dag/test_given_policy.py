@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeModel, MakeTokenizer
-from project import SMOKE, copy_project, planned, snakemake
+from project import copy_project, planned, snakemake
 
 pytestmark = pytest.mark.workflow
 TARGET = "results/train_sft/checkpoint.dvc"
