@@ -9,7 +9,6 @@ from test_scripts import make_inputs, supervised
 
 from warpflow.lm import models
 
-
 INVALID = {"do_sample": False, "temperature": 0.7, "top_p": 0.9}  # as models of the hub have it
 
 
