@@ -36,6 +36,11 @@ COMPARISONS = read_comparisons(config)
 JOB = shlex.join(["python", "-m", "warpflow.pipeline.jobs", "run", "--results", RESULTS])
 
 
+def reading(model):
+    """Tells a job that it reads a model of the user's: its content is part of the job's key."""
+    return shlex.join(["--models", model]) if model else ""
+
+
 wildcard_constraints:
     group=r"[\w-]+",
     experiment=r"[\w.-]+",

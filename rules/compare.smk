@@ -33,11 +33,13 @@ rule answer_prompts:
     params:
         job=JOB,
         code=code_hash("answer_prompts"),
+        reads=lambda w: reading(contestant(w).get("path")),
         settings=answer_flags,
         runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
         "{params.job} --makes {output.answers:q} --log {log:q} "
-        "--gpus {resources.gpu} --inputs {input:q} --runtime_args={params.runtime_args:q} -- "
+        "--gpus {resources.gpu} {params.reads} --inputs {input:q} "
+        "--runtime_args={params.runtime_args:q} -- "
         "python scripts/answer_prompts.py --out {output.answers:q} {params.settings}"
 
 
@@ -69,6 +71,7 @@ rule judge_answers:
         code=lambda w: code_hash("judge_answers", judge(w).get("function")),
         names=lambda w: list(COMPARISONS[w.comparison].contestants),
         functions=lambda w: judge(w).get("function", ""),
+        reads=lambda w: reading(other_reward_model(w)),
         settings=judge_flags,
         runtime_args=lambda w: flags(
             {
@@ -78,7 +81,7 @@ rule judge_answers:
         ),
     shell:
         "{params.job} --makes {output.judgements:q} --log {log:q} "
-        "--gpus {resources.gpu} --functions {params.functions} --inputs {input:q} "
+        "--gpus {resources.gpu} --functions {params.functions} {params.reads} --inputs {input:q} "
         "--runtime_args={params.runtime_args:q} -- "
         "python scripts/judge_answers.py --names {params.names} --answers {input.answers:q} "
         "--out {output.judgements:q} {params.settings}"

@@ -50,6 +50,7 @@ rule prepare_data:
         job=JOB,
         code=code_hash("prepare_data"),
         made=f"{RESULTS}/prepare_data/data",
+        reads=reading(config["policy"]["path"]),
         settings=flags(
             {
                 "seed": config["seed"],
@@ -61,6 +62,6 @@ rule prepare_data:
         # What it only checks, and is no part of its key.
         runtime_args=flags({"held_out_pairs": HELD_OUT_PAIRS}),
     shell:
-        "{params.job} --makes {params.made:q} --log {log:q} --inputs {input:q} "
+        "{params.job} --makes {params.made:q} --log {log:q} {params.reads} --inputs {input:q} "
         "--runtime_args={params.runtime_args:q} -- "
         "python scripts/prepare_data.py --out {params.made:q} {params.settings}"

@@ -21,6 +21,7 @@ rule train_sft:
         job=JOB,
         code=code_hash("train_sft"),
         made=f"{RESULTS}/train_sft/checkpoint",
+        reads=reading(config["policy"]["path"]),
         policy=flags(
             {"policy": config["policy"]["path"]}
             if config["policy"]["path"]
@@ -29,7 +30,7 @@ rule train_sft:
         settings=flags({"seed": config["seed"]} | config["train_sft"]),
     shell:
         "{params.job} --makes {params.made:q} --log {log:q} "
-        "--gpus {resources.gpu} --inputs {input:q} -- "
+        "--gpus {resources.gpu} {params.reads} --inputs {input:q} -- "
         "python scripts/train_sft.py --data {input.data:q} "
         "--out {params.made:q} {params.policy} {params.settings}"
 
@@ -54,9 +55,10 @@ rule train_reward_model:
         job=JOB,
         code=code_hash("train_reward_model"),
         made=f"{RESULTS}/train_reward_model/checkpoint",
+        reads=reading(config["train_reward_model"]["path"]),
         settings=flags({"seed": config["seed"]} | config["train_reward_model"]),
     shell:
         "{params.job} --makes {params.made:q} --log {log:q} "
-        "--gpus {resources.gpu} --inputs {input:q} -- "
+        "--gpus {resources.gpu} {params.reads} --inputs {input:q} -- "
         "python scripts/train_reward_model.py --data {input.data:q} --sft {input.sft:q} "
         "--out {params.made:q} {params.settings}"

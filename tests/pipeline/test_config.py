@@ -189,7 +189,6 @@ def test_preferences_need_one_form(config, tmp_path):
     [
         ({"max_position_embeddings": 32}, "= 64 exceed the context of {} (max_position_emb"),
         ({"n_positions": 32}, "= 64 exceed the context of {}"),
-        ({"text_config": {"max_position_embeddings": 63}}, "embeddings = 63 in its config.json"),
     ],
 )
 def test_a_users_policy_must_hold_prompt_and_completion(config, tmp_path, given, text):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,12 +134,29 @@ def load_whole(kind: Any, path: str | Path) -> PreTrainedModel:
     """A model of an Auto class in fp32 on the device, every weight from the files.
 
     Raises:
-        ValueError: a weight is not in the files. Hugging Face would draw it at random.
+        ValueError: a weight is not in the files, and Hugging Face would draw it at random; or they
+            hold numbers of a quantiser.
     """
-    load_config(path)
+    if quantisation := getattr(load_config(path), "quantization_config", None):
+        raise ValueError(
+            f"{path} is quantised ({quantisation.get('quant_method', 'quantization_config')}), and "
+            f"trained here in float32: write it so with `python scripts/convert_model.py --model "
+            f"{path} --out FOLDER`"
+        )
     model, report = kind.from_pretrained(
         path, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
     )
+    return to_device(require_whole(model, report, path))
+
+
+def require_whole(
+    model: PreTrainedModel, report: Mapping[str, Any], path: str | Path
+) -> PreTrainedModel:
+    """The model, or ValueError where a weight was not in the files.
+
+    Args:
+        report: what ``from_pretrained(…, output_loading_info=True)`` says of loading it.
+    """
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(
@@ -147,7 +164,7 @@ def load_whole(kind: Any, path: str | Path) -> PreTrainedModel:
             "them, which would be random: expected a policy (causal language model) for "
             "policy.path, a reward model (sequence classifier) for train_reward_model.path"
         )
-    return to_device(model)
+    return model
 
 
 def load_policy(path: str | Path) -> PreTrainedModel:
@@ -402,8 +419,27 @@ def save_checkpoint(
     (`note_known_ids_`).
     """
     note_known_ids_(model.config, tokenizer)
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder, state_dict=weights)
+    config = model.config.get_text_config()  # a classifier may be of a model that sees, too
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    save_model(model, folder, weights)
     tokenizer.save_pretrained(folder)
     make_readable(folder)
+
+
+def save_model(
+    model: PreTrainedModel, folder: str | Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Save weights and configs as they are, a generation config that transformers calls invalid
+    among them: models of the hub have a temperature without do_sample. transformers reads it, and
+    once a token was changed in it, would stop here, after all training."""
+    given = model.generation_config if model.can_generate() else None
+    if given is None:
+        model.save_pretrained(folder, state_dict=weights)
+        return
+    model.generation_config = GenerationConfig()
+    try:
+        model.save_pretrained(folder, state_dict=weights)
+    finally:
+        model.generation_config = given
+    given.to_json_file(Path(folder, "generation_config.json"), keys_to_pop=["compile_config"])

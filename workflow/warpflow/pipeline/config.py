@@ -17,6 +17,12 @@ from warpflow.experiments import Experiment, experiment_groups, make_plan, resol
 from warpflow.pipeline.architectures import architecture_problems
 from warpflow.pipeline.code_files import module_file
 from warpflow.pipeline.config_files import repeated_keys
+from warpflow.pipeline.given_models import (
+    GivenModel,
+    given_models,
+    model_problems,
+    read_model_config,
+)
 from warpflow.pipeline.wrong_values import missing_keys, wrong_values
 from warpflow.settings.config import Config
 from warpflow.settings.figures import Figures
@@ -192,49 +198,48 @@ def check_policy(config: Mapping[str, Any]) -> Iterator[str]:
         )
     if policy["path"] is None and config["train_sft"]["steps"] == 0:
         yield "- train_sft.steps: got 0, expected 1 or more, since policy.path is null"
-    for key, path in (
-        ("policy.path", policy["path"]),
-        ("train_reward_model.path", config["train_reward_model"]["path"]),
-    ):
-        # A hub name is owner/name; anything that looks like a path must be there.
-        looks_local = path and (path.startswith((".", "/", "~")) or path.count("/") > 1)
-        is_local = looks_local or (path and Path(path).is_dir())
-        if is_local and not Path(path, "config.json").is_file():
-            yield f"- {key}: no config.json in {path}: expected a Hugging Face model folder"
-    yield from check_policy_folder(policy, needed)
-    yield from check_reward_folder(config["train_reward_model"]["path"])
+    objected = list(model_problems(config))
+    yield from objected
+    for model in given_models(config):
+        if not any(problem.startswith(f"- {model.key}:") for problem in objected):
+            yield from check_model_folder(model, needed)
 
 
-def read_model_config(path: str | None) -> dict[str, Any]:
-    """config.json of a model folder; nothing for a hub name: the first job that loads it looks."""
-    file = Path(path or "", "config.json")
-    if not path or not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{file}: not valid JSON ({error}); copy the folder again") from None
+def check_model_folder(model: GivenModel, needed: int) -> Iterator[str]:
+    """Whether a plain model is there, and suits the run.
+
+    Args:
+        needed: tokens of a prompt and its completion.
+    """
+    path = model.path
+    # A hub name is owner/name; anything that looks like a path must be there.
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if (looks_local or Path(path).is_dir()) and not Path(path, "config.json").is_file():
+        yield f"- {model.key}: no config.json in {path}: expected a Hugging Face model folder"
+    elif model.is_reward:
+        yield from check_labels(model)
+    elif model.key == "policy.path":
+        yield from check_context(model, needed)
 
 
-def check_policy_folder(policy: Mapping[str, Any], needed: int) -> Iterator[str]:
+def check_context(model: GivenModel, needed: int) -> Iterator[str]:
     """Whether the user's own policy can hold a prompt and its completion."""
-    given = read_model_config(policy["path"])
-    given |= given.get("text_config", {})
+    given = read_model_config(model.folder)
     context = given.get("max_position_embeddings", given.get("n_positions"))
     if context is not None and needed > context:
         yield (
             f"- policy: max_prompt_tokens + max_new_tokens = {needed} exceed the context of "
-            f"{policy['path']} (max_position_embeddings = {context} in its config.json): lower them"
+            f"{model.path} (max_position_embeddings = {context} in its config.json): lower them"
         )
 
 
-def check_reward_folder(path: str | None) -> Iterator[str]:
+def check_labels(model: GivenModel) -> Iterator[str]:
     """Whether the user's own reward model gives one number."""
-    given = read_model_config(path)
+    given = read_model_config(model.folder)
     labels = len(given.get("id2label", (0, 1)))  # two are not written
     if given and labels != 1:
         yield (
-            f"- train_reward_model.path: {path} has {labels} labels in its config.json, expected 1 "
+            f"- {model.key}: {model.path} has {labels} labels in its config.json, expected 1 "
             "(num_labels=1): a reward is one number"
         )
 

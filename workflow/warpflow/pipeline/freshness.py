@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from warpflow.pipeline.model_contents import model_content
 from warpflow.pipeline.point_jobs import listed_files
 
 METADATA = Path(".snakemake/metadata")
@@ -73,6 +74,7 @@ class Records:
         recorded = next((p for p in map(as_text, record.get("params") or []) if p), None)
         differs = [f"{path} {old[7:15]} → {new[7:15]}" for path, (old, new) in self.changed(record)]
         differs += self.altered(Path(output))
+        differs += other_models(Path(output))
         return PREFIX + ", ".join(differs) if differs else recorded or PREFIX + FIRST
 
     def altered(self, output: Path) -> list[str]:
@@ -103,6 +105,21 @@ class Records:
                 value = hashlib.file_digest(file, "sha256").hexdigest()
             self.checksums[path] = f"sha256:{value}"
         return self.checksums[path]
+
+
+def other_models(output: Path) -> list[str]:
+    """Models of the user's that a job has read, as its provenance.json says, and that have another
+    content now: overwritten under the same name."""
+    file = output.with_name("provenance.json")
+    if output.suffix != ".json" or not file.is_file():
+        return []
+    read = json.loads(file.read_bytes()).get("models", {})
+    now = {model: model_content(model) for model in read}
+    return [
+        f"{model} {read[model][:8]} → {content[:8]}"
+        for model, content in now.items()
+        if content is not None and content != read[model]
+    ]
 
 
 def as_text(parameter: str) -> str | None:

@@ -68,10 +68,12 @@ from warpflow.pipeline.launch import (
     launched,
     process_environment,
 )
+from warpflow.pipeline.model_contents import model_content
 from warpflow.pipeline.user import provide_user
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pandas")
 ONE = Processes()
+UNKNOWN = "not in the cache of Hugging Face"  # a model's content, before it was ever loaded
 
 
 # --- what went in ------------------------------------------------------------------------------
@@ -83,6 +85,7 @@ def make_record(
     command: Sequence[str],
     functions: Sequence[str] = (),
     code: dict[str, str] | None = None,
+    models: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What goes into a result: command, contents of inputs, what the code does, and the key of
     them all.
@@ -93,19 +96,23 @@ def make_record(
     Args:
         functions: ``package.module:function`` that the command calls, as its settings name them.
         code: of `code_of`, where it is known already.
+        models: of the user's that the command loads: folders, or names on the hub.
     """
     contents = {
         path: read_pointer(Path(path))["md5"] if path.endswith(".dvc") else file_md5(Path(path))
         for path in inputs
     }
+    given = {model: model_content(model) or UNKNOWN for model in models}
     code = code_of(command, functions) if code is None else code
+    known = contents | given
     made = {str(path): path.name for path in makes}
-    keyed = [made.get(word, contents.get(word, word)) for word in command]
+    keyed = [made.get(word, known.get(word, word)) for word in command]
     return {
-        "key": digest([keyed, code, sorted(contents.values())]),
+        "key": digest([keyed, code, sorted(known.values())]),
         "command": list(command),
         "parameters": command_parameters(command),
         "inputs": contents,
+        **({"models": given} if given else {}),
         "code": {"hash": digest(code), "files": code},
     }
 
@@ -168,6 +175,7 @@ def run(
     processes: Processes = ONE,
     functions: Sequence[str] = (),
     results: Path | None = None,
+    models: Sequence[str] = (),
 ) -> None:
     """Make `makes` (folders side by side, or one small text file) unless they are at hand already,
     and write provenance.json beside them.
@@ -182,8 +190,9 @@ def run(
         processes: that share the work; recorded, and no part of the key.
         functions: ``package.module:function`` of the settings; their files are code of the job.
         results: folder whose code/ says what the code did; none without.
+        models: of the user's that the command loads.
     """
-    record = make_record(makes, inputs, command, functions)
+    record = make_record(makes, inputs, command, functions, models=models)
     if results:
         keep_definitions(record, results)
     state = states / record["key"] if states else None
@@ -200,6 +209,9 @@ def run(
             extra = [*shlex.split(runtime_args), *(["--state", str(state)] if state else [])]
             make(makes, inputs, [*command, *extra], log, gpus, processes)
             seconds = round(time.time() - started, 1)
+            if any(not Path(model).exists() for model in models):
+                # The command loaded a name on the hub: only now is it known which commit that is.
+                record = make_record(makes, inputs, command, functions, models=models)
             details = {"environment": environment(processes), "seconds": seconds}
             keep(makes, record, details)
         if state:  # not before the seal: a kill in between would cost the whole run
@@ -465,6 +477,7 @@ def run_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--runtime_args", default="", help="arguments that do not change the result"
     )
     parser.add_argument("--functions", nargs="*", default=[], help="module:function of settings")
+    parser.add_argument("--models", nargs="*", default=[], help="of the user's, to be loaded")
     parser.add_argument("--results", type=Path, help="folder; its code/ says what the code did")
     parser.add_argument("--gpus", type=int, default=0, help="to hold while the command runs")
     parser.add_argument("--processes", type=int, default=1, help="0: one to each GPU")
@@ -507,6 +520,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             processes,
             given.functions,
             given.results,
+            given.models,
         )
         return
     parsed = parser.parse_args(arguments)

@@ -39,6 +39,7 @@ from warpflow.pipeline.jobs import (
     restore,
     stop,
 )
+from warpflow.pipeline.user import provide_user
 
 POINTS = "--points"
 
@@ -260,6 +261,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    for line in provide_user():
+        print(line, file=sys.stderr)
     run_front(Front.of(sys.argv[1:] if argv is None else argv))
 
 

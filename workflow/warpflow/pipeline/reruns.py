@@ -61,6 +61,7 @@ class Parts:
     functions: list[str]
     results: Path
     target: str
+    models: list[str] = field(default_factory=list)
 
     @property
     def provenance(self) -> Path:
@@ -73,7 +74,9 @@ class Parts:
 
     def record(self) -> dict[str, Any]:
         """What would go in now. Every input must be there."""
-        return make_record(self.makes, self.inputs, self.command, self.functions)
+        return make_record(
+            self.makes, self.inputs, self.command, self.functions, models=self.models
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ def parts_of(job: Due) -> list[Parts]:
     words, target = shlex.split(job.command), job.outputs[0]
     if FRONT_WRAPPER not in words:
         given, command = parse_run(words[words.index(WRAPPER) + 1 :])
-        return [Parts(given.makes, given.inputs, command, given.functions, given.results, target)]
+        made = (given.makes, given.inputs, command, given.functions, given.results, target)
+        return [Parts(*made, given.models)]
     front = Front.of(words[words.index(FRONT_WRAPPER) + 1 :])
     return [
         Parts(
@@ -208,7 +212,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], results: Path) -
     """
     return Differences(
         settings=list(setting_lines(old, new)),
-        inputs=list(input_lines(old["inputs"], new["inputs"])),
+        inputs=list(input_lines(contents(old), contents(new))),
         code=list(code_lines(old["code"], new["code"], results)),
     )
 
@@ -225,7 +229,7 @@ def setting_lines(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[st
 def flags_of(record: Mapping[str, Any]) -> dict[str, str]:
     """The flags of a record's command, each with its values; of inputs and results the content, or
     the name, in place of the path."""
-    inputs = record["inputs"]
+    inputs = contents(record)
     found: dict[str, list[str]] = {}
     flag = "command"
     for word in record["command"]:
@@ -235,6 +239,11 @@ def flags_of(record: Mapping[str, Any]) -> dict[str, str]:
         elif word not in inputs and flag not in ("--out", "--tables"):
             found.setdefault(flag, []).append(word)
     return {name: " ".join(words) for name, words in found.items()}
+
+
+def contents(record: Mapping[str, Any]) -> dict[str, str]:
+    """What was read, by path: inputs, and models of the user's."""
+    return {**record["inputs"], **record.get("models", {})}
 
 
 def input_lines(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
