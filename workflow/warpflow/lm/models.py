@@ -140,8 +140,8 @@ def load_whole(kind: Any, path: str | Path) -> PreTrainedModel:
     if quantisation := getattr(load_config(path), "quantization_config", None):
         raise ValueError(
             f"{path} is quantised ({quantisation.get('quant_method', 'quantization_config')}), and "
-            f"trained here in float32: write it so with `python scripts/convert_model.py --model "
-            f"{path} --out FOLDER`"
+            "models are loaded in float32 here: take the model as it was before it was quantised, "
+            "or see docs/your_models.md"
         )
     model, report = kind.from_pretrained(
         path, dtype=torch.float32, trust_remote_code=False, output_loading_info=True

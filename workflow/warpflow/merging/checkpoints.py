@@ -82,7 +82,7 @@ def missing_hint(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return (
             "; it is an adapter, whose factors cannot be averaged: write the whole model with "
-            "peft's merge_and_unload() first"
+            f"`python scripts/convert_model.py --model {folder} --out FOLDER`"
         )
     if pickles:
         return (

@@ -28,7 +28,7 @@ class Model:
     """Which policy it is."""
 
     path: str | None = None
-    """Your Hugging Face policy (folder or hub name); null: build one."""
+    """Your Hugging Face policy (folder or hub name, docs/your_models.md); null: build one."""
     architecture: Architecture = Field(
         default_factory=lambda: {
             "model_type": "gemma",
