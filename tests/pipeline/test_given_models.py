@@ -24,6 +24,7 @@ from warpflow.pipeline.given_models import given_models
 from warpflow.pipeline.jobs import main as jobs
 from warpflow.pipeline.jobs import make_record
 from warpflow.pipeline.model_contents import model_content
+from warpflow.pipeline.reruns import differences
 
 CONFIG = Path(__file__).parents[2] / "config"
 LLAMA = {"model_type": "llama", "vocab_size": 20, "max_position_embeddings": 256}
@@ -322,3 +323,20 @@ def test_a_model_of_the_hub_is_known_by_its_commit_once_it_was_loaded(tmp_path, 
     assert Path("results/a/checkpoint/made.txt").stat().st_mtime_ns == modified
     in_cache(tmp_path, "def")
     assert "owner/name abc → def" in due("results/a/provenance.json")
+
+
+def test_explain_rerun_names_the_model_and_not_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def record(model: str) -> dict:
+        return make_record([Path("a")], [], command(tmp_path, model), models=[model])
+
+    folder_with(Path("policy"), model__safetensors="weights")
+    folder_with(Path("renamed"), model__safetensors="weights")
+    old = record("policy")
+    assert differences(old, record("renamed"), tmp_path).lines == []
+    folder_with(Path("policy"), model__safetensors="Weights")
+    found = differences(old, record("policy"), tmp_path)
+    (line,) = found.lines
+    assert found.inputs == [line]
+    assert line.startswith("input policy: ")
