@@ -19,8 +19,9 @@ plan: $(VENV)/installed  ## what a run takes: make plan [CONFIG=config/paper.yam
 why: $(VENV)/installed  ## why jobs are due, and what they cost: make why [CONFIG=config/mine.yaml]
 	python scripts/explain_rerun.py $(addprefix --configfile ,$(CONFIG))
 
-test: lint  ## linters, then all tests
-	pytest
+test: lint  ## linters, then all tests; those that run Snakemake use both cores themselves
+	pytest -m "not workflow" -n 2 --dist loadfile
+	pytest -m workflow
 
 lint: $(VENV)/installed
 	ruff check .

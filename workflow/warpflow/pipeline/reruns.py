@@ -72,6 +72,13 @@ class Parts:
         """The result's name, as in the plan."""
         return self.makes[0].parent.relative_to(self.results).as_posix()
 
+    @property
+    def last_outputs(self) -> list[str]:
+        """What Snakemake makes last of it: pointers of folders, else the declared output."""
+        if is_small(self.makes[0]):
+            return [self.target]
+        return [str(made.with_name(f"{made.name}.dvc")) for made in self.makes]
+
     def record(self) -> dict[str, Any]:
         """What would go in now. Every input must be there."""
         return make_record(
