@@ -291,12 +291,14 @@ def test_a_next_start_that_is_on_the_front_is_evaluated_once() -> None:
 
 def test_a_policy_is_evaluated_once_however_many_fronts_it_is_on() -> None:
     base = config(single={"iterations": 1, "members": 1, "train_policy": {"beta": 1.0}})
-    base["interpolate_policy"] = base["interpolate_policy"] | {"etas": [0, 0.5, 1]}
+    base["interpolate_policy"] = base["interpolate_policy"] | {"etas": [0, 0.3, 0.5, 1]}
     plan = make_plan(base)
     for e in ("warp", "single"):
         assert weights_of(plan, plan.points[e, 1, 1, "sft", "0"]) == Weights("train_sft")
     merged = plan.merged["warp", 1, 2]
     assert weights_of(plan, plan.points["warp", 1, 2, "sft", "1"]) == Weights(merged)
+    start = plan.init["warp", 1, 2]  # is written, for iteration 2, but not to be evaluated
+    assert weights_of(plan, start) == Weights(plan.merged["warp", 1, 1], "train_sft", "0.3")
     half = Weights(merged, "train_sft", "0.5")
     assert weights_of(plan, plan.points["warp", 1, 2, "sft", "0.5"]) == half
     alone = plan.policies["single", 1, 1, 0]

@@ -188,21 +188,23 @@ def recipe_parents(plan: Plan, result: str) -> list[str]:
     With ``interpolate_policy.write: recipes`` every LITI point is one but those that an iteration
     starts from, which training, merging and interpolation read as weights.
     """
-    where = recipe_of(plan, result)
-    if where is None:
-        return []
-    e, r, i, towards, _ = where
-    return [SFT if towards == "sft" else plan.init[e, r, i], plan.merged[e, r, i]]
+    where = point_of(plan, result)
+    return [] if where is None or result in plan.init.values() else ends_of(plan, where)
 
 
-def recipe_of(plan: Plan, result: str) -> tuple[str, int, int, str, str] | None:
-    """The key of `Plan.points` under which a result is a recipe; None where it is none."""
-    if result in plan.init.values():
-        return None
+def point_of(plan: Plan, result: str) -> tuple[str, int, int, str, str] | None:
+    """The key of `Plan.points` of a result; None where it is no LITI point, or its experiment
+    writes the weights of all its points."""
     where = next((key for key, point in plan.points.items() if point == result), None)
     if where is None or plan.experiments[where[0]].interpolate_policy["write"] == "weights":
         return None
     return where
+
+
+def ends_of(plan: Plan, where: tuple[str, int, int, str, str]) -> list[str]:
+    """The results at η = 0 and η = 1 of a LITI point, by its key in `Plan.points`."""
+    e, r, i, towards, _ = where
+    return [SFT if towards == "sft" else plan.init[e, r, i], plan.merged[e, r, i]]
 
 
 @dataclass(frozen=True)
@@ -218,12 +220,13 @@ class Weights:
 def weights_of(plan: Plan, result: str) -> Weights:
     """Where the weights of a result are. The ends of a front are what they are composed of: η = 0
     the init, η = 1 the merge, and the merge of one policy that policy, each bit for bit. So each
-    is evaluated once, however many fronts it is on."""
-    where = recipe_of(plan, result)
+    is evaluated once, however many fronts it is on. A point that an iteration starts from is
+    composed too: its evaluation does not wait for its weights to be written."""
+    where = point_of(plan, result)
     if where is None:
         return Weights(result)
     e, r, i, _, eta = where
-    init, policy = recipe_parents(plan, result)
+    init, policy = ends_of(plan, where)
     dtype = plan.experiments[e].merge_policies["dtype"]
     if dtype in (None, "float32") and float(eta) == 0:  # else the ends are rounded, the init is not
         return Weights(init)

@@ -34,6 +34,7 @@ from warpflow.experiments import (
     Weights,
     evaluations,
     fronts,
+    point_of,
     policy_settings,
     recipe_parents,
     trajectories,
@@ -159,8 +160,10 @@ def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
     jobs += [
         Job(result, None, 4 * size) for (name, *_), result in plan.merged.items() if name in members
     ]
+    starts = {result for (name, *_), result in plan.init.items() if name in members}
     for (name, *_), result in plan.points.items():
-        if name in members and not recipe_parents(plan, result):  # recipes need no job
+        # Points that no iteration starts from are composed where they are evaluated.
+        if name in members and (result in starts or point_of(plan, result) is None):
             jobs.append(Job(result, None, 4 * size))
     drawn = config["estimate_optimum"]["prompts"] * config["estimate_optimum"]["samples_per_prompt"]
     jobs.append(Job("estimate_optimum", 2.0 * drawn * tokens * (size + judge)))
