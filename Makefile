@@ -4,6 +4,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # The tools find one another (snakemake calls python and dvc) as in an activated environment.
 export PATH := $(abspath $(BIN)):$(PATH)
+# A container may have no home for its user, and Snakemake ends at once without one.
+ifeq ($(shell [ -d "$$HOME" ] && { [ "$$HOME" != / ] || [ -w / ]; } && echo yes),)
+export HOME := $(shell mktemp -d)
+endif
 
 .PHONY: run smollm2 plan why test lint docs clean lock image
 run: $(VENV)/installed  ## the default run: everything, from data to report
@@ -18,8 +22,9 @@ plan: $(VENV)/installed  ## what a run takes: make plan [CONFIG=config/paper.yam
 why: $(VENV)/installed  ## why jobs are due, and what they cost: make why [CONFIG=config/mine.yaml]
 	python scripts/explain_rerun.py $(addprefix --configfile ,$(CONFIG))
 
-test: lint  ## linters, then all tests
-	pytest
+test: lint  ## linters, then all tests; those that run Snakemake use both cores themselves
+	pytest -m "not workflow" -n 2 --dist loadfile
+	pytest -m workflow
 
 lint: $(VENV)/installed
 	ruff check .

@@ -10,6 +10,10 @@ min_version("9.0")
 # need no environment.
 sys.path.insert(0, str(Path(str(workflow.current_basedir)) / "workflow"))
 
+from warpflow.utf8 import restart_in_utf8
+
+restart_in_utf8()
+
 
 # The environment of every job, where `snakemake --software-deployment-method apptainer` is asked for:
 # `make image` builds it.
@@ -40,6 +44,7 @@ include: "rules/start.smk"
 localrules:
     all,
     track,
+    track_run,
     collect_evaluations,
     report,
 

@@ -130,7 +130,7 @@ def make_inputs(folder: Path, size: dict[str, Any]) -> None:
     prompt = " ".join(f"w{i}" for i in range(PROMPT_TOKENS - 1))  # and BOS
     for part in ("train", "eval"):
         rows = (json.dumps({"prompt": prompt}) + "\n") * PROMPTS
-        (folder / f"data/{part}_prompts.jsonl").write_text(rows)
+        (folder / f"data/{part}_prompts.jsonl").write_text(rows, encoding="utf-8")
 
 
 def make_tokenizer(words: int) -> PreTrainedTokenizerBase:

@@ -82,7 +82,7 @@ def mergekit_command() -> Path:
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         paths = [path for path in sys.path if path.endswith("site-packages")]
         (site,) = environment.glob("lib/python*/site-packages")
-        (site / "base.pth").write_text("\n".join(paths) + "\n")
+        (site / "base.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
         pip = [environment / "bin/python", "-m", "pip", "install", "--quiet", MERGEKIT]
         subprocess.run([*pip, "-c", ROOT / "requirements.lock"], check=True)
     return environment / "bin/mergekit-yaml"
@@ -137,7 +137,7 @@ def make_checkpoints(folder: Path, size: dict[str, int], layers: int, dtype: tor
                 weights += 0.05 * (0.6 * shared + 0.8 * draw(tuple(start.shape)))
             tensors[key] = (0.02 * weights).to(dtype)
         (folder / name).mkdir(parents=True)
-        (folder / name / "config.json").write_text(json.dumps(config))
+        (folder / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
         save_file(tensors, folder / name / "model.safetensors", {"format": "pt"})
 
 
@@ -171,6 +171,7 @@ def mergekit_commands(
 ) -> list[list[str]]:
     """A run for each pair of weights; of a and b from the init (nuslerp), or of init and a."""
     commands = []
+    stored = json.loads((folder / "init/config.json").read_text(encoding="utf-8"))
     for number, pair in enumerate(weights):
         names = ("a", "b") if method == "nuslerp" else ("init", "a")
         document = {
@@ -180,12 +181,12 @@ def mergekit_commands(
                 for name, weight in zip(names, pair, strict=True)
             ],
             "dtype": "float32",
-            "out_dtype": json.loads((folder / "init/config.json").read_text())["dtype"],
+            "out_dtype": stored["dtype"],
         }
         if method == "nuslerp":
             document["base_model"] = str(folder / "init")
         config = folder / f"{method}{number}.yaml"  # JSON is YAML
-        config.write_text(json.dumps(document))
+        config.write_text(json.dumps(document), encoding="utf-8")
         flags = ["--no-write-model-card", "--no-copy-tokenizer", "--quiet", "--lazy-unpickle"]
         commands.append([str(mergekit), str(config), str(out / str(number)), *flags])
     return commands
@@ -223,8 +224,8 @@ def anonymous_memory(pid: int) -> float:
     """RssAnon of a process and its children in MiB (what these share with it counts again); 0 once
     it has ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
     except OSError:
         return 0.0
     own = sum(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
@@ -394,7 +395,9 @@ def record(folder: Path, mergekit: Path) -> None:
             for key, tensor in sorted(tensors.items())
         }
     RECORD.parent.mkdir(exist_ok=True)
-    RECORD.write_text(json.dumps(document, separators=(",", ":")).replace('},"', '},\n"') + "\n")
+    RECORD.write_text(
+        json.dumps(document, separators=(",", ":")).replace('},"', '},\n"') + "\n", encoding="utf-8"
+    )
     print(f"{RECORD}: {RECORD.stat().st_size} bytes")
 
 

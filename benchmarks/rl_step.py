@@ -113,7 +113,9 @@ def start_in_trl_environment() -> None:
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         paths = [path for path in sys.path if path.endswith("site-packages")]
         (site,) = environment.glob("lib/python*/site-packages")
-        (site / "base.pth").write_text("\n".join([*paths, str(ROOT / "workflow")]) + "\n")
+        (site / "base.pth").write_text(
+            "\n".join([*paths, str(ROOT / "workflow")]) + "\n", encoding="utf-8"
+        )
         pip = [python, "-m", "pip", "install", "--quiet", TRL, "-c", ROOT / "requirements.lock"]
         subprocess.run(pip, check=True)
     os.execv(python, [str(python), *sys.argv])

@@ -46,12 +46,15 @@ EVALUATE = """\
 import json, sys, zlib
 from pathlib import Path
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-value = zlib.crc32(flags["--out"].encode()) / 2**32
-metrics = {"n_prompts": 8, "unfinished": 0.0, "distinct_2": 1.0, "self_similarity": value}
-for name in ("reward", "gold", "kl", "kl_exact", "length"):
-    metrics |= {name: value, f"{name}_se": 0.01}
-row = {"prompt": "p", "completion": "c", "reward": 0.5, "gold": 0.5, "finished": True}
-Path(flags["--out"]).write_text(json.dumps({"metrics": metrics, "completions": [row]}))
+for out in (point["out"] for point in json.loads(flags["--points"])):
+    value = zlib.crc32(out.encode()) / 2**32
+    metrics = {"n_prompts": 8, "unfinished": 0.0, "distinct_2": 1.0, "self_similarity": value}
+    for name in ("reward", "gold", "kl", "kl_exact", "length"):
+        metrics |= {name: value, f"{name}_se": 0.01}
+    row = {"prompt": "p", "completion": "c", "reward": 0.5, "gold": 0.5, "finished": True}
+    prompts = {name: [value] * 8 for name in ("reward", "gold", "kl", "kl_exact", "length")}
+    document = {"metrics": metrics, "completions": [row], "prompts": prompts}
+    Path(out).write_text(json.dumps(document))
 """
 CHECK = """\
 import pathlib, sys
@@ -65,7 +68,9 @@ def execute(folder: Path, *command: str) -> tuple[float, int, str]:
     """Run a command in a copy of the project: seconds, bytes read by it, what it prints."""
     library = {**os.environ, "PYTHONPATH": str(folder / "workflow")}
     started, before = time.perf_counter(), bytes_read()
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=library)
+    result = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=library, encoding="utf-8"
+    )
     if result.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
     seconds = time.perf_counter() - started
@@ -75,13 +80,15 @@ def execute(folder: Path, *command: str) -> tuple[float, int, str]:
 def bytes_read() -> int:
     """Bytes that this process and its finished children asked the system for (Linux)."""
     io = Path("/proc/self/io")
-    return int(io.read_text().split()[1]) if io.is_file() else 0
+    return int(io.read_text(encoding="utf-8").split()[1]) if io.is_file() else 0
 
 
 def copy_project(target: Path) -> Path:
     """The project's files, without results, as a fresh Git repository."""
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(
+        listing, cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8"
+    ).stdout
     for name in names.splitlines():
         if name.startswith(("results/", ".snakemake/", "dvc.lock")) or not (ROOT / name).is_file():
             continue
@@ -96,7 +103,7 @@ def copy_project(target: Path) -> Path:
 def track_one(folder: Path, megabytes: int, number: int) -> tuple[float, list[int]]:
     """Make and track a checkpoint of one file: seconds of `track`; bytes read by the job that
     makes it, by `track`, and by the check of a job that takes it as input."""
-    (folder / "write.py").write_text(WRITE)
+    (folder / "write.py").write_text(WRITE, encoding="utf-8")
     result = f"results/train_sft/{megabytes}_{number}"
     made, pointer = f"{result}/checkpoint", f"{result}/checkpoint.dvc"
     jobs = ("python", "-m", "warpflow.pipeline.jobs")
@@ -144,17 +151,20 @@ def no_op_row(folder: Path, name: str, overlay: Sequence[str]) -> Row:
 
 def stubbed(folder: Path, checkpoints: int) -> tuple[str, ...]:
     """Stub scripts, and a config with an η for each third of the checkpoints (three merges)."""
-    (folder / "scripts/interpolate_policy.py").write_text(INTERPOLATE)
-    (folder / "scripts/evaluate_policy.py").write_text(EVALUATE)
+    (folder / "scripts/interpolate_policy.py").write_text(INTERPOLATE, encoding="utf-8")
+    (folder / "scripts/evaluate_front.py").write_text(EVALUATE, encoding="utf-8")
     etas = [round(0.001 * (number + 1), 3) for number in range(checkpoints // 3)]
-    (folder / "many.yaml").write_text(yaml.safe_dump({"interpolate_policy": {"etas": etas}}))
+    points = {"etas": etas, "write": "weights"}
+    (folder / "many.yaml").write_text(
+        yaml.safe_dump({"interpolate_policy": points}), encoding="utf-8"
+    )
     return ("many.yaml",)
 
 
 def machine() -> str:
     """The processor, its cores and the Python that ran this."""
     information = Path("/proc/cpuinfo")
-    text = information.read_text() if information.is_file() else ""
+    text = information.read_text(encoding="utf-8") if information.is_file() else ""
     names = re.findall(r"model name\s*: (.*)", text)
     name = names[0] if names else platform.machine()
     return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}"

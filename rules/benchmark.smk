@@ -34,7 +34,7 @@ rule benchmark_policy:
         job=JOB,
         code=code_hash("benchmark_policy"),
         tasks=BENCHMARKS["tasks"],
-        parents=lambda w, input: f"--parents {input.parents}" if input.parents else "",
+        parents=lambda w, input: flags({"parents": list(input.parents) or None}),
         settings=flags(
             {"seed": config["seed"]}
             | {
@@ -49,10 +49,10 @@ rule benchmark_policy:
             }
         ),
     shell:
-        "{params.job} --makes {output.benchmarks} --log {log} "
-        "--gpus {resources.gpu} --inputs {input} -- "
-        "python scripts/benchmark_policy.py --policy {input.policy} --tasks {params.tasks} "
-        "--out {output.benchmarks} {params.parents} {params.settings}"
+        "{params.job} --makes {output.benchmarks:q} --log {log:q} "
+        "--gpus {resources.gpu} --inputs {input:q} -- "
+        "python scripts/benchmark_policy.py --policy {input.policy:q} --tasks {params.tasks:q} "
+        "--out {output.benchmarks:q} {params.parents} {params.settings}"
 
 
 rule collect_benchmarks:
@@ -61,7 +61,7 @@ rule collect_benchmarks:
         benchmarks=[
             f"{RESULTS}/benchmark_policy/{row['policy']}/benchmarks.json" for row in BENCHMARKED
         ],
-        evaluations=[evaluation(row["policy"]) for row in BENCHMARKED],
+        evaluations=evaluations_of(row["policy"] for row in BENCHMARKED),
     output:
         f"{RESULTS}/collect_benchmarks/benchmarks.csv",
     log:
@@ -72,8 +72,8 @@ rule collect_benchmarks:
         results=subpath(output[0], ancestor=2),
         points=json.dumps(BENCHMARKED),
     shell:
-        "python scripts/collect_benchmarks.py --results {params.results} --out {output} "
-        "--points {params.points:q} 2>&1 | tee {log}"
+        "python scripts/collect_benchmarks.py --results {params.results:q} --out {output:q} "
+        "--points {params.points:q} 2>&1 | tee {log:q}"
 
 
 rule plot_benchmarks:
@@ -97,8 +97,8 @@ rule plot_benchmarks:
         out=subpath(output[0], parent=True),
         settings=flags(config["figures"]),
     shell:
-        "python scripts/plot_benchmarks.py --tables {params.tables} --out {params.out} "
-        "{params.settings} 2>&1 | tee {log}"
+        "python scripts/plot_benchmarks.py --tables {params.tables:q} --out {params.out:q} "
+        "{params.settings} 2>&1 | tee {log:q}"
 
 
 rule benchmarks:

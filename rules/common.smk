@@ -6,20 +6,23 @@
 # again (docs/how_reruns_work.md). How a job runs: workflow/warpflow/pipeline/jobs.py.
 
 import json
+import shlex
 
 from snakemake.exceptions import WorkflowError
 
-from warpflow.experiments import MAIN, make_plan, recipe_parents
+from warpflow.experiments import MAIN, fronts, make_plan, recipe_parents
 from warpflow.gold_names import GOLD, GOLD_RESULT, gold_sources, held_out_shares, is_function
 from warpflow.pipeline.code_files import code_hash
 from warpflow.pipeline.command_line import flags
 from warpflow.pipeline.config import ConfigError, check_config, check_config_files
+from warpflow.pipeline.config_files import expand_paths
 from warpflow.pipeline.dvc_cache import tracking_problem
 from warpflow.pipeline.gpus import visible_gpus
 from warpflow.side_by_side.settings import read_comparisons
 
 try:
     check_config_files(workflow.configfiles)
+    config.update(expand_paths(config))
     check_config(config)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
@@ -31,7 +34,13 @@ COMPARISONS = read_comparisons(config)
 
 
 # What runs a command once for each content of what goes in, and keeps its result.
-JOB = f"python -m warpflow.pipeline.jobs run --results {RESULTS}"
+JOB = shlex.join(["python", "-m", "warpflow.pipeline.jobs", "run", "--results", RESULTS])
+
+
+def reading(*models):
+    """Tells a job which models of the user's it reads: their content is part of the job's key."""
+    given = [model for model in models if model]
+    return shlex.join(["--models", *given]) if given else ""
 
 
 wildcard_constraints:
@@ -42,6 +51,7 @@ wildcard_constraints:
     member=r"\d+",
     towards="sft|init",
     eta=r"[\d.]+",
+    front=r"[\w./-]+",
     made="checkpoint|data|tables",
     comparison="|".join(COMPARISONS) or "none",
     contestant=r"[\w.-]+",
@@ -51,6 +61,21 @@ wildcard_constraints:
 def evaluation(result):
     """The evaluation of a policy, e.g. train_policy/warp/replicate1/iteration1/member0."""
     return f"{RESULTS}/evaluate_policy/{result}/evaluation.json"
+
+
+# What one job evaluates, by the job's name, e.g. warp/replicate1/iteration1; and where a policy is.
+FRONTS = fronts(PLAN, config["evaluate_policy"]["points_per_job"])
+FRONT_OF = {result: front for front, results in FRONTS.items() for result in results}
+
+
+def evaluations_index(front):
+    """What names the evaluations of a front, each with the hash of its content."""
+    return f"{RESULTS}/evaluate_front/{front}/evaluations.json"
+
+
+def evaluations_of(results):
+    """The indices that name the evaluations of these policies."""
+    return sorted({evaluations_index(FRONT_OF[result]) for result in results})
 
 
 def stage(w):
@@ -77,7 +102,8 @@ def of_group(named, group, made="checkpoint"):
 
 # The policy that all starts from: a result of ours, or as the config names it; None: built here.
 FETCHED = pointer("fetch_policy") if config["policy"]["path"] == "fetch_policy" else []
-POLICY = FETCHED or config["policy"]["path"]
+GIVEN_POLICY = None if FETCHED else config["policy"]["path"]
+POLICY = FETCHED or GIVEN_POLICY
 SFT = pointer("train_sft")
 DATA = pointer(config["data"])
 # Gold rewards by column: functions, reward models, and one that is trained here on a share of the
@@ -85,6 +111,7 @@ DATA = pointer(config["data"])
 GOLDS = gold_sources(config["evaluate_policy"]["gold"])
 GOLD_SHARE = next(iter(held_out_shares(config["evaluate_policy"]["gold"])), None)
 GOLD_MODEL = pointer(GOLD_RESULT) if GOLD_SHARE else []
+GIVEN_GOLDS = [name for name in GOLDS.values() if name != GOLD_RESULT and not is_function(name)]
 REWARDS = {name: float(weight) for name, weight in config["rewards"].items() if weight}
 # No reward model is trained where it has no weight.
 REWARD_MODEL = pointer("train_reward_model") if "reward_model" in REWARDS else []

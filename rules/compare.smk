@@ -33,12 +33,14 @@ rule answer_prompts:
     params:
         job=JOB,
         code=code_hash("answer_prompts"),
+        reads=lambda w: reading(contestant(w).get("path")),
         settings=answer_flags,
         runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
-        "{params.job} --makes {output.answers} --log {log} "
-        "--gpus {resources.gpu} --inputs {input} --runtime_args={params.runtime_args:q} -- "
-        "python scripts/answer_prompts.py --out {output.answers} {params.settings}"
+        "{params.job} --makes {output.answers:q} --log {log:q} "
+        "--gpus {resources.gpu} {params.reads} --inputs {input:q} "
+        "--runtime_args={params.runtime_args:q} -- "
+        "python scripts/answer_prompts.py --out {output.answers:q} {params.settings}"
 
 
 rule judge_answers:
@@ -69,6 +71,7 @@ rule judge_answers:
         code=lambda w: code_hash("judge_answers", judge(w).get("function")),
         names=lambda w: list(COMPARISONS[w.comparison].contestants),
         functions=lambda w: judge(w).get("function", ""),
+        reads=lambda w: reading(other_reward_model(w)),
         settings=judge_flags,
         runtime_args=lambda w: flags(
             {
@@ -77,11 +80,11 @@ rule judge_answers:
             }
         ),
     shell:
-        "{params.job} --makes {output.judgements} --log {log} "
-        "--gpus {resources.gpu} --functions {params.functions} --inputs {input} "
+        "{params.job} --makes {output.judgements:q} --log {log:q} "
+        "--gpus {resources.gpu} --functions {params.functions} {params.reads} --inputs {input:q} "
         "--runtime_args={params.runtime_args:q} -- "
-        "python scripts/judge_answers.py --names {params.names} --answers {input.answers} "
-        "--out {output.judgements} {params.settings}"
+        "python scripts/judge_answers.py --names {params.names} --answers {input.answers:q} "
+        "--out {output.judgements:q} {params.settings}"
 
 
 rule grade_answers:
@@ -113,9 +116,9 @@ rule grade_answers:
             }
         ),
     shell:
-        "python scripts/grade_answers.py --names {params.names} --answers {input.answers} "
-        "--judges {params.judges} --judgements {input.judgements} --out {params.out} "
-        "--thresholds {params.thresholds} {params.settings} 2>&1 | tee {log}"
+        "python scripts/grade_answers.py --names {params.names} --answers {input.answers:q} "
+        "--judges {params.judges} --judgements {input.judgements:q} --out {params.out:q} "
+        "--thresholds {params.thresholds} {params.settings} 2>&1 | tee {log:q}"
 
 
 rule plot_side_by_side:
@@ -139,8 +142,8 @@ rule plot_side_by_side:
         out=subpath(output[0], parent=True),
         settings=flags(config["figures"]),
     shell:
-        "python scripts/plot_side_by_side.py --tables {params.tables} --out {params.out} "
-        "{params.settings} 2>&1 | tee {log}"
+        "python scripts/plot_side_by_side.py --tables {params.tables:q} --out {params.out:q} "
+        "{params.settings} 2>&1 | tee {log:q}"
 
 
 rule compare_answers:

@@ -28,8 +28,8 @@ rule generate_data:
         made=f"{RESULTS}/generate_data/data",
         settings=flags({"seed": config["seed"]} | config["generate_data"]),
     shell:
-        "{params.job} --makes {params.made} --log {log} --inputs {input} -- "
-        "python scripts/generate_data.py --out {params.made} {params.settings}"
+        "{params.job} --makes {params.made:q} --log {log:q} --inputs {input:q} -- "
+        "python scripts/generate_data.py --out {params.made:q} {params.settings}"
 
 
 rule prepare_data:
@@ -51,6 +51,7 @@ rule prepare_data:
         job=JOB,
         code=code_hash("prepare_data"),
         made=f"{RESULTS}/prepare_data/data",
+        reads=reading(GIVEN_POLICY),
         settings=flags(
             {
                 "seed": config["seed"],
@@ -62,6 +63,6 @@ rule prepare_data:
         # What it only checks, and is no part of its key.
         runtime_args=flags({"held_out_pairs": HELD_OUT_PAIRS}),
     shell:
-        "{params.job} --makes {params.made} --log {log} --inputs {input} "
+        "{params.job} --makes {params.made:q} --log {log:q} {params.reads} --inputs {input:q} "
         "--runtime_args={params.runtime_args:q} -- "
-        "python scripts/prepare_data.py --out {params.made} {params.settings}"
+        "python scripts/prepare_data.py --out {params.made:q} {params.settings}"

@@ -1,4 +1,5 @@
-# Every policy → its evaluation.json → the tables of a group (RESULTS/collect_evaluations/<group>/).
+# All policies of an iteration → an evaluation.json each → the tables of a group
+# (RESULTS/collect_evaluations/<group>/).
 
 from warpflow.experiments import PLANNED, trajectories
 
@@ -21,46 +22,48 @@ TABLES = [
 ]
 
 
-rule evaluate_policy:
-    """Reward, gold, KL to SFT, length and diversity of one policy on held-out prompts."""
+rule evaluate_front:
+    """Reward, gold, KL to SFT, length and diversity of the policies of an iteration and of the points of
+    its front, in one job; of each its evaluation.json under a key of its own, and their index."""
     input:
-        policy=lambda w: pointer(w.result),
-        parents=lambda w: [pointer(result) for result in recipe_parents(PLAN, w.result)],
+        policies=lambda w: weights_of_front(w.front),
         sft=SFT,
         reward_model=REWARD_MODEL,
         gold_model=GOLD_MODEL,
         data=DATA,
+        sft_evaluation=lambda w: sft_evaluation(w.front),
     output:
-        evaluation=f"{RESULTS}/evaluate_policy/{{result}}/evaluation.json",
-        provenance=f"{RESULTS}/evaluate_policy/{{result}}/provenance.json",
+        index=f"{RESULTS}/evaluate_front/{{front}}/evaluations.json",
+        provenance=f"{RESULTS}/evaluate_front/{{front}}/provenance.json",
     log:
-        f"{LOGS}/evaluate_policy/{{result}}.log",
+        f"{LOGS}/evaluate_front/{{front}}.log",
     benchmark:
-        f"{LOGS}/evaluate_policy/{{result}}.tsv"
+        f"{LOGS}/evaluate_front/{{front}}.tsv"
     threads: 1
     resources:
-        runtime=240,
+        runtime=lambda w: 240 + 60 * len(FRONTS[w.front]),
         mem_mb=lambda w, attempt: 4000 * attempt,
         gpu=GPUS_OF_A_JOB,
     params:
-        job=JOB,
+        job=shlex.join(["python", "-m", "warpflow.pipeline.point_jobs", "--results", RESULTS]),
+        points=lambda w: json.dumps(points_of_front(w.front), sort_keys=True),
         functions=SCORERS,
-        code=code_hash("evaluate_policy", *SCORERS),
-        parents=lambda w, input: f"--parents {input.parents}" if input.parents else "",
+        reads=reading(*GIVEN_GOLDS),
+        code=code_hash("evaluate_front", *SCORERS),
         settings=flags(
             {"seed": config["seed"]}
             | SAMPLING
             | config["evaluate_policy"]
             | SCORING
-            | {"batch_size": None}
+            | {"batch_size": None, "points_per_job": None}
         ),
         runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
-        "{params.job} --makes {output.evaluation} --log {log} --gpus {resources.gpu} "
-        "--functions {params.functions} --inputs {input} --runtime_args={params.runtime_args:q} -- "
-        "python scripts/evaluate_policy.py --policy {input.policy} "
-        "--sft {input.sft} --data {input.data} --out {output.evaluation} "
-        "{params.parents} {params.settings}"
+        "{params.job} --points {params.points:q} --index {output.index:q} --log {log:q} "
+        "--gpus {resources.gpu} --functions {params.functions} {params.reads} "
+        "--inputs {input.sft:q} {input.reward_model:q} {input.gold_model:q} {input.data:q} "
+        "--runtime_args={params.runtime_args:q} -- "
+        "python scripts/evaluate_front.py --sft {input.sft:q} --data {input.data:q} {params.settings}"
 
 
 rule score_trajectories:
@@ -86,15 +89,17 @@ rule score_trajectories:
     params:
         job=JOB,
         functions=SCORERS,
+        reads=reading(*GIVEN_GOLDS),
         code=code_hash("score_trajectories", *SCORERS),
         members=lambda w: list(scored_runs(w)),
         settings=flags({"max_prompt_tokens": config["policy"]["max_prompt_tokens"]} | SCORING),
         runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
     shell:
-        "{params.job} --makes {output.trajectories} --log {log} --gpus {resources.gpu} "
-        "--functions {params.functions} --inputs {input} --runtime_args={params.runtime_args:q} -- "
-        "python scripts/score_trajectories.py --runs {input.runs} --members {params.members} "
-        "--sft {input.sft} --data {input.data} --out {output.trajectories} {params.settings}"
+        "{params.job} --makes {output.trajectories:q} --log {log:q} --gpus {resources.gpu} "
+        "--functions {params.functions} {params.reads} --inputs {input:q} "
+        "--runtime_args={params.runtime_args:q} -- "
+        "python scripts/score_trajectories.py --runs {input.runs:q} --members {params.members} "
+        "--sft {input.sft:q} --data {input.data:q} --out {output.trajectories:q} {params.settings}"
 
 
 rule estimate_optimum:
@@ -119,6 +124,7 @@ rule estimate_optimum:
     params:
         job=JOB,
         functions=SCORERS,
+        reads=reading(*GIVEN_GOLDS),
         code=code_hash("estimate_optimum", *SCORERS),
         settings=flags(
             {"seed": config["seed"]}
@@ -129,16 +135,17 @@ rule estimate_optimum:
         ),
         runtime_args=flags({"batch_size": config["estimate_optimum"]["batch_size"]}),
     shell:
-        "{params.job} --makes {output.optimum} --log {log} --gpus {resources.gpu} "
-        "--functions {params.functions} --inputs {input} --runtime_args={params.runtime_args:q} -- "
-        "python scripts/estimate_optimum.py --sft {input.sft} --data {input.data} "
-        "--out {output.optimum} {params.settings}"
+        "{params.job} --makes {output.optimum:q} --log {log:q} --gpus {resources.gpu} "
+        "--functions {params.functions} {params.reads} --inputs {input:q} "
+        "--runtime_args={params.runtime_args:q} -- "
+        "python scripts/estimate_optimum.py --sft {input.sft:q} --data {input.data:q} "
+        "--out {output.optimum:q} {params.settings}"
 
 
 rule collect_evaluations:
     """Of a group, one tidy table each: evaluations, RL trajectories, training rows, geometry, completions."""
     input:
-        evaluations=lambda w: [evaluation(result) for result in evaluated(w)],
+        evaluations=lambda w: evaluations_of(evaluated(w)),
         trajectories=lambda w: [trajectory(result) for result in trajectories(PLAN, w.group)],
         policies=lambda w: of_group(PLAN.policies, w.group, "tables"),
         merges=lambda w: of_group(PLAN.merged, w.group),
@@ -154,16 +161,16 @@ rule collect_evaluations:
         out=subpath(output[0], parent=True),
         config=json.dumps({key: config[key] for key in PLANNED}),
     shell:
-        "python scripts/collect_evaluations.py --results {params.results} --out {params.out} "
-        "--group {wildcards.group} --config {params.config:q} --optimum {input.optimum} "
-        "2>&1 | tee {log}"
+        "python scripts/collect_evaluations.py --results {params.results:q} --out {params.out:q} "
+        "--group {wildcards.group} --config {params.config:q} --optimum {input.optimum:q} "
+        "2>&1 | tee {log:q}"
 
 
 rule compare_fronts:
     """Of a group, with intervals: the paper's claims, every experiment against the base, shares of the optimum."""
     input:
         tables=TABLES,
-        evaluations=lambda w: [evaluation(result) for result in evaluated(w)],
+        evaluations=lambda w: evaluations_of(evaluated(w)),
         trajectories=lambda w: [trajectory(result) for result in trajectories(PLAN, w.group)],
     output:
         f"{RESULTS}/compare_fronts/{{group}}/verdicts.csv",
@@ -180,5 +187,5 @@ rule compare_fronts:
         out=subpath(output[0], parent=True),
         settings=flags({"seed": config["seed"]} | config["compare_fronts"]),
     shell:
-        "python scripts/compare_fronts.py --results {params.results} --tables {params.tables} "
-        "--out {params.out} {params.settings} 2>&1 | tee {log}"
+        "python scripts/compare_fronts.py --results {params.results:q} --tables {params.tables:q} "
+        "--out {params.out:q} {params.settings} 2>&1 | tee {log:q}"

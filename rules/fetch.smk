@@ -18,5 +18,5 @@ rule fetch_policy:
         made=f"{RESULTS}/fetch_policy/checkpoint",
         settings=flags(config["fetch_policy"]),
     shell:
-        "{params.job} --makes {params.made} --log {log} --inputs {input} -- "
-        "python scripts/fetch_policy.py --out {params.made} {params.settings}"
+        "{params.job} --makes {params.made:q} --log {log:q} --inputs {input:q} -- "
+        "python scripts/fetch_policy.py --out {params.made:q} {params.settings}"

@@ -26,9 +26,13 @@ FIGURE_NAMES = [
 FIGURES = [f"{RESULTS}/figures/{{group}}/{figure}.svg" for figure in FIGURE_NAMES]
 
 # A figure that dvc.yaml would draw just so is drawn by it.
-DEFAULTS = yaml.safe_load(Path("config/config.yaml").read_text())  # what dvc.yaml reads
+DEFAULTS = yaml.safe_load(
+    Path("config/config.yaml").read_text(encoding="utf-8")
+)  # what dvc.yaml reads
 UNDER_DVC = (
-    RESULTS == "results" and config["figures"] == DEFAULTS["figures"] and not tracking_problem()
+    RESULTS == "results"
+    and config["figures"] == DEFAULTS["figures"]
+    and not tracking_problem(RESULTS)
 )
 
 
@@ -61,7 +65,7 @@ for figure in FIGURE_NAMES:
             command=plot_command(figure),
             settings=config["figures"],
         shell:
-            "{params.command} 2>&1 | tee {log}"
+            "{params.command} 2>&1 | tee {log:q}"
 
 
 rule plot_envelopes:
@@ -85,8 +89,8 @@ rule plot_envelopes:
         out=subpath(output[0], parent=True),
         settings=flags(config["figures"]),
     shell:
-        "python scripts/plot_envelopes.py --tables {params.tables} --out {params.out} "
-        "{params.settings} 2>&1 | tee {log}"
+        "python scripts/plot_envelopes.py --tables {params.tables:q} --out {params.out:q} "
+        "{params.settings} 2>&1 | tee {log:q}"
 
 
 rule write_tables:
@@ -128,8 +132,8 @@ rule write_tables:
         comparisons=lambda w, input: str(Path(input.comparisons[0]).parent),
         out=subpath(output[0], parent=True),
     shell:
-        "python scripts/write_tables.py --tables {params.tables} "
-        "--comparisons {params.comparisons} --out {params.out} 2>&1 | tee {log}"
+        "python scripts/write_tables.py --tables {params.tables:q} "
+        "--comparisons {params.comparisons:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
 rule report:
@@ -152,11 +156,11 @@ rule report:
     params:
         config=json.dumps(config),  # as it is in force, overlays and --config included
         configfile=f"{LOGS}/report/{{group}}.json",
-        track="true" if tracking_problem() else "dvc --wait-for-lock add --quiet",
+        track="true" if tracking_problem(RESULTS) else "dvc --wait-for-lock add --quiet",
     shell:
-        "printf %s {params.config:q} > {params.configfile} && "
-        "(snakemake {input.shown} {input.beside} --report {output} --nolock --configfile {params.configfile} && "
-        "{params.track} {output}) 2>&1 | tee {log}"
+        "printf %s {params.config:q} > {params.configfile:q} && "
+        "(snakemake {input.shown:q} {input.beside:q} --report {output:q} --nolock --configfile {params.configfile:q} && "
+        "{params.track} {output:q}) 2>&1 | tee {log:q}"
 
 
 # A group's target is its report, which shows all that was made of it: `snakemake anchor`.

@@ -5,16 +5,21 @@ from snakemake.io import apply_wildcards
 
 from warpflow.pipeline.dvc_cache import remove_broken_lock
 from warpflow.pipeline.freshness import Records, results_without_records
-from warpflow.pipeline.slurm import Needs, login_node_warning, submission_problem
+from warpflow.pipeline.slurm import Needs, login_node_warning, step_warning, submission_problem
+from warpflow.pipeline.user import provide_user
 
-RECORDS = Records()
+RECORDS = Records(results=Path(RESULTS))
 # --jobs is given, beside an executor that submits.
 IS_SUBMITTED = workflow.resource_settings.nodes is not None
 
+PROVIDED = provide_user()  # for the jobs of this process, on a node too
+
 if workflow.is_main_process:
+    for line in PROVIDED:
+        logger.warning(line)
     remove_broken_lock()
-    if tracking_problem():
-        logger.warning(f"Results are not tracked by DVC: {tracking_problem()}.")
+    if tracking_problem(RESULTS):
+        logger.warning(f"Results are not tracked by DVC: {tracking_problem(RESULTS)}.")
     if problem := RECORDS.problem or results_without_records(RESULTS, RECORDS):
         raise WorkflowError(problem)
     # The login node's GPUs limit nothing: what a job asks for is in slurm/config.yaml.
@@ -54,5 +59,8 @@ onstart:
         if problem := submission_problem([(job.rule.name, needs(job)) for job in jobs]):
             raise WorkflowError(problem)
     elif workflow.executor_plugin.name == "local":
-        if warning := login_node_warning({job.rule.name for job in jobs}):
+        rules_of_jobs = {job.rule.name for job in jobs}
+        for warning in filter(
+            None, [login_node_warning(rules_of_jobs), step_warning(rules_of_jobs)]
+        ):
             logger.warning(warning)

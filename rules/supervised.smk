@@ -22,6 +22,7 @@ rule train_sft:
         job=JOB,
         code=code_hash("train_sft"),
         made=f"{RESULTS}/train_sft/checkpoint",
+        reads=reading(GIVEN_POLICY),
         policy=flags(
             {"policy": POLICY}
             if POLICY
@@ -29,10 +30,10 @@ rule train_sft:
         ),
         settings=flags({"seed": config["seed"]} | config["train_sft"]),
     shell:
-        "{params.job} --makes {params.made} --log {log} "
-        "--gpus {resources.gpu} --inputs {input} -- "
-        "python scripts/train_sft.py --data {input.data} "
-        "--out {params.made} {params.policy} {params.settings}"
+        "{params.job} --makes {params.made:q} --log {log:q} "
+        "--gpus {resources.gpu} {params.reads} --inputs {input:q} -- "
+        "python scripts/train_sft.py --data {input.data:q} "
+        "--out {params.made:q} {params.policy} {params.settings}"
 
 
 rule train_reward_model:
@@ -55,14 +56,15 @@ rule train_reward_model:
         job=JOB,
         code=code_hash("train_reward_model"),
         made=f"{RESULTS}/train_reward_model/checkpoint",
+        reads=reading(config["train_reward_model"]["path"]),
         settings=flags(
             {"seed": config["seed"], "gold_share": GOLD_SHARE} | config["train_reward_model"]
         ),
     shell:
-        "{params.job} --makes {params.made} --log {log} "
-        "--gpus {resources.gpu} --inputs {input} -- "
-        "python scripts/train_reward_model.py --data {input.data} --sft {input.sft} "
-        "--out {params.made} {params.settings}"
+        "{params.job} --makes {params.made:q} --log {log:q} "
+        "--gpus {resources.gpu} {params.reads} --inputs {input:q} -- "
+        "python scripts/train_reward_model.py --data {input.data:q} --sft {input.sft:q} "
+        "--out {params.made:q} {params.settings}"
 
 
 # Gold, where the config asks for `held_out_preferences`: the same on the share that the other one never
@@ -78,6 +80,7 @@ use rule train_reward_model as train_gold_reward_model with:
         job=JOB,
         code=code_hash("train_reward_model"),
         made=f"{RESULTS}/train_gold_reward_model/checkpoint",
+        reads="",
         settings=flags(
             {"seed": config["seed"], "gold_share": GOLD_SHARE, "gold": True}
             | config["train_reward_model"]

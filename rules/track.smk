@@ -1,4 +1,4 @@
-# provenance.json of a finished result → its DVC pointer. The only rule that calls DVC.
+# provenance.json of a finished result → its DVC pointer. The only rules that call DVC.
 
 
 rule track:
@@ -12,4 +12,22 @@ rule track:
     resources:
         dvc=1,
     shell:
-        "python -m warpflow.pipeline.jobs track {input} {output} 2>&1 | tee {log}"
+        "python -m warpflow.pipeline.jobs track {input:q} {output:q} 2>&1 | tee {log:q}"
+
+
+rule track_run:
+    """`track` for an RL run, which makes two folders: DVC is called once for both."""
+    input:
+        f"{RESULTS}/train_policy/{{run}}/provenance.json",
+    output:
+        checkpoint=f"{RESULTS}/train_policy/{{run}}/checkpoint.dvc",
+        tables=f"{RESULTS}/train_policy/{{run}}/tables.dvc",
+    log:
+        f"{LOGS}/track_run/{{run}}.log",
+    resources:
+        dvc=1,
+    shell:
+        "python -m warpflow.pipeline.jobs track {input:q} {output:q} 2>&1 | tee {log:q}"
+
+
+ruleorder: track_run > track

@@ -53,17 +53,17 @@ rule train_policy:
             }
         ),
     # Under SLURM in a step of its own: there SIGTERM comes to it, and not to Snakemake alone. Over
-    # several nodes warpflow.pipeline.launch makes the step.
+    # several nodes warpflow.pipeline.launch makes the step. A container may have no srun.
     shell:
         "step=${{SLURM_JOB_ID:+srun --overlap --ntasks=1 --cpus-per-task={threads}}}; "
-        "[ {resources.nodes} = 1 ] || step=; "
-        "$step {params.job} --makes {params.made} {params.tables} --log {log} "
+        "[ {resources.nodes} = 1 ] && command -v srun > /dev/null || step=; "
+        "$step {params.job} --makes {params.made:q} {params.tables:q} --log {log:q} "
         "--gpus {resources.gpu} --processes {resources.processes} --nodes {resources.nodes} "
-        "--accelerate {resources.accelerate} --functions {params.functions} --inputs {input} "
-        "--states {params.states} --runtime_args={params.runtime_args:q} -- "
-        "python scripts/train_policy.py --init {input.init} --sft {input.sft} --data {input.data} "
+        "--accelerate {resources.accelerate} --functions {params.functions} --inputs {input:q} "
+        "--states {params.states:q} --runtime_args={params.runtime_args:q} -- "
+        "python scripts/train_policy.py --init {input.init:q} --sft {input.sft:q} --data {input.data:q} "
         "--replicate {wildcards.replicate} --iteration {wildcards.iteration} --member {wildcards.member} "
-        "--out {params.made} --tables {params.tables} {params.settings}"
+        "--out {params.made:q} --tables {params.tables:q} {params.settings}"
 
 
 rule merge_policies:
@@ -90,10 +90,10 @@ rule merge_policies:
         made=f"{RESULTS}/{MERGED}/checkpoint",
         settings=lambda w: flags(PLAN.experiments[w.experiment].merge_policies),
     shell:
-        "{params.job} --makes {params.made} --log {log} --inputs {input} "
+        "{params.job} --makes {params.made:q} --log {log:q} --inputs {input:q} "
         "--runtime_args='--workers {threads}' -- "
-        "python scripts/merge_policies.py --init {input.init} "
-        "--policies {input.policies} --out {params.made} {params.settings}"
+        "python scripts/merge_policies.py --init {input.init:q} "
+        "--policies {input.policies:q} --out {params.made:q} {params.settings}"
 
 
 rule interpolate_policy:
@@ -125,7 +125,7 @@ rule interpolate_policy:
             else ""
         ),
     shell:
-        "{params.job} --makes {params.made} --log {log} --inputs {input} "
+        "{params.job} --makes {params.made:q} --log {log:q} --inputs {input:q} "
         "--runtime_args='--workers {threads}' -- "
-        "python scripts/interpolate_policy.py --init {input.init} "
-        "--policy {input.policy} --eta {wildcards.eta} --out {params.made} {params.recipe}"
+        "python scripts/interpolate_policy.py --init {input.init:q} "
+        "--policy {input.policy:q} --eta {wildcards.eta} --out {params.made:q} {params.recipe}"

@@ -74,7 +74,7 @@ def pass_over(accepted: Sequence[Parts], given: argparse.Namespace) -> None:
     if not accepted:
         print("Nothing is due.")
         return
-    targets = [str(parts.provenance) for parts in accepted]
+    targets = list(dict.fromkeys(path for parts in accepted for path in parts.last_outputs))
     command = ["snakemake", *targets, "--cores", "all", "--quiet", "all"]
     if given.configfile:
         command += ["--configfile", *map(str, given.configfile)]

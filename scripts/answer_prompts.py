@@ -13,7 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.cli import parse_arguments
 from warpflow.data.files import Row, read_rows
-from warpflow.lm.models import ending_ids, load_config, load_tokenizer, require_context
+from warpflow.lm.models import (
+    ending_ids,
+    load_config,
+    load_tokenizer,
+    note_known_ids_,
+    require_context,
+)
 from warpflow.lm.prompts import encode_rows, user_message
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
 from warpflow.lm.texts import response_texts
@@ -64,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     eos_ids = ending_ids(arguments.policy, tokenizer)
     policy = load_point(arguments.policy, arguments.parents)
+    note_known_ids_(policy.config, tokenizer)
     texts, finished = [], []
     for text, is_finished in sample(policy, tokenizer, encoded, eos_ids, arguments, sampling):
         texts.append(text)

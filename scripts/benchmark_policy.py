@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, settings = parse_arguments(__doc__, argv, Arguments, TaskSettings)
     results = run_tasks(arguments, settings)
     document = {"rows": result_rows(results), "lm_eval": results["lm_eval_version"]}
-    Path(arguments.out).write_text(json.dumps(document, indent=1) + "\n")
+    Path(arguments.out).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def run_tasks(arguments: Arguments, settings: TaskSettings) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         table.to_csv(out / f"{name}.csv", index=False)
     (out / "metrics").mkdir(exist_ok=True)
     for name, values in metrics_documents(evaluations).items():
-        (out / "metrics" / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
+        (out / "metrics" / f"{name}.json").write_text(
+            json.dumps(values, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

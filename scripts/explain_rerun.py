@@ -48,14 +48,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 def known_costs(config: Mapping[str, Any]) -> Callable[[str], float | None]:
     """Seconds of each result by its name, as `make plan` knows them; None where it does not."""
     from warpflow.estimates import costs  # torch: an import of seconds, needed where jobs are due
-    from warpflow.experiments import make_plan
+    from warpflow.experiments import fronts, make_plan
 
     plan, results = make_plan(config), Path(config["results"])
     jobs = {job.result: job for group in plan.groups for job in costs.jobs_of(config, plan, group)}
     known = {job: found for job in jobs.values() if (found := costs.measured(results, job))}
+    grouped = fronts(plan, config["evaluate_policy"]["points_per_job"])
+    front_of = {result: front for front, found in grouped.items() for result in found}
 
     def cost_of(result: str) -> float | None:
-        return costs.seconds_of(jobs[result], known, None) if result in jobs else None
+        rule, _, policy = result.partition("/")
+        if rule != "evaluate_policy":
+            return costs.seconds_of(jobs[result], known, None) if result in jobs else None
+        whole = cost_of(f"evaluate_front/{front_of[policy]}")
+        return None if whole is None else whole / len(grouped[front_of[policy]])
 
     return cost_of
 

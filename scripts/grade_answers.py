@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = zip(arguments.names, arguments.answers, strict=True)
     answers = match_answers({name: read_answers(path) for name, path in files}, arguments.prompts)
     judgements = {
-        name: json.loads(Path(path).read_text())
+        name: json.loads(Path(path).read_text(encoding="utf-8"))
         for name, path in zip(arguments.judges, arguments.judgements, strict=True)
     }
     table = side_by_side_table(

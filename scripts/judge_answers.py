@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse_arguments(__doc__, argv, Arguments)
     files = zip(arguments.names, arguments.answers, strict=True)
     answers = match_answers({name: read_answers(path) for name, path in files}, arguments.prompts)
-    Path(arguments.out).write_text(json.dumps(judge(answers, arguments), indent=1) + "\n")
+    Path(arguments.out).write_text(
+        json.dumps(judge(answers, arguments), indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def judge(answers: dict[str, list[Answer]], arguments: Arguments) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def merge_policies(arguments: Arguments, settings: MergePolicies) -> None:
     dtypes = output_dtypes(parents, dtype)
     with new_checkpoints([arguments.out], parents, dtypes, [document]) as (emit, (folder,)):
         rows = merge_into(emit, init, policies, **how, workers=arguments.workers)
-        with open(folder / "geometry.csv", "w", newline="") as file:
+        with open(folder / "geometry.csv", "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, GEOMETRY_COLUMNS, lineterminator="\n")
             table.writeheader()
             table.writerows(rows)

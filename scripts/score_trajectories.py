@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for name, rows in zip(document, tables, strict=True):
             document[name] += [{"member": member} | row for row in rows]
-    Path(arguments.out).write_text(json.dumps(document, indent=1) + "\n")
+    Path(arguments.out).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     model.config.reward_mean, model.config.reward_std = scores.mean().item(), scores.std().item()
     save_checkpoint(model, tokenizer, arguments.out)
     metrics = {"held_out_accuracy": (chosen > rejected).float().mean().item()}
-    Path(arguments.out, "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    Path(arguments.out, "metrics.json").write_text(
+        json.dumps(metrics, indent=1) + "\n", encoding="utf-8"
+    )
     logging.info("%s", metrics)
 
 

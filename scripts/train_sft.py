@@ -25,9 +25,10 @@ from warpflow.lm.models import (
     require_attention,
     require_vocabulary,
     save_checkpoint,
+    template_closing,
     warn_of_half_precision,
 )
-from warpflow.lm.prompts import encode_example, end_of_turn
+from warpflow.lm.prompts import encode_example, end_of_turn, is_rendered
 from warpflow.seeds import derive_seed
 from warpflow.settings.base import section
 from warpflow.settings.train_sft import TrainSft
@@ -88,18 +89,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 def end_answers_as_the_template(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, prompts: str
 ) -> None:
-    """Where prompts are messages, make the token that closes an answer in the chat template the
-    EOS token, from SFT to sampling. It is stored with θ_sft."""
+    """Where prompts are messages, or texts that the chat template has rendered, make the token that
+    closes an answer in the template the EOS token, from SFT to sampling. It is stored with θ_sft,
+    beside all that ended a completion before."""
     prompt = next(iterate_rows(prompts))["prompt"]
-    closing = None if isinstance(prompt, str) else end_of_turn(tokenizer, prompt)
+    if isinstance(prompt, str):
+        closing = template_closing(tokenizer) if is_rendered(tokenizer, prompt) else None
+    else:
+        closing = end_of_turn(tokenizer, prompt)
     if closing is None or closing == tokenizer.eos_token:
         return
     logging.info("completions end with %s, as in the chat template", closing)
+    before = tokenizer.eos_token_id
     tokenizer.eos_token = closing
     assert model.generation_config is not None
     ends = model.generation_config.eos_token_id  # one or several: what generate() stops at
-    if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if tokenizer.eos_token_id not in ends:
+        known = [*ends, before, tokenizer.eos_token_id]
+        model.generation_config.eos_token_id = sorted(set(known) - {None})
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--check", action="store_true", help="compare only")
     arguments = parser.parse_args(argv)
-    kept = yaml.safe_load((CONFIG / "config.yaml").read_text())["experiments"]
+    kept = yaml.safe_load((CONFIG / "config.yaml").read_text(encoding="utf-8"))["experiments"]
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | one_line(json_schema())
     texts = {
         "config.yaml": "\n".join(config_lines(Config(experiments=kept), kept)) + "\n",
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     changed = [
         name
         for name, text in texts.items()
-        if not (CONFIG / name).is_file() or (CONFIG / name).read_text() != text
+        if not (CONFIG / name).is_file() or (CONFIG / name).read_text(encoding="utf-8") != text
     ]
     if arguments.check and changed:
         sys.exit(
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "Edit the settings there, then run `make docs`"
         )
     for name in changed:
-        (CONFIG / name).write_text(texts[name])
+        (CONFIG / name).write_text(texts[name], encoding="utf-8")
 
 
 # --- config.yaml -------------------------------------------------------------------------------

@@ -25,8 +25,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("page", type=Path, help="Markdown file with such tables")
     parser.add_argument("--root", type=Path, default=Path(), help="folder that FILE starts from")
     arguments = parser.parse_args(argv)
-    text = arguments.page.read_text()
-    arguments.page.write_text(BLOCK.sub(lambda found: renew(found, arguments.root), text))
+    text = arguments.page.read_text(encoding="utf-8")
+    arguments.page.write_text(
+        BLOCK.sub(lambda found: renew(found, arguments.root), text), encoding="utf-8"
+    )
 
 
 def renew(found: re.Match[str], root: Path) -> str:

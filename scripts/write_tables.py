@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = table.dropna(axis="columns", how="all")
         html = table.to_html(index=False, na_rep="", float_format="{:.3f}".format, border=0)
         html = COLOURED.sub(r'<td class="\1">\1', html)
-        (out / f"{name}.html").write_text(f"<meta charset='utf-8'>{STYLE}{html}\n")
+        (out / f"{name}.html").write_text(
+            f"<meta charset='utf-8'>{STYLE}{html}\n", encoding="utf-8"
+        )
 
 
 def shown(evaluations: pd.DataFrame) -> pd.DataFrame:

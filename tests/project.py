@@ -51,7 +51,7 @@ def planned(folder: Path, *arguments: str) -> dict[str, int]:
     """Jobs by rule of a dry run, `track`, `all` and `report` left out."""
     output = snakemake(folder, "-n", "--quiet", "rules", *arguments)
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.M)}
-    ignored = ("track", "all", "report", "total")
+    ignored = ("track", "track_run", "all", "report", "total")
     return {rule: count for rule, count in counts.items() if rule not in ignored}
 
 

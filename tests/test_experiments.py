@@ -7,13 +7,16 @@ import pytest
 
 from warpflow.experiments import (
     Plan,
+    Weights,
     eta_text,
     evaluations,
+    fronts,
     make_plan,
     points_of,
     policy_settings,
     recipe_parents,
     resolve_experiments,
+    weights_of,
 )
 
 
@@ -284,6 +287,45 @@ def test_a_next_start_that_is_on_the_front_is_evaluated_once() -> None:
     }
     towards = [row["towards"] for row in evaluations(make_plan(base), "main") if "towards" in row]
     assert towards == ["sft"] * 4
+
+
+def test_a_policy_is_evaluated_once_however_many_fronts_it_is_on() -> None:
+    base = config(single={"iterations": 1, "members": 1, "train_policy": {"beta": 1.0}})
+    base["interpolate_policy"] = base["interpolate_policy"] | {"etas": [0, 0.3, 0.5, 1]}
+    plan = make_plan(base)
+    for e in ("warp", "single"):
+        assert weights_of(plan, plan.points[e, 1, 1, "sft", "0"]) == Weights("train_sft")
+    merged = plan.merged["warp", 1, 2]
+    assert weights_of(plan, plan.points["warp", 1, 2, "sft", "1"]) == Weights(merged)
+    start = plan.init["warp", 1, 2]  # is written, for iteration 2, but not to be evaluated
+    assert weights_of(plan, start) == Weights(plan.merged["warp", 1, 1], "train_sft", "0.3")
+    half = Weights(merged, "train_sft", "0.5")
+    assert weights_of(plan, plan.points["warp", 1, 2, "sft", "0.5"]) == half
+    alone = plan.policies["single", 1, 1, 0]
+    assert weights_of(plan, plan.points["single", 1, 1, "sft", "1"]) == Weights(alone)
+    assert weights_of(plan, plan.points["single", 1, 1, "sft", "0.5"]).policy == alone
+    rounded = base | {"merge_policies": base["merge_policies"] | {"dtype": "bfloat16"}}
+    plan = make_plan(rounded)
+    end = weights_of(plan, plan.points["single", 1, 1, "sft", "0"])
+    assert end == Weights(plan.merged["single", 1, 1], "train_sft", "0")
+
+
+def test_a_front_is_what_an_iteration_evaluates() -> None:
+    plan = make_plan(config(lerp={"iterations": 1, "merge_policies": {"method": "lerp"}}))
+    whole = fronts(plan)
+    evaluated = {row["policy"] for row in evaluations(plan, "main")}
+    assert whole["train_sft"] == ["train_sft"]
+    assert sorted(r for front in whole.values() for r in front) == sorted(evaluated | {"train_sft"})
+    assert {r.split("/")[3] for r in whole["warp/replicate1/iteration2"]} == {"iteration2"}
+    # The policies that lerp merges are warp's: they are evaluated with warp's.
+    assert all(
+        r.startswith("interpolate_policy/lerp/") for r in whole["lerp/replicate1/iteration1"]
+    )
+    parts = fronts(plan, points_per_job=2)
+    assert {len(results) for results in parts.values()} <= {1, 2}
+    assert [r for front in parts.values() for r in front] == [
+        r for front in whole.values() for r in front
+    ]
 
 
 def test_points_are_recipes_of_their_ends_but_for_what_an_iteration_starts_from() -> None:

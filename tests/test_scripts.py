@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import collect_evaluations
-import evaluate_policy
+import evaluate_front
 import generate_data
 import interpolate_policy
 import merge_policies
@@ -114,13 +114,18 @@ def run_score(folder: Path, runs: list[Path], out: Path, **changes) -> dict:
     return json.loads(out.read_text())
 
 
-def run_evaluate(folder: Path, policy: Path, out: Path, **changes) -> dict:
+def run_evaluate(
+    folder: Path, policy: Path | None = None, out: Path | None = None, **changes
+) -> dict:
     paths = {name: folder / name for name in ("sft", "reward_model", "data")}
     sizes = {"prompts": 8, "samples_per_prompt": 2, "batch_size": 4, "completions": 3}
-    out.parent.mkdir(parents=True, exist_ok=True)
     given = {**paths, **sizes, **SAMPLING, "gold": GOLD, "rewards": MODEL, **changes}
-    evaluate_policy.main(flags(policy=policy, out=out, seed=0, **given))
-    return json.loads(out.read_text())
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        given |= {"policy": policy, "out": out}
+    given = {name: value for name, value in given.items() if value is not None}
+    evaluate_front.main(flags(seed=0, **given))
+    return json.loads(out.read_text()) if out else {}
 
 
 def evaluation_of(results: Path, result: Path) -> Path:
@@ -325,7 +330,7 @@ def test_several_golds_are_a_function_and_a_model_and_each_has_a_column(results,
     sizes = {"prompts": 4, "samples_per_prompt": 1, "batch_size": 4, "completions": 2}
     out = tmp_path / "evaluation.json"
     settings = flags(policy=results / "sft", out=out, seed=0, rewards=MODEL, **paths, **sizes)
-    evaluate_policy.main([*golds, *settings, *flags(**SAMPLING)])
+    evaluate_front.main([*golds, *settings, *flags(**SAMPLING)])
     document = json.loads(out.read_text())
     alone = run_evaluate(results, results / "sft", tmp_path / "one.json", **sizes)
     metrics = document["metrics"]
@@ -335,6 +340,12 @@ def test_several_golds_are_a_function_and_a_model_and_each_has_a_column(results,
     assert "gold" not in metrics
     assert document["prompts"]["gold.f"] == alone["prompts"]["gold"]
     assert {"gold.f", "gold.m"} <= document["completions"][0].keys()
+
+
+def test_without_gold_its_column_is_there_and_empty(results, tmp_path):
+    document = run_evaluate(results, results / "sft", tmp_path / "none.json", gold=None)
+    assert all(row["gold"] is None for row in document["completions"])
+    assert document["metrics"]["gold"] is None and document["prompts"]["gold"] is None
 
 
 def test_the_gold_reward_model_is_another_one_of_the_other_share(results, tmp_path, monkeypatch):
@@ -367,11 +378,55 @@ def test_a_share_too_small_for_a_gold_reward_model_is_named(results, tmp_path):
         train_reward_model.main(supervised(**given, seed=0, held_out=19, gold_share=0.5, gold=True))
 
 
+def test_several_points_are_evaluated_as_each_alone(results, tmp_path):
+    """In one process and in one model; the one that cannot be composed is left out and named."""
+    ends = {"init": results / "sft", "policy": results / "train_policy/member0/checkpoint"}
+    given = [{**ends, "eta": 0.3}, {"policy": ends["policy"]}, {**ends, "eta": 0.8}]
+    alone = [
+        run_evaluate(results, out=tmp_path / f"alone{number}.json", **point)
+        for number, point in enumerate(given)
+    ]
+    wrong = {"init": results / "sft", "policy": results / "reward_model", "eta": 0.5}
+    points = [
+        {name: str(value) if isinstance(value, Path) else value for name, value in point.items()}
+        | {"out": str(tmp_path / f"together{number}.json")}
+        for number, point in enumerate([given[0], wrong, *given[1:]])
+    ]
+    with pytest.raises(
+        SystemExit, match=r"1 of 4 points failed:\n- .*together1.json: .*reward_model"
+    ):
+        run_evaluate(results, points=json.dumps(points))
+    together = [json.loads((tmp_path / f"together{n}.json").read_text()) for n in (0, 2, 3)]
+    assert together == alone
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ('[{"policy": "a"}]', "out"),
+        ('[{"policy": "a", "out": "b", "eta": 0.5}]', "init and eta: expected both"),
+        ('[{"policy": "a", "out": "b", "init": "c", "eta": 3}]', "less than or equal to 2"),
+    ],
+)
+def test_a_point_that_is_not_whole_is_refused(results, points, message):
+    with pytest.raises(SystemExit, match=message):
+        run_evaluate(results, points=points)
+
+
+def test_out_of_memory_names_the_batch_size(results, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(evaluate_front, "evaluate", full)
+    with pytest.raises(SystemExit, match=r"evaluate_policy\.batch_size"):
+        run_evaluate(results, results / "sft", tmp_path / "e.json")
+
+
 def test_config_docs_are_current():
     write_config_docs.main(["--check"])
 
 
-@pytest.mark.parametrize("script", [train_policy, train_sft, evaluate_policy, merge_policies])
+@pytest.mark.parametrize("script", [train_policy, train_sft, evaluate_front, merge_policies])
 def test_unknown_flag_is_an_error(script, capsys):
     with pytest.raises((SystemExit, ValueError)):
         script.main(["--no_such_flag", "1"])

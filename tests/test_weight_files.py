@@ -1,4 +1,4 @@
-"""GGUF files and quantised folders as policies: what is read, what is refused, with what words."""
+"""GGUF files as policies: what is read, what is refused, with what words."""
 
 import importlib.util
 import json
@@ -169,18 +169,3 @@ def test_a_gguf_file_that_cannot_be_read_is_refused_before_any_job_and_by_the_jo
         assert part in str(early.value)
         assert part in str(late.value)
     assert "- policy.path: " in str(early.value)
-
-
-def test_a_quantised_folder_is_refused_with_the_command_that_dequantises_it(
-    make_model: MakeModel, save: Callable[..., Path]
-) -> None:
-    folder = save(make_model("llama"), "policy")
-    described = json.loads((folder / "config.json").read_text())
-    described["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (folder / "config.json").write_text(json.dumps(described))
-    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-    config["policy"]["path"] = str(folder)
-    with pytest.raises(ConfigError, match=r"policy.path: .*quantised \(bitsandbytes.*dequantize"):
-        check_config(config)
-    with pytest.raises(ValueError, match=r"quantised \(bitsandbytes.*\.dequantize\(\)"):
-        load_policy(folder)

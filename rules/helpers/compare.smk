@@ -12,9 +12,14 @@ def answers(w):
     ]
 
 
+def contestant(w):
+    """The config of a contestant."""
+    return COMPARISONS[w.comparison].contestants[w.contestant]
+
+
 def own_policy(w):
     """The run's result that a contestant is; None for another checkpoint."""
-    given = COMPARISONS[w.comparison].contestants[w.contestant]
+    given = contestant(w)
     return policy_result(PLAN, given["policy"]) if "policy" in given else None
 
 
@@ -31,12 +36,18 @@ def answer_flags(w, input):
     }
     for key in ("max_prompt_tokens", "max_new_tokens", "temperature"):
         given[key] = getattr(comparison, key) or config["policy"][key]
-    return flags(given) + (f" --parents {input.parents}" if input.parents else "")
+    return f"{flags(given)} {flags({'parents': list(input.parents) or None})}".rstrip()
 
 
 def judge(w):
     """The config of a judge."""
     return COMPARISONS[w.comparison].judges[w.judge]
+
+
+def other_reward_model(w):
+    """The reward model of the user's that judges; None where another one, or something else, does."""
+    name = judge(w).get("reward_model")
+    return None if name == OWN_REWARD_MODEL else name
 
 
 def judge_flags(w, input):

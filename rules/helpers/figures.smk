@@ -6,6 +6,13 @@ def plot_command(figure):
     return lambda w: (
         f"dvc repro plot_{figure}"
         if UNDER_DVC and w.group == MAIN
-        else f"python scripts/plot_{figure}.py --tables {RESULTS}/collect_evaluations/{w.group} "
-        f"--out {RESULTS}/figures/{w.group} {flags(config['figures'])}"
+        else shlex.join(
+            [
+                "python",
+                f"scripts/plot_{figure}.py",
+                *("--tables", f"{RESULTS}/collect_evaluations/{w.group}"),
+                *("--out", f"{RESULTS}/figures/{w.group}"),
+            ]
+        )
+        + f" {flags(config['figures'])}"
     )

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.workflow
 RL = "workflow/warpflow/training/reinforce.py"
 TABLES = {"collect_evaluations", "compare_fronts", "write_tables"}
 GOLD = "my_gold:short"
-AFTER_RL = {"merge_policies", "interpolate_policy", "evaluate_policy", "score_trajectories"}
+AFTER_RL = {"merge_policies", "interpolate_policy", "evaluate_front", "score_trajectories"}
 
 
 def edit(folder: Path, name: str, old: str, new: str) -> None:
@@ -94,7 +94,7 @@ def test_code_makes_due_what_it_can_change(folder, name, old, new, due):
     [
         (
             {"evaluate_policy": {"gold": GOLD}},
-            {"evaluate_policy", "score_trajectories", "estimate_optimum", *TABLES, "plot_*"},
+            {"evaluate_front", "score_trajectories", "estimate_optimum", *TABLES, "plot_*"},
         ),
         ({"evaluate_policy": {"batch_size": 7}}, set()),
         ({"estimate_optimum": {"batch_size": 7}}, set()),
@@ -105,7 +105,7 @@ def test_code_makes_due_what_it_can_change(folder, name, old, new, due):
 )
 def test_settings_make_due_what_they_can_change(folder, changes, due):
     found = due_rules(folder, *overlay(folder, **changes))
-    computing = {"evaluate_policy", "score_trajectories", "estimate_optimum", "train_policy"}
+    computing = {"evaluate_front", "score_trajectories", "estimate_optimum", "train_policy"}
     if due:
         assert found == due
     else:  # Snakemake looks jobs up where a parameter of how they run changed

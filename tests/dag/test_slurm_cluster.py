@@ -317,7 +317,7 @@ def test_with_accounts_a_run_ends_with_a_report_of_its_efficiency(runs_at_once):
     assert "Efficiency report" in printed.result()
     (path,) = folder.glob("efficiency_report_*.csv")
     rules = {row["RuleName"].split("_wildcards")[0] for row in csv.DictReader(path.open())}
-    assert {"rule_train_policy", "rule_merge_policies", "rule_evaluate_policy"} <= rules
+    assert {"rule_train_policy", "rule_merge_policies", "rule_evaluate_front"} <= rules
 
 
 @pytest.mark.parametrize(("fault", "repeated"), [("cancel", 0), ("reach_time_limit", SAVE_EVERY)])

@@ -102,7 +102,7 @@ def computed_since(folder: Path, started: float) -> list[str]:
     """Heavy jobs and evaluations that ran after `started` and computed, by their logs."""
     logs = [
         path
-        for rule in (*HEAVY, "evaluate_policy", "estimate_optimum")
+        for rule in (*HEAVY, "evaluate_front", "estimate_optimum")
         for pattern in (f"{rule}.log", f"{rule}/**/*.log")
         for path in (folder / "results/logs").glob(pattern)
     ]
@@ -280,7 +280,7 @@ KILLS = [  # signal, to the whole process group or Snakemake alone, what it wait
     (signal.SIGTERM, "alone", "rule track:"),
     (signal.SIGKILL, "group", "rule track:"),
     (signal.SIGKILL, "group", "rule merge_policies:"),
-    (signal.SIGKILL, "alone", "rule evaluate_policy:"),
+    (signal.SIGKILL, "alone", "rule evaluate_front:"),
     (signal.SIGKILL, "group", "rule plot_"),
     (signal.SIGTERM, "group", "rule plot_"),
     (signal.SIGINT, "alone", "rule report:"),

@@ -129,7 +129,7 @@ def test_broken_files_are_clear_errors(
 def test_other_encodings_are_a_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "latin.csv"
     path.write_bytes("text\ncafé\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.csv: not UTF-8"):
+    with pytest.raises(ValueError, match=r"latin\.csv, line 2: not UTF-8"):
         read_rows(path)
 
 

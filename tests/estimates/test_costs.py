@@ -81,13 +81,17 @@ def test_comparisons_and_benchmarks_of_the_config_are_planned() -> None:
     config["benchmark_policy"] = points
     plan = make_plan(config)
     jobs = jobs_of(config, plan, MAIN)
-    more = {job.result for job in jobs} - {job.result for job in smoke_jobs()}
+    without = load("ablations", "smoke")
+    more = {job.result for job in jobs} - {
+        job.result for job in jobs_of(without, make_plan(without), MAIN)
+    }
     assert {name.split("/")[0] for name in more} == {
-        *("answer_prompts", "judge_answers", "benchmark_policy")
+        *("answer_prompts", "judge_answers", "benchmark_policy", "interpolate_policy")
     }
     assert {f"answer_prompts/mine/{name}" for name in ("one", "two")} < more
     assert "judge_answers/mine/chat" in more
-    assert len(more) == 2 + 1 + 2
+    # Whoever reads a folder has its recipe written: warp/1/1, and the two points of benchmarks.
+    assert len(more) == 2 + 1 + 2 + len([n for n in more if n.startswith("interpolate_policy")])
     assert not more & {job.result for job in jobs_of(config, plan, "anchor")}
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import evaluate_policy
+import evaluate_front
 import pytest
 import torch
 import train_reward_model
@@ -228,7 +228,7 @@ def test_a_policy_shorter_than_prompt_and_completion_is_refused_before_sampling(
     paths = {name: folder / name for name in ("sft", "reward_model", "data")}
     sizes = {"prompts": 8, "samples_per_prompt": 2, "batch_size": 4, "completions": 3}
     with pytest.raises(ValueError, match=r"max_prompt_tokens \+ max_new_tokens = 22 exceed"):
-        evaluate_policy.main(
+        evaluate_front.main(
             flags(policy=folder / "sft", out=tmp_path / "e.json", seed=0, rewards=MODEL)
             + flags(**paths, **sizes, **SAMPLING)
         )

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import evaluate_policy
+import evaluate_front
 import prepare_data
 import pytest
 import torch
@@ -98,18 +98,20 @@ def test_texts_start_with_bos_where_there_is_one(make_tokenizer: MakeTokenizer) 
         encode_prompts(tokenizer, ["a", ""])
 
 
-def test_a_text_that_starts_with_bos_gets_no_second_one_and_it_is_said_once(
+def test_a_rendered_text_has_the_messages_tokens_and_it_is_said_once(
     tokenizer: PreTrainedTokenizerBase, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As prompts that were rendered by the chat template beforehand do."""
+    """No second BOS where the template has one, and none where it has none (ChatML)."""
     warn_once.cache_clear()
     rendered = str(tokenizer.apply_chat_template(USER, tokenize=False, add_generation_prompt=True))
     [by_messages] = encode_prompts(tokenizer, [USER])
     for _ in range(2):
         [by_text] = encode_prompts(tokenizer, [rendered])
-        assert by_text == (by_messages if name != "chatml" else [BOS, *by_messages])
-    said = [record for record in caplog.records if "start with <bos> already" in record.message]
-    assert len(said) == (name != "chatml")
+        assert by_text == by_messages
+    said = [record for record in caplog.records if "rendered by the chat" in record.message]
+    assert len(said) == 1
+    first = TEMPLATES[name][1] if name == "chatml" else "<bos>"
+    assert f"start with {first} already" in said[0].message
 
 
 def test_messages_have_the_tokens_that_their_template_says(
@@ -283,7 +285,7 @@ def test_a_run_on_messages(name: str, tmp_path: Path) -> None:
     stored = AutoTokenizer.from_pretrained(folder["sft"])
     assert stored.eos_token == closing
     generation = AutoModelForCausalLM.from_pretrained(folder["sft"]).generation_config
-    assert generation.eos_token_id == stored.eos_token_id != EOS
+    assert generation.eos_token_id == [EOS, stored.eos_token_id]  # all that ended it before, too
     train_reward_model.main(
         supervised(**given, sft=folder["sft"], out=folder["reward_model"], held_out=8)
     )
@@ -292,7 +294,7 @@ def test_a_run_on_messages(name: str, tmp_path: Path) -> None:
     train_policy.main(
         flags(**run, init=folder["sft"], out=tmp_path / "trained", tables=tmp_path / "tables")
     )
-    evaluate_policy.main(
+    evaluate_front.main(
         flags(policy=tmp_path / "trained", out=tmp_path / "e.json", prompts=8, **judging)
         + flags(samples_per_prompt=1, batch_size=4, completions=8)
     )
@@ -308,6 +310,69 @@ def test_zero_steps_of_sft_end_answers_as_the_template_too(tmp_path: Path) -> No
     paths = {"data": tmp_path / "data", "out": tmp_path / "sft", "policy": policy}
     train_sft.main(flags(**paths, seed=0, steps=0, **settings))
     assert load_tokenizer(tmp_path / "sft").eos_token == "<|eot_id|>"
+
+
+@pytest.mark.parametrize("rendered", [False, True])
+def test_sft_ends_rendered_prompts_as_the_template_does(
+    tokenizer: PreTrainedTokenizerBase, name: str, tmp_path: Path, rendered: bool
+) -> None:
+    """A text that was rendered beforehand counts as messages; another text does not."""
+    prompt = str(tokenizer.apply_chat_template(USER, tokenize=False, add_generation_prompt=True))
+    rows = [{"prompt": prompt if rendered else "How was the film?"}]
+    write_jsonl(tmp_path / "data/train_prompts.jsonl", rows)
+    settings = {"batch_size": 1, "learning_rate": 1e-3, "warmup_steps": 0, "weight_decay": 0.0}
+    policy = write_policy(tmp_path / "policy", name)
+    paths = {"data": tmp_path / "data", "out": tmp_path / "sft", "policy": policy}
+    train_sft.main(flags(**paths, seed=0, steps=0, **settings))
+    stored = load_tokenizer(tmp_path / "sft")
+    assert stored.eos_token == (TEMPLATES[name][2] if rendered else "<eos>")
+    ends = {EOS, stored.get_vocab()[TEMPLATES[name][2]]}
+    assert set(ending_ids(tmp_path / "sft", stored)) == ends
+
+
+def test_the_templates_closing_ends_a_completion_though_no_file_lists_it(
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is said once, and not where the generation config lists it."""
+    closing = tokenizer.get_vocab()[TEMPLATES[name][2]]
+    folder = write_ends(tmp_path / "listed", tokenizer, [EOS, closing])
+    assert ending_ids(folder, tokenizer) == [EOS, closing]
+    assert "completions end with" not in caplog.text
+    folder = write_ends(tmp_path / "unlisted", tokenizer, EOS)
+    for _ in range(2):
+        assert ending_ids(folder, tokenizer) == [EOS, closing]
+    assert caplog.text.count(f"completions end with {TEMPLATES[name][2]} too") == 1
+
+
+def test_a_closing_that_is_no_special_token_ends_a_completion_and_is_not_in_its_text(
+    tmp_path: Path,
+) -> None:
+    """Some fine-tunes have added <|im_end|> as an ordinary token."""
+    tokenizer = train_tokenizer(["How was the film?"], 300, tmp_path)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "  "])
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    closing = tokenizer.get_vocab()["<|im_end|>"]
+    folder = write_ends(tmp_path / "policy", tokenizer, EOS)
+    assert ending_ids(folder, tokenizer) == [EOS, closing]
+    assert tokenizer.decode([*tokenizer("good")["input_ids"], closing], True) == "good"
+    rendered = str(tokenizer.apply_chat_template(USER, tokenize=False, add_generation_prompt=True))
+    assert encode_prompts(tokenizer, [rendered]) == encode_prompts(tokenizer, [USER])
+
+
+@pytest.mark.parametrize("after", ["", "{closing}", "{closing}\n"])
+def test_an_example_ends_once(tokenizer: PreTrainedTokenizerBase, name: str, after: str) -> None:
+    """Completions that were rendered beforehand end with the closing token already."""
+    closing = TEMPLATES[name][2]
+    tokenizer.eos_token = closing
+    expected = encode_example(tokenizer, "Q", " good")
+    assert encode_example(tokenizer, "Q", " good" + after.format(closing=closing)) == expected
+    ids, _ = encode_example(tokenizer, "Q", f" good{closing} bad")
+    assert ids.count(tokenizer.eos_token_id) == 2
 
 
 # --- files of messages -------------------------------------------------------------------------

@@ -3,6 +3,7 @@ loads; what a merge takes along from its initialisation."""
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from conftest import MakeModel, Perturb
 from safetensors.torch import load_file, save_file
 from test_streaming import run_interpolate, run_merge, same_bits, tensors_of
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -281,3 +282,141 @@ def test_embeddings_and_ties_are_those_of_transformers_classes() -> None:
         expected[model_type] = source, is_tied_there
     assert found == expected
     assert known > 100
+
+
+# --- vocabularies -------------------------------------------------------------------------------
+
+
+def add_token(folder: Path, name: str, number: int, *, rows: int = 0) -> None:
+    """As trainers add a pad token; `rows` are those that resize_token_embeddings adds."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    added = {"id": number, "content": name, "special": True, "single_word": False}
+    tokenizer["added_tokens"].append(
+        added | dict.fromkeys(("lstrip", "rstrip", "normalized"), False)
+    )
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    if rows:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        model.resize_token_embeddings(model.config.vocab_size + rows)
+        model.save_pretrained(folder)
+
+
+def padded(make_model: MakeModel) -> PreTrainedModel:
+    """20 tokens and 24 rows: embeddings are padded to round numbers."""
+    model = make_model()
+    model.resize_token_embeddings(24)
+    return model
+
+
+def test_a_pad_token_inside_the_padded_embedding_is_no_other_vocabulary(
+    make_model: MakeModel,
+    perturb: Perturb,
+    save: Save,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = padded(make_model)
+    init, a, b = (save(m, "ABC"[k]) for k, m in enumerate([model, perturb(model, 1), model]))
+    expected = tensors_of(run_merge(init, [a, b], tmp_path / "before"))
+    add_token(a, "<pad_of_a_trainer>", 20)
+    with caplog.at_level(logging.WARNING):
+        merged = run_merge(init, [a, b], tmp_path / "out")
+    assert same_bits(tensors_of(merged), expected)
+    assert (merged / "tokenizer.json").read_bytes() == (init / "tokenizer.json").read_bytes()
+    assert "B: its tokenizer has 1 tokens" in caplog.text and "<pad_of_a_trainer>" in caplog.text
+
+
+def test_an_added_row_is_another_vocabulary(
+    make_model: MakeModel, perturb: Perturb, save: Save, tmp_path: Path
+) -> None:
+    init, policy = save(make_model(), "A"), save(make_model(), "B")
+    add_token(policy, "<pad_of_a_trainer>", 20, rows=1)
+    with pytest.raises(SystemExit, match=r"has shape \(21, 16\), expected \(20, 16\)"):
+        run_merge(init, [policy], tmp_path / "out")
+
+
+def test_two_policies_with_unlike_tokens_at_one_id_are_refused(
+    make_model: MakeModel, save: Save, tmp_path: Path
+) -> None:
+    init, a, b = (save(padded(make_model), name) for name in "ABC")
+    add_token(a, "<pad_of_a_trainer>", 20)
+    add_token(b, "<tool>", 20)
+    with pytest.raises(SystemExit, match=r"C: its tokenizer.*2 differ, e.g. '<pad_of_a_trainer>'"):
+        run_merge(init, [a, b], tmp_path / "out")
+
+
+# --- what comes along --------------------------------------------------------------------------
+
+STRAYS = (
+    *("model-q8_0.gguf", "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.onnx"),
+    *("consolidated.00.pth", "pytorch_model.bin", "optimizer.pt", "training_args.bin"),
+    *("adapter_config.json", "pytorch_model.bin.index.json", "trainer_state.json", "README.md"),
+    *("original/consolidated.safetensors", "onnx/model.onnx", ".gitattributes", "params.json"),
+    *("consolidated.safetensors", "model-00001-of-00002.safetensors"),
+)
+BELONGS = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("tokenizer.model", "chat_template.jinja", "preprocessor_config.json", "LICENSE"),
+)
+
+
+def disk_used(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("stage", ["merge", "recipe"])
+def test_strays_of_a_snapshot_cost_nothing_and_are_named(
+    stage: str,
+    make_model: MakeModel,
+    perturb: Perturb,
+    save: Save,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A snapshot with 1 GB of files that are no part of the model."""
+    model = make_model()
+    init, policy = save(model, "A"), save(perturb(model, 1), "B")
+    for name in STRAYS:
+        (init / name).parent.mkdir(exist_ok=True)
+        (init / name).write_text("{}")
+        os.truncate(init / name, (1 << 30) // len(STRAYS) + 1)
+    for name in BELONGS:
+        (init / name).touch()
+    assert disk_used(init) > 1 << 30
+    with caplog.at_level(logging.WARNING):
+        if stage == "merge":
+            out = run_merge(init, [policy], tmp_path / "out")
+        else:
+            out = run_interpolate(init, policy, tmp_path / "out", 0.5, flags="--recipe")
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    made = {"merge": {"model.safetensors", "geometry.csv", "provenance.json"}}
+    assert names == {*BELONGS, *made.get(stage, {"recipe.json"})}
+    assert disk_used(out) < 1 << 20
+    (said,) = [record.message for record in caplog.records if "not taken over" in record.message]
+    for name in STRAYS:
+        assert name.partition("/")[0] in said
+    assert " model.safetensors" not in said
+
+
+def test_a_merge_loads_though_its_init_had_a_stray_adapter_config(
+    make_model: MakeModel, perturb: Perturb, save: Save, tmp_path: Path
+) -> None:
+    model = make_model()
+    init, policy = save(model, "A"), save(perturb(model, 1), "B")
+    (init / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    out = run_merge(init, [policy], tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    assert same_bits(dict(loaded.state_dict()), tensors_of(policy))
+
+
+def test_a_merge_does_not_name_files_that_only_its_init_has(
+    make_model: MakeModel, perturb: Perturb, save: Save, tmp_path: Path
+) -> None:
+    model = make_model()
+    init, policy = save(model, "A"), save(perturb(model, 1), "B")
+    named_by_the_config(init)
+    out = run_merge(init, [policy], tmp_path / "out")
+    assert same_bits(
+        dict(AutoModelForCausalLM.from_pretrained(out).state_dict()), tensors_of(policy)
+    )

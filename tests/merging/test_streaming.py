@@ -33,7 +33,7 @@ from warpflow.merging import chunks, streaming, writing
 from warpflow.merging.checkpoints import fingerprint, read_tensors
 from warpflow.merging.chunks import interpolate
 from warpflow.merging.methods import METHODS, karcher_coefficients, slerp_coefficients
-from warpflow.merging.points import load_point
+from warpflow.merging.points import Composer, load_point
 from warpflow.merging.recipes import compose
 from warpflow.merging.workers import share_out
 from warpflow.merging.writing import new_folder
@@ -858,3 +858,28 @@ def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
     with new_folder(tmp_path / "out", []):
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+# --- the points of a front, one after the other ------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gemma", "llama", "gpt2"])
+def test_a_front_is_composed_in_one_model_bit_for_bit(
+    name: str, parents: Parents, tmp_path: Path
+) -> None:
+    init, policy = parents(name, policies=1, shards=True)
+    composer = Composer(init, policy)
+    first = composer.compose(0.5)
+    for eta in (0.0, 0.3, 0.85, 1.0, 1.3):
+        model = composer.compose(eta)
+        assert model is first  # written over in place
+        written = run_interpolate(init, policy, tmp_path / f"eta{eta}", eta)
+        assert same_bits(dict(model.state_dict()), dict(load_policy(written).state_dict()))
+
+
+def test_parents_of_other_shapes_are_named_with_their_tensor(
+    make_model: MakeModel, save: Save
+) -> None:
+    init, wide = save(make_model("llama"), "init"), save(make_model("gemma"), "wide")
+    with pytest.raises(ValueError, match="wide"):
+        Composer(init, wide)

@@ -57,10 +57,10 @@ def test_every_import_of_the_library_is_found():
 
 def test_functions_named_in_the_config_are_code():
     assert "workflow/warpflow/data/toy_reviews.py" in code_files(
-        "evaluate_policy", "warpflow.data.toy_reviews:gold_score"
+        "evaluate_front", "warpflow.data.toy_reviews:gold_score"
     )
     assert module_file("math:sqrt") is None
-    assert code_files("evaluate_policy", None) == code_files("evaluate_policy")
+    assert code_files("evaluate_front", None) == code_files("evaluate_front")
 
 
 def test_code_of_a_users_function_is_all_that_it_imports_from_this_folder(tmp_path, monkeypatch):

@@ -103,7 +103,7 @@ def test_shipped_overlays_are_valid(config, names, tmp_path, monkeypatch):
             {"lerp": {"members": 5}},
             ["ablations.anchor.lerp", "differs", "in main"],
         ),
-        (("results",), "/elsewhere", ["results", "/elsewhere"]),
+        (("results",), ".elsewhere", ["results", ".elsewhere", "expected a folder below"]),
         (("merge_policies", "method"), "slrp", ["got 'slrp', expected one of slerp, lerp"]),
         (("members",), True, ["members: got True, expected integer"]),
         (("policy", "path"), 3, ["policy.path: got 3, expected string or null"]),
@@ -206,7 +206,6 @@ def test_preferences_need_one_form(config, tmp_path):
     [
         ({"max_position_embeddings": 32}, "= 64 exceed the context of {} (max_position_emb"),
         ({"n_positions": 32}, "= 64 exceed the context of {}"),
-        ({"text_config": {"max_position_embeddings": 63}}, "embeddings = 63 in its config.json"),
     ],
 )
 def test_a_users_policy_must_hold_prompt_and_completion(config, tmp_path, given, text):

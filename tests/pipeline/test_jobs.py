@@ -133,6 +133,31 @@ def test_a_result_is_tracked_as_dvc_would(repository: Path) -> None:
     assert not jobs.seal_path(CHECKPOINT).exists()
 
 
+def test_two_folders_of_a_result_are_tracked_in_one_call(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, ...]] = []
+    call = jobs.dvc
+    monkeypatch.setattr(jobs, "dvc", lambda *words: (calls.append(words), call(*words)))
+    tables = CHECKPOINT.with_name("tables")
+    Path("both.py").write_text(
+        "import pathlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    pathlib.Path(name).mkdir()\n"
+        "    pathlib.Path(name, 'text').write_text(name.split('.tmp')[0])\n"
+    )
+    made = [str(CHECKPOINT), str(tables)]
+    words = ["--makes", *made, "--log", "job.log", "--", sys.executable, "both.py", *made]
+    pointers = [str(pointer_of(folder)) for folder in (CHECKPOINT, tables)]
+    for _ in range(2):  # made, then taken from the cache
+        jobs.main(["run", *words])
+        jobs.main(["track", str(provenance_of()), *pointers])
+        assert [outs(Path(pointer))["nfiles"] for pointer in pointers] == [1, 1]
+        shutil.rmtree("results")
+    assert [words[0] for words in calls] == ["add", "checkout", "checkout"]
+    assert calls[0] == ("add", *made)
+
+
 def test_without_dvc_the_pointer_is_what_dvc_would_write(folder: Path, template: Path) -> None:
     make_and_track()
     untracked = outs(pointer_of())

@@ -46,6 +46,13 @@ def test_what_cannot_be_names_the_resource(given: tuple, message: str) -> None:
         choose_processes(*given)
 
 
+def test_several_nodes_need_srun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="nodes: got 2, expected 1: srun is not on the PATH"):
+        choose_processes(2, 0, 2, "ddp")
+
+
 def test_one_process_is_started_as_ever() -> None:
     assert launched(["python", "a.py", "--b", "c d"], Processes(), 4) == [
         *("python", "a.py", "--b", "c d")

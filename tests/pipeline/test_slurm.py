@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from project import ROOT
 
-from warpflow.pipeline.slurm import Needs, login_node_warning, submission_problem
+from warpflow.pipeline.slurm import Needs, login_node_warning, step_warning, submission_problem
 
 
 @pytest.fixture
@@ -85,3 +85,14 @@ def test_another_engine_is_a_profile():
     job = printed[printed.index("rule train_policy:") :]
     needs = next(line for line in job.splitlines() if "resources:" in line)
     assert {"lsf_queue=gpu", "gpu=1", "lsf_extra=-gpu num=1"} <= set(needs.strip().split(", "))
+
+
+def test_a_job_of_slurm_without_srun_is_told_what_it_lacks(path, monkeypatch):
+    """As in a container, and only where something would be trained."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert step_warning({"train_policy"}) is None
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert step_warning({"merge_policies"}) is None
+    assert "job 7 of SLURM, but srun is not on the PATH" in str(step_warning({"train_policy"}))
+    write_command(path / "srun", "")
+    assert step_warning({"train_policy"}) is None

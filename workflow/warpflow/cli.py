@@ -7,6 +7,7 @@ what a script takes beside it.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import sys
@@ -26,6 +27,7 @@ def parse_arguments(description: str | None, argv: Sequence[str] | None, *models
     required. A list is written as ``--betas 0.1 0.3``, a mapping as JSON. A flag that is left out
     takes the field's default. An unknown flag is an error, and so is a value out of range.
     """
+    write_utf8()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     hide_progress_bars()
     parser = argparse.ArgumentParser(
@@ -111,6 +113,14 @@ def summary(error: ValidationError) -> str:
         is_own = found["type"] == "value_error" and isinstance(found["input"], ArgsKwargs | dict)
         lines.append(text if is_own else f"got {found['input']!r}, expected {text}")
     return "; ".join(lines)
+
+
+def write_utf8() -> None:
+    """Let what this process prints be UTF-8 whatever the locale, as the logs that hold it are. A
+    Latin-1 locale could not write most characters, and the job would fail for its own message."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def hide_progress_bars() -> None:

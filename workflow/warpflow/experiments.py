@@ -188,15 +188,72 @@ def recipe_parents(plan: Plan, result: str) -> list[str]:
     With ``interpolate_policy.write: recipes`` every LITI point is one but those that an iteration
     starts from, which training, merging and interpolation read as weights.
     """
-    if result in plan.init.values():
-        return []
-    for (experiment, r, i, towards, _), point in plan.points.items():
-        if point == result:
-            if plan.experiments[experiment].interpolate_policy["write"] == "weights":
-                return []
-            end = SFT if towards == "sft" else plan.init[experiment, r, i]
-            return [end, plan.merged[experiment, r, i]]
-    return []
+    where = point_of(plan, result)
+    return [] if where is None or result in plan.init.values() else ends_of(plan, where)
+
+
+def point_of(plan: Plan, result: str) -> tuple[str, int, int, str, str] | None:
+    """The key of `Plan.points` of a result; None where it is no LITI point, or its experiment
+    writes the weights of all its points."""
+    where = next((key for key, point in plan.points.items() if point == result), None)
+    if where is None or plan.experiments[where[0]].interpolate_policy["write"] == "weights":
+        return None
+    return where
+
+
+def ends_of(plan: Plan, where: tuple[str, int, int, str, str]) -> list[str]:
+    """The results at η = 0 and η = 1 of a LITI point, by its key in `Plan.points`."""
+    e, r, i, towards, _ = where
+    return [SFT if towards == "sft" else plan.init[e, r, i], plan.merged[e, r, i]]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights of a result are: those of `policy`; or, where there is an `init`, they are
+    composed, (1 − η) of the init's and η of the policy's."""
+
+    policy: str
+    init: str | None = None
+    eta: str | None = None
+
+
+def weights_of(plan: Plan, result: str) -> Weights:
+    """Where the weights of a result are. The ends of a front are what they are composed of: η = 0
+    the init, η = 1 the merge, and the merge of one policy that policy, each bit for bit. So each
+    is evaluated once, however many fronts it is on. A point that an iteration starts from is
+    composed too: its evaluation does not wait for its weights to be written."""
+    where = point_of(plan, result)
+    if where is None:
+        return Weights(result)
+    e, r, i, _, eta = where
+    init, policy = ends_of(plan, where)
+    dtype = plan.experiments[e].merge_policies["dtype"]
+    if dtype in (None, "float32") and float(eta) == 0:  # else the ends are rounded, the init is not
+        return Weights(init)
+    if dtype in (None, "float32") and plan.experiments[e].members == 1:
+        policy = plan.policies[e, r, i, 0]
+    return Weights(policy) if float(eta) == 1 else Weights(policy, init, eta)
+
+
+def fronts(plan: Plan, points_per_job: int | None = None) -> dict[str, list[str]]:
+    """What one job evaluates, by the job's name: the policies and the LITI points of an iteration,
+    e.g. warp/replicate1/iteration1. The SFT policy, where all fronts start, is train_sft.
+
+    Args:
+        points_per_job: at most so many in one job, whose names end with /part0, /part1 …; None:
+            all.
+    """
+    evaluated = {row["policy"] for group in plan.groups for row in evaluations(plan, group)}
+    found = {SFT: [SFT]}
+    for result in sorted(evaluated):
+        found.setdefault("/".join(result.split("/")[1:4]), []).append(result)
+    if points_per_job is None:
+        return found
+    return {
+        f"{name}/part{start // points_per_job}": results[start : start + points_per_job]
+        for name, results in found.items()
+        for start in range(0, len(results), points_per_job)
+    }
 
 
 def trajectories(plan: Plan, group: str) -> list[str]:

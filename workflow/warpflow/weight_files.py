@@ -1,4 +1,4 @@
-"""Whether a policy's weights can be read: GGUF files, and folders of quantised weights.
+"""Whether a GGUF file can be read as a policy.
 
 Only headers are read, and nothing of torch or transformers is imported, so that a wrong file is
 named before the first job.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import struct
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,21 +52,6 @@ def gguf_problem(path: str | Path) -> str | None:
 def reads_gguf() -> bool:
     """Whether the package is there with which transformers reads GGUF files."""
     return importlib.util.find_spec("gguf") is not None
-
-
-def quantised_problem(path: str | Path, config: Mapping[str, Any]) -> str | None:
-    """Why a model folder cannot be trained, where its config.json says that it is quantised."""
-    quantisation = config.get("quantization_config")
-    if not quantisation:
-        return None
-    return (
-        f"{path}: weights are quantised ({quantisation.get('quant_method', 'method unknown')}; "
-        "quantization_config in its config.json), expected float32, bfloat16 or float16, since "
-        "quantised weights can neither be trained in full nor averaged: take the model as it was "
-        'before, or dequantise it: `python -c "from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained('{path}').dequantize().save_pretrained('FOLDER')\"`, and copy the "
-        "tokenizer's files there"
-    )
 
 
 def plain(architecture: str) -> str:

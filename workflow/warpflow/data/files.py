@@ -4,6 +4,8 @@ import csv
 import difflib
 import gzip
 import json
+import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -13,11 +15,17 @@ Row = dict[str, Any]
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 
 
-def _open_text(path: Path) -> IO[str]:
+def _open_text(path: Path, errors: str = "strict") -> IO[str]:
     """Text handle of a plain or gzipped file; utf-8-sig skips the mark that Excel writes."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return open(path, encoding="utf-8-sig", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors=errors, newline="")
+    return open(path, encoding="utf-8-sig", errors=errors, newline="")
+
+
+def _line_that_is_not_utf8(path: Path) -> int:
+    """The first line of a file with bytes that are no UTF-8, from 1."""
+    with _open_text(path, errors="surrogateescape") as handle:
+        return next(n for n, line in enumerate(handle, 1) if broken_character(line) is not None)
 
 
 def _parse_jsonl(handle: IO[str], path: Path) -> Iterator[Row]:
@@ -26,15 +34,16 @@ def _parse_jsonl(handle: IO[str], path: Path) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error
         yield _require_object(row, f"{path}, line {number}")
 
 
 def _parse_json(handle: IO[str], path: Path) -> Iterator[Row]:
+    text = handle.read()
     try:
-        rows = json.load(handle)
-    except json.JSONDecodeError as error:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected a JSON list of objects, got {type(rows).__name__}")
@@ -49,8 +58,10 @@ def _require_object(row: Any, place: str) -> Row:
 
 
 def _parse_csv(handle: IO[str], path: Path) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # of 131,072 characters, for cells that nobody reads too
     reader = csv.DictReader(handle, strict=True)
     try:
+        _require_different(reader.fieldnames or (), path)
         for row in reader:
             # DictReader marks extra fields by a None key, missing ones by None values
             if None in row or None in row.values():
@@ -61,6 +72,16 @@ def _parse_csv(handle: IO[str], path: Path) -> Iterator[Row]:
             yield row
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
+
+
+def _require_different(columns: Sequence[str], path: Path) -> None:
+    """Raise ValueError for a name that two columns have: the last would hide the others. Columns
+    without a name may be several; spreadsheets write them."""
+    for column in columns:
+        if column and list(columns).count(column) > 1:
+            raise ValueError(
+                f"{path}, line 1: two columns are named {column!r}; give one another name"
+            )
 
 
 def iterate_rows(path: str | Path) -> Iterator[Row]:
@@ -81,8 +102,11 @@ def iterate_rows(path: str | Path) -> Iterator[Row]:
         with _open_text(path) as handle:
             yield from parser(handle, path)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error})") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(
+            f"{path}, line {_line_that_is_not_utf8(path)}: not UTF-8 text ({error.reason}); save "
+            "the file as UTF-8"
+        ) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: broken gzip file ({error}); copy it again") from error
 
 
@@ -95,9 +119,13 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as UTF-8 JSON lines with sorted keys; folders are made as needed."""
+    """Write rows as UTF-8 JSON lines with sorted keys; folders are made as needed.
+
+    Half a character (`require_whole`) in a column that nobody reads is written as its JSON escape,
+    which looks like Python's, and reads back as it was.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8", newline="\n") as handle:
+    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as handle:
         for row in rows:
             handle.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
 
@@ -118,6 +146,41 @@ def require_columns(
             )
 
 
+def broken_character(text: str) -> str | None:
+    """The first lone surrogate in a text: half of a character beyond U+FFFF, such as an emoji,
+    which JSON can write (``"\\ud83d"``) and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return text[error.start]
+    return None
+
+
+def texts_of(cell: Any) -> Iterator[str]:
+    """The texts in a cell: itself, or those of its messages."""
+    if isinstance(cell, str):
+        yield cell
+    elif isinstance(cell, list | dict):
+        for value in cell.values() if isinstance(cell, dict) else cell:
+            yield from texts_of(value)
+
+
+def require_whole(text: str, place: str) -> None:
+    """Raise ValueError for a text that no tokenizer can read, because half a character is in it.
+
+    Args:
+        place: file, row and field, for the message.
+    """
+    broken = broken_character(text)
+    if broken is not None:
+        at = text.index(broken)
+        raise ValueError(
+            f"{place} holds half a character, {broken!a} (a lone surrogate: an emoji that was cut, "
+            f"for example), after {text[max(0, at - 30) : at]!a}: write the whole character or "
+            "leave it out"
+        )
+
+
 def read_texts(rows: Sequence[Row], column: str, path: str | Path, key: str) -> list[str]:
     """The strings of one column; ValueError where it is missing or holds something else."""
     require_columns(rows, [column], path, key)
@@ -127,6 +190,7 @@ def read_texts(rows: Sequence[Row], column: str, path: str | Path, key: str) -> 
                 f"{path}, row {number}: column {column!r} ({key}) must be text, got "
                 f"{row[column]!r:.80}"
             )
+        require_whole(row[column], f"{path}, row {number}: column {column!r} ({key})")
     return [row[column] for row in rows]
 
 

@@ -30,7 +30,7 @@ def download_package(requirements: str, megabytes: int, folder: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
     exact = ["--no-deps", "--require-hashes", "--only-binary=:all:"]
     command = [*pip, *exact, "--dest", str(folder), "--requirement", requirements]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         raise ConnectionError(

@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -23,6 +23,8 @@ from warpflow.data.files import (
     read_rows,
     read_texts,
     require_columns,
+    require_whole,
+    texts_of,
     write_jsonl,
 )
 from warpflow.data.tokenizers import train_tokenizer
@@ -32,6 +34,7 @@ from warpflow.lm.models import (
     location,
     require_attention,
     require_vocabulary,
+    tokens_beyond,
 )
 from warpflow.lm.prompts import (
     Prompt,
@@ -44,6 +47,7 @@ from warpflow.seeds import derive_seed
 from warpflow.settings.base import Count, section
 from warpflow.settings.prepare_data import PrepareData
 
+TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model",
@@ -77,7 +81,7 @@ def copy_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerBase:
         for name in found:
             shutil.copyfile(Path(source) / name, folder / name)
     tokenizer = load_tokenizer(folder)
-    if not Path(source).is_dir() or Path(source, "config.json").is_file():
+    if has_config(source):
         config = load_config(source)
         require_vocabulary(tokenizer, config, source)
         require_attention(config, source)
@@ -91,14 +95,66 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 
-def count_prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[int]:
-    """Number of tokens of each prompt, without the BOS that is put before texts."""
-    bos = tokenizer.bos_token_id is not None
-    lengths = [len(ids) for ids in prompt_tokens(tokenizer, prompts)]
+def count_prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompts: Mapping[int, Prompt], path: str
+) -> list[int]:
+    """Number of tokens of each prompt, by its row's number, without the BOS of texts."""
+    bos = tokenizer.bos_token_id
     return [
-        length - (bos and isinstance(prompt, str))
-        for length, prompt in zip(lengths, prompts, strict=True)
+        len(ids) - (isinstance(prompt, str) and ids[:1] == [bos])
+        for prompt, ids in zip(
+            prompts.values(), by_row(prompt_tokens, tokenizer, prompts, path), strict=True
+        )
     ]
+
+
+def has_config(source: str) -> bool:
+    """Whether a tokenizer comes with a model; a name on the hub does."""
+    return not Path(source).is_dir() or Path(source, "config.json").is_file()
+
+
+def absent_tokens(tokenizer: PreTrainedTokenizerBase, source: str | None) -> list[str]:
+    """Special tokens for which the model at `source` has no row in its embedding
+    (`require_vocabulary`)."""
+    if source is None or not has_config(source):
+        return []
+    return list(tokens_beyond(tokenizer, load_config(source)))
+
+
+def require_known_tokens(rows: Mapping[int, Row], absent: Sequence[str], place: str) -> None:
+    """Raise ValueError for a text with a token of `absent_tokens`.
+
+    Args:
+        rows: by number. place: file and what the rows are, for the message.
+    """
+    if not absent:
+        return
+    for number, row in rows.items():
+        for text in texts_of([row.get(column) for column in TEXT_COLUMNS]):
+            found = next((token for token in absent if token in text), None)
+            if found is not None:
+                raise ValueError(
+                    f"{place} {number}: {found} stands in a text, but the policy's embedding has "
+                    "no row for this token: leave it out"
+                )
+
+
+def by_row(
+    encode: Callable[[PreTrainedTokenizerBase, Sequence[Prompt]], list[list[int]]],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Mapping[int, Prompt],
+    path: str,
+) -> list[list[int]]:
+    """`encode` of prompts by their row's number; its ValueError names file and row."""
+    try:
+        return encode(tokenizer, list(prompts.values()))
+    except ValueError:
+        for number, prompt in prompts.items():
+            try:
+                encode(tokenizer, [prompt])
+            except ValueError as error:
+                raise ValueError(f"{path}, row {number}: {error}") from error
+        raise
 
 
 # ---------------------------------------------------------------------------------- preparation
@@ -180,6 +236,8 @@ def _read_cells(rows: Sequence[Row], column: str | None, path: str, key: str) ->
                 'every row, or messages, [{"role": "user", "content": "…"}, …], in every row; got '
                 f"{cell!r:.80}"
             )
+        for text in texts_of(cell):
+            require_whole(text, f"{path}, row {number}: column {column!r} (prepare_data: {key})")
     return [row[column] for row in rows]
 
 
@@ -270,8 +328,9 @@ def _read_pairs(rows: Sequence[Row], path: str, settings: PrepareArguments) -> l
     return result
 
 
-def read_prompts(settings: PrepareArguments) -> tuple[list[Row], int]:
-    """Different prompts with the other columns of their first row, and the rows dropped as short.
+def read_prompts(settings: PrepareArguments) -> tuple[dict[int, Row], int]:
+    """Different prompts, each with the other columns of its first row and by that row's number in
+    the file; and how many rows were dropped as short.
 
     With prompts_first_words = k a prompt is the first k words, joined by single spaces, of rows
     that have more than k. Messages that end with the assistant's are a prompt without it. A source
@@ -279,7 +338,8 @@ def read_prompts(settings: PrepareArguments) -> tuple[list[Row], int]:
     """
     path, column, k = settings.prompts_path, settings.prompts_column, settings.prompts_first_words
     rows = read_rows(path)
-    found: dict[str, Row] = {}
+    found: dict[int, Row] = {}
+    seen: set[str] = set()
     short = 0
     for number, (row, cell) in enumerate(
         zip(rows, _read_cells(rows, column, path, "prompts_column"), strict=True), start=1
@@ -301,23 +361,45 @@ def read_prompts(settings: PrepareArguments) -> tuple[list[Row], int]:
             prompt = " ".join(words[:k])
         prompt = user_message(prompt, settings.prompts_as_messages)
         extra = {name: value for name, value in row.items() if name != column}
-        found.setdefault(json.dumps(prompt), {**extra, "prompt": prompt})
-    return list(found.values()), short
+        if (text := json.dumps(prompt)) not in seen:
+            seen.add(text)
+            found[number] = {**extra, "prompt": prompt}
+    return found, short
+
+
+def drop_alike(
+    prompts: Mapping[int, Row], encoded: Sequence[Sequence[int]], path: str
+) -> tuple[list[Row], list[str]]:
+    """Prompts whose tokens differ, and what is to be said of the others. A chat template trims
+    spaces, and some tokenizers do: the policy could not tell such prompts apart, and neither could
+    a reward that finds a prompt's row by its tokens.
+
+    Args:
+        prompts: by their row's number. encoded: their token ids.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    said = []
+    for number, ids in zip(prompts, encoded, strict=True):
+        other = first.setdefault(tuple(ids), number)
+        if other != number:
+            said.append(
+                f"{path}, row {number}: left out, because its prompt has the same tokens as that "
+                f"of row {other}: {prompts[number]['prompt']!r:.80}"
+            )
+    return [prompts[number] for number in first.values()], said
 
 
 def without_long_prompts(
-    prompts: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> list[Row]:
-    """Prompts of at most so many tokens."""
-    encoded = encode_prompts(tokenizer, [row["prompt"] for row in prompts])
-    return [row for row, ids in zip(prompts, encoded, strict=True) if len(ids) <= limit]
+    prompts: Mapping[int, Row], encoded: Mapping[int, Sequence[int]], limit: int
+) -> dict[int, Row]:
+    """Prompts of at most so many tokens, by their row's number as their token ids are."""
+    return {number: row for number, row in prompts.items() if len(encoded[number]) <= limit}
 
 
 def require_short_prompts(
-    prompts: Sequence[Row], tokenizer: PreTrainedTokenizerBase, settings: PrepareArguments
+    prompts: Sequence[Row], encoded: Sequence[Sequence[int]], settings: PrepareArguments
 ) -> None:
     """Raise ValueError for the longest prompt if it has more than max_prompt_tokens."""
-    encoded = encode_prompts(tokenizer, [row["prompt"] for row in prompts])
     lengths = [len(ids) for ids in encoded]
     longest = max(lengths, default=0)
     if longest > settings.max_prompt_tokens:
@@ -359,8 +441,11 @@ def drop_unusable(
 
     Raises ValueError if no row is left.
     """
-    filled = [row for row in rows if all(row[column].strip() for column in text_columns)]
-    prompts = count_prompt_tokens(tokenizer, [row["prompt"] for row in filled])
+    numbered = dict(enumerate(rows, start=1))
+    numbered = {n: row for n, row in numbered.items() if all(row[c].strip() for c in text_columns)}
+    filled = list(numbered.values())
+    asked = {number: row["prompt"] for number, row in numbered.items()}
+    prompts = count_prompt_tokens(tokenizer, asked, path)
     texts = [count_tokens(tokenizer, [row[column] for row in filled]) for column in text_columns]
     longest = [prompt + max(lengths) for prompt, *lengths in zip(prompts, *texts, strict=True)]
     kept = [row for row, length in zip(filled, longest, strict=True) if length <= max_tokens]
@@ -469,7 +554,8 @@ def write_texts(
 def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
     """Write the data folder `out` from the user's files; returns a report, one line per file."""
     sft, preferences = read_sft(settings), read_preferences(settings)
-    prompts, short = read_prompts(settings)
+    numbered, short = read_prompts(settings)
+    prompts = list(numbered.values())
     paths = (settings.sft_path, settings.preferences_path, settings.prompts_path)
     chats = file_of_messages(zip(paths, (sft, preferences, prompts), strict=True))
     if chats is not None:
@@ -477,10 +563,23 @@ def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
     tokenizer = make_tokenizer(settings, sft, preferences, out / "tokenizer")
     if chats is not None:
         require_template(tokenizer.chat_template is not None, chats)
-    found = len(prompts)
+    kind = "pair" if settings.preferences_label else "row"
+    absent = absent_tokens(tokenizer, settings.tokenizer_path)
+    require_known_tokens(numbered, absent, f"{settings.prompts_path}, row")
+    require_known_tokens(dict(enumerate(sft, 1)), absent, f"{settings.sft_path}, row")
+    pairs = dict(enumerate(preferences, 1))
+    require_known_tokens(pairs, absent, f"{settings.preferences_path}, {kind}")
+    asked = {number: row["prompt"] for number, row in numbered.items()}
+    encoded = dict(
+        zip(asked, by_row(encode_prompts, tokenizer, asked, settings.prompts_path), strict=True)
+    )
+    found = len(numbered)
     if settings.drop_long_prompts:
-        prompts = without_long_prompts(prompts, tokenizer, settings.max_prompt_tokens)
-    require_short_prompts(prompts, tokenizer, settings)
+        numbered = without_long_prompts(numbered, encoded, settings.max_prompt_tokens)
+    too_long = found - len(numbered)
+    kept = [encoded[number] for number in numbered]
+    require_short_prompts(list(numbered.values()), kept, settings)
+    prompts, report = drop_alike(numbered, kept, settings.prompts_path)
     train, evaluation = split_prompts(
         prompts, settings.eval_prompts, settings.train_prompts, settings.seed
     )
@@ -488,13 +587,13 @@ def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
         ("sft", sft, ["completion"], settings.sft_path),
         ("preferences", preferences, ["chosen", "rejected"], settings.preferences_path),
     )
-    report = list(write_texts(settings, texts, evaluation, tokenizer, out))
+    report += write_texts(settings, texts, evaluation, tokenizer, out)
     write_jsonl(out / "train_prompts.jsonl", train)
     write_jsonl(out / "eval_prompts.jsonl", evaluation)
     return [
         *report,
         f"train_prompts.jsonl: {len(train)} rows; eval_prompts.jsonl: {len(evaluation)} rows; "
-        f"{found} different prompts; dropped {short} rows too short for a prompt"
-        + (f" and {found - len(prompts)} too long" if settings.drop_long_prompts else ""),
+        f"{len(prompts)} different prompts; dropped {short} rows too short for a prompt"
+        + (f" and {too_long} prompts too long" if settings.drop_long_prompts else ""),
         f"tokenizer: {len(tokenizer)} tokens",
     ]

@@ -31,20 +31,24 @@ from warpflow.experiments import (
     SFT,
     Experiment,
     Plan,
+    Weights,
     evaluations,
+    fronts,
+    point_of,
     policy_settings,
     recipe_parents,
     trajectories,
+    weights_of,
 )
 from warpflow.gold_names import GOLD_RESULT, held_out_shares
 from warpflow.lm.models import load_config, load_tokenizer
 from warpflow.side_by_side.answers import list_pairs
-from warpflow.side_by_side.settings import Comparison, read_comparisons
+from warpflow.side_by_side.settings import Comparison, policy_result, read_comparisons
 from warpflow.training.reinforce import ReinforceSettings
 
 TRAINS = ("train_sft", "train_reward_model", GOLD_RESULT, "train_policy")
 USES_GPU = (
-    *(*TRAINS, "evaluate_policy", "score_trajectories", "estimate_optimum"),
+    *(*TRAINS, "evaluate_front", "score_trajectories", "estimate_optimum"),
     *("answer_prompts", "benchmark_policy"),
 )
 
@@ -177,18 +181,36 @@ def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
     jobs += [
         Job(result, None, 4 * size) for (name, *_), result in plan.merged.items() if name in members
     ]
+    starts = {result for (name, *_), result in plan.init.items() if name in members}
     for (name, *_), result in plan.points.items():
-        if name in members:
-            jobs.append(Job(result, None, 0 if recipe_parents(plan, result) else 4 * size))
+        # Points that no iteration starts from are composed where they are evaluated.
+        if name in members and (result in starts or point_of(plan, result) is None):
+            jobs.append(Job(result, None, 4 * size))
     drawn = config["estimate_optimum"]["prompts"] * config["estimate_optimum"]["samples_per_prompt"]
     jobs.append(Job("estimate_optimum", 2.0 * drawn * tokens * (size + judge)))
     each = evaluation_work(config["evaluate_policy"], size, judge, tokens)
-    results = {row["policy"] for row in evaluations(plan, group)}
-    jobs += [Job(f"evaluate_policy/{result}", each) for result in sorted(results)]
+    for front, policies in fronts_of(config, plan, group).items():
+        jobs.append(Job(f"evaluate_front/{front}", each * len(policies)))
     jobs += [Job(result) for result in trajectories(plan, group)]
     if group == MAIN:
         jobs += [*comparison_jobs(config, size), *benchmark_jobs(config, plan)]
+        jobs += recipe_jobs(config, plan)
     return list({job.result: job for job in jobs}.values())
+
+
+def fronts_of(config: Mapping[str, Any], plan: Plan, group: str) -> dict[str, set[Weights]]:
+    """The jobs that evaluate for a group, each with the policies that it computes: those of equal
+    weights once, and the SFT policy in its own job."""
+    evaluated = {row["policy"] for row in evaluations(plan, group)}
+    used = {
+        front: {weights_of(plan, result) for result in results}
+        for front, results in fronts(plan, config["evaluate_policy"]["points_per_job"]).items()
+        if not evaluated.isdisjoint(results)
+    }
+    alone = {Weights(SFT)}
+    if any(alone <= found for found in used.values()):
+        used = {SFT: alone} | {front: found - alone for front, found in used.items()}
+    return used
 
 
 def comparison_jobs(config: Mapping[str, Any], size: int) -> Iterator[Job]:
@@ -232,6 +254,17 @@ def benchmark_jobs(config: Mapping[str, Any], plan: Plan) -> Iterator[Job]:
         yield Job(f"benchmark_policy/{row['policy']}")
 
 
+def recipe_jobs(config: Mapping[str, Any], plan: Plan) -> list[Job]:
+    """LITI points that are written as recipes, since comparisons and benchmarks read folders."""
+    section = config["benchmark_policy"]
+    points = benchmark_points(plan, section) if section["tasks"] else []
+    read = [row["policy"] for row in points]
+    for comparison in read_comparisons(config).values():
+        given = [contestant.get("policy") for contestant in comparison.contestants.values()]
+        read += [policy_result(plan, policy) for policy in given if policy]
+    return [Job(result) for result in read if recipe_parents(plan, result)]
+
+
 def training_work(
     config: Mapping[str, Any], experiment: Experiment, iteration: int, size: int, judge: int
 ) -> float:
@@ -270,9 +303,13 @@ class Measured:
 def measured(results: Path, job: Job) -> Measured | None:
     """From the job's benchmark file; None without one, or where the result came from the cache."""
     path, made = results / "logs" / f"{job.result}.tsv", results / job.result / "provenance.json"
-    if not path.is_file() or not made.is_file() or "restored" in json.loads(made.read_text()):
+    if (
+        not path.is_file()
+        or not made.is_file()
+        or "restored" in json.loads(made.read_text(encoding="utf-8"))
+    ):
         return None
-    row = next(csv.DictReader(path.open(), delimiter="\t"))
+    row = next(csv.DictReader(path.open(encoding="utf-8"), delimiter="\t"))
     return Measured(float(row["s"]), float(row["max_rss"]) if row["max_rss"] != "-" else 0.0)
 
 

@@ -85,10 +85,16 @@ def score(parts: Iterable[Measured], reward: Reward, golds: Mapping[str, Reward]
     )
 
 
+def gold_values(samples: Samples) -> dict[str, Tensor | None]:
+    """The scores of the gold rewards by column; `gold` is None where there is none, so that tables
+    have their column."""
+    return dict(samples.golds) or {GOLD: None}
+
+
 def values_of(samples: Samples) -> dict[str, Tensor | None]:
-    """What is averaged, by column; `gold` is None where there is no gold reward."""
-    golds: Mapping[str, Tensor | None] = samples.golds or {GOLD: None}
+    """What is averaged, by column."""
     of_kl = {"kl": samples.kl, "kl_exact": samples.kl_exact}
+    golds = gold_values(samples)
     return {"reward": samples.reward, **golds, **of_kl, "length": samples.length}
 
 

@@ -123,8 +123,10 @@ def load_scorers(given: JudgeArguments, reading: Reading = READING) -> Scorers:
     def load_model_reward(path: str) -> Reward:
         model = load_reward_model(path).requires_grad_(False)
         reward_tokenizer = load_reward_tokenizer(path)
-        # Sampled ids are this tokenizer's too, where they are passed on as such.
-        require_vocabulary(reward_tokenizer, model.config, path)
+        # Where the tokenizers are the same, the ids that are sampled are passed on as such.
+        same = reward_tokenizer.get_vocab() == tokenizer.get_vocab()
+        sampled = load_config(given.sft).get_text_config().vocab_size if same else 0
+        require_vocabulary(reward_tokenizer, model.config, path, sampled)
         of_messages = not all(isinstance(row["prompt"], str) for row in rows[0] + rows[1])
         return model_reward(
             model,

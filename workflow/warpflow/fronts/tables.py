@@ -36,7 +36,9 @@ METRICS = ("eta", "reward", "kl_exact", "length", "unfinished", "self_similarity
 
 def read_evaluation(results: str, policy: str) -> dict[str, Any]:
     """`evaluation.json` of one policy: its metrics and completions."""
-    return json.loads(Path(results, "evaluate_policy", policy, "evaluation.json").read_text())
+    return json.loads(
+        Path(results, "evaluate_policy", policy, "evaluation.json").read_text(encoding="utf-8")
+    )
 
 
 def evaluations_table(results: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -86,7 +88,7 @@ def read_trajectory(results: str, folder: str, member: int, kind: str) -> list[d
         folder, member: where the run is scored (`experiments.trajectory_of`).
         kind: ``trajectories``, means of each point, or ``prompts``, values of every prompt.
     """
-    rows = json.loads(Path(results, folder, "trajectories.json").read_text())[kind]
+    rows = json.loads(Path(results, folder, "trajectories.json").read_text(encoding="utf-8"))[kind]
     return [
         {key: value for key, value in row.items() if key != "member"}
         for row in rows
@@ -156,7 +158,10 @@ def benchmarks_table(results: str, points: Sequence[Mapping[str, Any]]) -> pd.Da
         file = Path(results, "benchmark_policy", point["policy"], "benchmarks.json")
         metrics = read_evaluation(results, point["policy"])["metrics"]
         beside = {name: metrics[name] for name in BENCHMARK_METRICS}
-        rows += [{**row, **point, **beside} for row in json.loads(file.read_text())["rows"]]
+        rows += [
+            {**row, **point, **beside}
+            for row in json.loads(file.read_text(encoding="utf-8"))["rows"]
+        ]
     return pd.DataFrame(
         rows,
         columns=[*BENCHMARK_KEYS, "experiment", "iteration", "eta", *BENCHMARK_METRICS, "policy"],

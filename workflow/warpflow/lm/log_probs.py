@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -91,11 +92,24 @@ def tokens_per_pass(rows: int, vocabulary: int) -> int:
     return max(1, LOGITS_AT_ONCE // (rows * vocabulary))
 
 
+# The logit of an id that the tokenizer lacks: its probability is 0 in every precision, while its
+# log-ratio is a number, so that 0 times it is 0 in an exact KL.
+UNSAMPLED = -3e4
+
+
 def of_known_ids(logits: Tensor, model: PreTrainedModel) -> Tensor:
     """[…, V′] of logits [..., V]: those of ids that the tokenizer has. An embedding may have more
-    rows (Qwen2.5's is padded); policies are sampled and scored as if it had not, which is one
-    distribution for both. `models.save_checkpoint` notes V′ where it is less than V."""
-    return logits[..., : getattr(model.config, "sampled_vocab_size", None)]
+    rows (Qwen2.5's is padded), and some vocabularies have gaps; policies are sampled and scored as
+    if there were none, which is one distribution for both. `models.note_known_ids_` notes V′ where
+    it is less than V, and the gaps below it, in which logits are UNSAMPLED."""
+    logits = logits[..., : getattr(model.config, "sampled_vocab_size", None)]
+    gaps = getattr(model.config, "unsampled_ids", None)
+    return logits.index_fill(-1, _index(tuple(gaps), logits.device), UNSAMPLED) if gaps else logits
+
+
+@functools.lru_cache(maxsize=8)
+def _index(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(ids, device=device)
 
 
 def predicting_logits(

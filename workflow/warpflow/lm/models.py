@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from warpflow.file_modes import make_readable
 from warpflow.lm.log_probs import LOGITS_AT_ONCE
-from warpflow.lm.prompts import end_of_turn
-from warpflow.weight_files import gguf_problem, is_gguf, quantised_problem
+from warpflow.lm.prompts import end_of_turn, warn_once
+from warpflow.weight_files import gguf_problem, is_gguf
 
 RECIPE = "recipe.json"  # in place of weights in a folder that `warpflow.merging.recipes` wrote
 
@@ -102,7 +102,7 @@ def build_policy(
     """
     config = AutoConfig.for_model(
         **architecture,
-        vocab_size=len(tokenizer),
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,  # more than its length if it has gaps
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -151,18 +151,33 @@ def load_whole(kind: Any, path: str | Path) -> PreTrainedModel:
     """A model of an Auto class in fp32 on the device, every weight from the files.
 
     Raises:
-        ValueError: a weight is not in the files, and Hugging Face would draw it at random; or the
-            weights are quantised. Those of a GGUF file are dequantised here.
+        ValueError: a weight is not in the files, and Hugging Face would draw it at random; or they
+            hold numbers of a quantiser. Those of a GGUF file are turned into float32 here.
     """
-    config = load_config(path)
-    if not is_gguf(path) and (problem := quantised_problem(path, config.to_dict())):
-        raise ValueError(problem)
+    quantisation = getattr(load_config(path), "quantization_config", None)
+    if quantisation and not is_gguf(path):
+        raise ValueError(
+            f"{path} is quantised ({quantisation.get('quant_method', 'quantization_config')}), and "
+            "models are loaded in float32 here: take the model as it was before it was quantised, "
+            "or see docs/your_models.md"
+        )
     model, report = kind.from_pretrained(
         **location(path), dtype=torch.float32, trust_remote_code=False, output_loading_info=True
     )
     if is_gguf(path):
         forget_quantisation_(model)
         logging.info("%s: weights of a GGUF file, rounded when it was made, in float32 now", path)
+    return to_device(require_whole(model, report, path))
+
+
+def require_whole(
+    model: PreTrainedModel, report: Mapping[str, Any], path: str | Path
+) -> PreTrainedModel:
+    """The model, or ValueError where a weight was not in the files.
+
+    Args:
+        report: what ``from_pretrained(…, output_loading_info=True)`` says of loading it.
+    """
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(
@@ -170,7 +185,7 @@ def load_whole(kind: Any, path: str | Path) -> PreTrainedModel:
             "them, which would be random: expected a policy (causal language model) for "
             "policy.path, a reward model (sequence classifier) for train_reward_model.path"
         )
-    return to_device(model)
+    return model
 
 
 def forget_quantisation_(model: PreTrainedModel) -> None:
@@ -240,7 +255,19 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"tokenizer {path} has no EOS token: set eos_token in its tokenizer_config.json"
         )
+    closing = template_closing(tokenizer)
+    if closing is not None and not is_special(tokenizer, closing):
+        # As it is in the template: else it would stand in the text of every answer.
+        tokenizer.add_special_tokens({"additional_special_tokens": [closing]}, False)
     return with_pad(tokenizer, path)
+
+
+def is_special(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
+    """Whether decoding leaves a token out."""
+    given = tokenizer.added_tokens_decoder.values()
+    return token in tokenizer.all_special_tokens or any(
+        added.special for added in given if added.content == token
+    )
 
 
 def ending_ids(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -252,17 +279,24 @@ def ending_ids(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int
     except OSError:  # there is no such file; then the model's config says what there would be
         listed = GenerationConfig.from_model_config(load_config(path)).eos_token_id
     ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
-    if tokenizer.chat_template is not None and (closing := template_closing(tokenizer)):
-        ids.add(tokenizer.get_vocab()[closing])
+    closing = template_closing(tokenizer)
+    if closing is not None and (end := tokenizer.convert_tokens_to_ids(closing)) not in ids:
+        ids.add(end)
+        warn_once(
+            f"completions end with {closing} too, with which the chat template closes an answer "
+            f"({path} lists {', '.join(sorted(map(str, ids - {None, end})))} as its EOS ids)"
+        )
     return sorted(ids - {None})
 
 
 def template_closing(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The token with which a chat template closes an answer to a user; None where there is none, or
     where the template takes no such dialogue."""
+    if tokenizer.chat_template is None:
+        return None
     try:
         return end_of_turn(tokenizer, [{"role": "user", "content": "A question?"}])
-    except TemplateError:
+    except (TemplateError, ValueError):  # ValueError: several templates, and no default
         return None
 
 
@@ -291,16 +325,45 @@ def pad_id_beside_eos(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id != eos else int(eos == 0)
 
 
+def tokens_beyond(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> dict[str, int]:
+    """The tokenizer's tokens, with their ids, for which the model's embedding has no row."""
+    rows = config.get_text_config().vocab_size
+    return {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+
+
 def require_vocabulary(
-    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, path: str | Path
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    path: str | Path,
+    sampled_rows: int = 0,
 ) -> None:
-    """Raise ValueError where the tokenizer has ids beyond the model's embedding."""
-    largest, rows = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
-    if largest >= rows:
+    """Raise ValueError where the tokenizer has ids beyond the model's embedding.
+
+    A special token beyond it is passed over (Gemma 3 of 1B has one, for images): no text has it
+    but by name. The tokens that are put into every batch must have a row.
+
+    Args:
+        sampled_rows: ids below come from a policy with such a tokenizer, special tokens too.
+    """
+    beyond, rows = tokens_beyond(tokenizer, config), config.get_text_config().vocab_size
+    used = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    passed = [
+        token
+        for token, i in beyond.items()
+        if is_special(tokenizer, token) and i >= sampled_rows and i not in used
+    ]
+    if len(passed) < len(beyond):
         raise ValueError(
-            f"{path}: the tokenizer has ids up to {largest}, but the model's embedding has {rows} "
-            "rows (vocab_size in config.json): expected a tokenizer and a model that belong "
-            "together; call model.resize_token_embeddings(len(tokenizer)) and save both"
+            f"{path}: the tokenizer has ids up to {max(beyond.values())}, but the model's "
+            f"embedding has {rows} rows (vocab_size in config.json): expected a tokenizer and a "
+            "model that belong together; call model.resize_token_embeddings(len(tokenizer)) and "
+            "save both"
+        )
+    if passed:
+        warn_once(
+            f"{path}: the model's embedding has no row for {', '.join(sorted(passed)[:3])}, "
+            f"{len(passed)} special tokens of its tokenizer: they are never sampled, and no text "
+            "may hold them"
         )
 
 
@@ -354,6 +417,23 @@ def device_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def note_known_ids_(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Note in a model's config which rows of its embedding the tokenizer has no id for, if any:
+    they are never sampled (`log_probs.of_known_ids`). It is said when it is noted first."""
+    ids, rows = set(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
+    known = max(ids) + 1
+    gaps = sorted(set(range(min(known, rows))) - ids)
+    if known < rows and getattr(config, "sampled_vocab_size", None) != known:
+        config.sampled_vocab_size = known
+        logging.info(
+            "the embedding has %d rows, the tokenizer ids up to %d: those beyond are never sampled",
+            *(rows, known - 1),
+        )
+    if gaps and getattr(config, "unsampled_ids", None) != gaps:
+        config.unsampled_ids = gaps
+        logging.info("the tokenizer lacks %d ids below: they are never sampled", len(gaps))
+
+
 def save_checkpoint(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -366,15 +446,31 @@ def save_checkpoint(
         weights: the model's, gathered, where it is sharded itself.
 
     A model without a pad token (GPT-2) gets the tokenizer's: a reward model that starts from it
-    could not score batches otherwise. Where the embedding has more rows than the tokenizer has ids,
-    the config says from where on ids are never sampled (`log_probs.of_known_ids`).
+    could not score batches otherwise. Its config says which ids are never sampled
+    (`note_known_ids_`).
     """
-    known = max(tokenizer.get_vocab().values()) + 1
-    if known < model.config.get_text_config().vocab_size:
-        model.config.sampled_vocab_size = known
-        logging.info("the tokenizer has %d ids: those beyond are never sampled", known)
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder, state_dict=weights)
+    note_known_ids_(model.config, tokenizer)
+    config = model.config.get_text_config()  # a classifier may be of a model that sees, too
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    save_model(model, folder, weights)
     tokenizer.save_pretrained(folder)
     make_readable(folder)
+
+
+def save_model(
+    model: PreTrainedModel, folder: str | Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Save weights and configs as they are, a generation config that transformers calls invalid
+    among them: models of the hub have a temperature without do_sample. transformers reads it, and
+    once a token was changed in it, would stop here, after all training."""
+    given = model.generation_config if model.can_generate() else None
+    if given is None:
+        model.save_pretrained(folder, state_dict=weights)
+        return
+    model.generation_config = GenerationConfig()
+    try:
+        model.save_pretrained(folder, state_dict=weights)
+    finally:
+        model.generation_config = given
+    given.to_json_file(Path(folder, "generation_config.json"), keys_to_pop=["compile_config"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -73,13 +74,14 @@ def encode_rows(
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Token ids: of a text with BOS first where the tokenizer has one and the text does not start
-    with it; of messages what the chat template says, up to where the assistant's answer begins (a
-    BOS only if the template has it)."""
+    """Token ids: of a text with BOS first where the tokenizer has one and the text was not rendered
+    by the chat template already; of messages what the chat template says, up to where the
+    assistant's answer begins (a BOS only if the template has it)."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+    opening = template_opening(tokenizer) if texts else []
     return [
-        with_bos(tokenizer, next(encoded))
+        with_bos(tokenizer, next(encoded), opening)
         if isinstance(prompt, str)
         else dialogue_tokens(tokenizer, prompt)
         for prompt in prompts
@@ -95,21 +97,77 @@ def encode_example(
     """
     start = prompt_tokens(tokenizer, [prompt])[0]
     rest = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return [*start, *rest, tokenizer.eos_token_id], len(start)
+    return start + with_eos(tokenizer, rest), len(start)
 
 
-def with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """A text's ids with one BOS token first, where the tokenizer has one. A text that a chat
-    template has rendered already starts with it."""
-    if tokenizer.bos_token_id is None:
+def with_bos(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], opening: Sequence[int]
+) -> list[int]:
+    """A text's ids with one BOS token first, where the tokenizer has one. A text that the chat
+    template has rendered starts as the template does, with BOS or without.
+
+    Args:
+        opening: of `template_opening`.
+    """
+    bos = tokenizer.bos_token_id
+    if bos is None:
         return ids
-    if ids[:1] == [tokenizer.bos_token_id]:
+    if ids[:1] == [bos] or starts_with(ids, opening):
         warn_once(
-            f"WARNING: texts start with {tokenizer.bos_token} already; they get no second one. "
-            "Prompts that are messages need not be rendered beforehand"
+            f"WARNING: texts start with {tokenizer.convert_ids_to_tokens(ids[0])} already, as if "
+            f"rendered by the chat template; they get no other {tokenizer.bos_token}. Prompts that "
+            "are messages need not be rendered beforehand"
         )
         return ids
-    return [tokenizer.bos_token_id, *ids]
+    return [bos, *ids]
+
+
+def with_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """A completion's ids with one EOS token last: one that was rendered by the chat template ends
+    with it already, and often with a line break after it."""
+    eos = tokenizer.eos_token_id
+    if eos in ids:
+        end = len(ids) - ids[::-1].index(eos)
+        if not str(tokenizer.decode(ids[end:])).strip():
+            return ids[:end]
+    return [*ids, eos]
+
+
+def starts_with(ids: Sequence[int], opening: Sequence[int]) -> bool:
+    return bool(opening) and list(ids[: len(opening)]) == list(opening)
+
+
+def is_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether a text starts as what the chat template renders does."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return starts_with(ids, template_opening(tokenizer))
+
+
+def template_opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the chat template starts with, as ids (Gemma's <bos> and
+    <start_of_turn>, ChatML's <|im_start|>); none where it starts with text, where it takes no
+    question of a user, and where there is none."""
+    if tokenizer.chat_template is None:
+        return []
+    try:
+        return list(_opening(tokenizer, fixed_template(tokenizer)))
+    except ValueError:
+        return []
+
+
+@functools.lru_cache(maxsize=8)  # rendering takes longer than a text's tokens
+def _opening(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[int, ...]:
+    ids = dialogue_tokens(tokenizer, [{"role": "user", "content": "A question?"}])
+    return tuple(itertools.takewhile(special_ids(tokenizer).__contains__, ids))
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids that no ordinary text has: those of special tokens, and of other tokens that were added
+    (some models have <|im_end|> so), if they are more than space."""
+    added = tokenizer.added_tokens_decoder
+    return {i for i, token in added.items() if token.special or token.content.strip()} | set(
+        tokenizer.all_special_ids
+    )
 
 
 @functools.cache
@@ -160,12 +218,11 @@ def fixed_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
-    """The special token with which the chat template closes an answer to `messages`; None where
-    it closes without one. Often not the tokenizer's EOS token (Gemma's <end_of_turn>)."""
+    """The token (`special_ids`) with which the chat template closes an answer to `messages`; None
+    where it closes without one. Often not the tokenizer's EOS token (Gemma's <end_of_turn>)."""
     answer = "An answer."
     dialogue = [*messages, {"role": "assistant", "content": answer}]
     text = str(tokenizer.apply_chat_template(dialogue, tokenize=False))
     closing = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids)
-    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = special_ids(tokenizer)
     return next((str(tokenizer.convert_ids_to_tokens(i)) for i in closing if i in special), None)

@@ -10,8 +10,10 @@ from transformers import PreTrainedModel
 
 
 def sequence_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
-    """[B] scores of token sequences, right-padded here."""
-    width, pad_id, device = max(map(len, rows)), model.config.pad_token_id, model.device
+    """[B] scores of token sequences, right-padded here. The text's config has the pad token, which
+    is an inner one where the model sees, too (Gemma 3)."""
+    width, device = max(map(len, rows)), model.device
+    pad_id = model.config.get_text_config().pad_token_id
     ids = torch.tensor([list(row) + [pad_id] * (width - len(row)) for row in rows], device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     is_token = torch.arange(width, device=device)[None] < lengths[:, None]
@@ -20,7 +22,8 @@ def sequence_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Te
 
 def require_readable(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
     """Raise ValueError where a row is longer than the model's context."""
-    context, longest = getattr(model.config, "max_position_embeddings", None), max(map(len, rows))
+    config, longest = model.config.get_text_config(), max(map(len, rows))
+    context = getattr(config, "max_position_embeddings", None)
     if context is not None and longest > context:
         raise ValueError(
             f"a text of {longest} tokens, but the reward model reads at most {context} "

@@ -82,7 +82,7 @@ def missing_hint(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return (
             "; it is an adapter, whose factors cannot be averaged: write the whole model with "
-            "peft's merge_and_unload() first"
+            f"`python scripts/convert_model.py --model {folder} --out FOLDER`"
         )
     if pickles:
         return (
@@ -175,23 +175,47 @@ def as_bytes(tensor: Tensor) -> memoryview:
 
 
 def check_vocabularies(folders: Sequence[Path]) -> None:
-    """Raise ValueError where a tokenizer gives a token another id than the first folder's does;
-    folders without tokenizer.json are left out."""
+    """Raise ValueError where two tokenizers give a token different ids, or an id different tokens;
+    folders without tokenizer.json are left out.
+
+    Tokens that only one of them has are no contradiction: a trainer adds a pad token whose id is a
+    row of the padded embedding that no other token uses. Whether rows were added, the embeddings
+    say (`chunks.check_sources`). The first folder's tokenizer is kept, and that is said.
+    """
     with_tokenizer = [folder for folder in folders if (folder / "tokenizer.json").is_file()]
     contents = [(folder / "tokenizer.json").read_bytes() for folder in with_tokenizer]
-    for folder, content in zip(with_tokenizer[1:], contents[1:], strict=True):
-        if content == contents[0]:
-            continue
-        first, other = (vocabulary(json.loads(text)) for text in (contents[0], content))
-        if first != other:
-            differing = sorted(
-                token for token in first | other if first.get(token) != other.get(token)
-            )
+    if len(set(contents)) < 2:
+        return
+    vocabularies = [vocabulary(json.loads(content)) for content in contents]
+    first, known = vocabularies[0], dict(vocabularies[0])
+    for folder, other in zip(with_tokenizer[1:], vocabularies[1:], strict=True):
+        if differing := contradictions(known, other):
             raise ValueError(
                 f"{folder}: its tokenizer has {len(other)} tokens, that of {with_tokenizer[0]} "
                 f"{len(first)}; {len(differing)} differ, e.g. {differing[0]!r}: policies of "
                 "different vocabularies cannot be averaged"
             )
+        if added := sorted(other.keys() - first.keys()):
+            logging.warning(
+                "%s: its tokenizer has %d tokens that %s has not, e.g. %r; the latter's is kept",
+                folder,
+                len(added),
+                with_tokenizer[0],
+                added[0],
+            )
+        known |= other
+
+
+def contradictions(first: Mapping[str, int], other: Mapping[str, int]) -> list[str]:
+    """Tokens that both have with different ids, and those whose id is another token's."""
+    names, other_names = ({i: t for t, i in known.items()} for known in (first, other))
+    return sorted(
+        token
+        for token in first.keys() | other.keys()
+        if first.get(token, other.get(token)) != other.get(token, first.get(token))
+        or (token not in first and other[token] in names)
+        or (token not in other and first[token] in other_names)
+    )
 
 
 def vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:

@@ -76,13 +76,14 @@ def require_plain_weights(folder: Path) -> None:
     if adapters and (folder / "adapter_config.json").is_file():
         raise ValueError(
             f"{folder} holds an adapter ({adapters[0].name}) beside its weights, and transformers "
-            "would add it to them: merge it with peft's merge_and_unload(), or move adapter_config"
-            f".json and {adapters[0].name} to another folder"
+            "would add it to them: merge it with `python scripts/convert_model.py --model "
+            f"{folder} --out FOLDER`, or move adapter_config.json and {adapters[0].name} away"
         )
     if quantisation := read_config(folder).get("quantization_config"):
         raise ValueError(
             f"{folder} is quantised ({quantisation.get('quant_method', 'quantization_config')}) "
-            "and cannot be averaged: take the model as it was before, or dequantise it first"
+            "and cannot be averaged: take the model as it was before it was quantised, or see "
+            "docs/your_models.md"
         )
 
 

@@ -44,7 +44,7 @@ def read_recipe(
         ValueError, FileNotFoundError: a parent is not given, is missing, or is another one.
     """
     folder = Path(folder)
-    recipe = json.loads((folder / RECIPE).read_text())
+    recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
     paths = [folder / path for path in recipe.get("paths", {}).values()]
     if not parents and not paths:
         raise ValueError(

@@ -7,6 +7,7 @@ checkpoint's size. A folder appears under its name at the end, by rename.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -16,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,22 @@ from warpflow.merging.checkpoints import (
     fingerprint,
 )
 from warpflow.merging.chunks import output_dtypes, to_dtype
-from warpflow.merging.layouts import INDEX, SINGLE
+from warpflow.merging.layouts import INDEX, SINGLE, read_config, weight_files
 from warpflow.merging.recipes import ROLES
 
+# What a merge takes from its initialisation as it is: how a model is built and how text becomes its
+# input. All else is left behind: weights of whatever format, an adapter's config, the model card,
+# which describes another model, and what belongs to one run.
+CARRIED_OVER = (
+    *("config.json", "generation_config.json", "*processor_config.json"),
+    *("configuration_*.py", "modeling_*.py", "tokenization_*.py", "processing_*.py"),  # auto_map
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.model*", "*.tiktoken", "tekken.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("spiece.model", "spm.model", "sentencepiece*.model", "bpe.codes", "emoji.json"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates"),
+    *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
+)
+OUR_OWN = ("*.csv", RECIPE, PROVENANCE)  # what our own jobs write: left behind without a word
 SHARD_BYTES = 5_000_000_000  # of one file of a written checkpoint, at most
 
 
@@ -84,7 +99,9 @@ class CheckpointWriter:
                 self.places[name] = descriptor, 8 + len(text) + first
         if len(self.shards) > 1:
             index = {"metadata": {"total_size": self.total}, "weight_map": weight_map}
-            (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+            (self.folder / INDEX).write_text(
+                json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+            )
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -153,10 +170,11 @@ def new_checkpoints(
                 for folder, document in zip(folders, documents, strict=True)
             ]
             yield lambda k, name, start, piece: writers[k].write(name, start, piece), folders
+        log_left_behind(parents[0].folder)
         for folder, document in zip(folders, documents, strict=True):
             carry_over(parents[0].folder, folder, set(dtypes.values()))
             text = json.dumps(document, indent=1, sort_keys=True) + "\n"
-            (folder / PROVENANCE).write_text(text)
+            (folder / PROVENANCE).write_text(text, encoding="utf-8")
 
 
 def as_metadata(document: Mapping[str, Any]) -> dict[str, str]:
@@ -193,34 +211,51 @@ def write_recipe(
         recipe["paths"] = dict(zip(ROLES, paths, strict=True))
     with new_folder(out, folders) as folder:
         dtypes = output_dtypes(parents, to_dtype(document["dtype"]))
+        log_left_behind(folders[0])
         carry_over(folders[0], folder, set(dtypes.values()))
-        (folder / RECIPE).write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
+        (folder / RECIPE).write_text(
+            json.dumps(recipe, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 def carry_over(like: Path, folder: Path, dtypes: set[torch.dtype]) -> None:
     """Copy config, generation config, tokenizer and chat templates; the config gets the weights'
     dtype where it says another, or the next reader would round them."""
     for path in sorted(like.iterdir()):
-        if path.is_file() and is_carried_over(path.name):
-            shutil.copyfile(path, folder / path.name)
-        elif path.name == "additional_chat_templates":
+        if not matches(path.name, CARRIED_OVER):
+            continue
+        if path.is_dir():
             shutil.copytree(path, folder / path.name)
+        else:
+            shutil.copyfile(path, folder / path.name)
     floating = {dtype for dtype in dtypes if dtype.is_floating_point}
     config = folder / "config.json"
-    if config.is_file() and len(floating) == 1:
-        settings = json.loads(config.read_text())
-        (dtype,) = (str(dtype).removeprefix("torch.") for dtype in floating)
-        stale = [key for key in ("dtype", "torch_dtype") if settings.get(key, dtype) != dtype]
-        if stale:
-            settings |= dict.fromkeys(stale, dtype)
-            config.write_text(json.dumps(settings, indent=2) + "\n")
+    if config.is_file():
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        changed = {key: value for key, value in settings.items() if key != "transformers_weights"}
+        if len(floating) == 1:
+            (dtype,) = (str(dtype).removeprefix("torch.") for dtype in floating)
+            changed |= {key: dtype for key in ("dtype", "torch_dtype") if key in settings}
+        if changed != settings:
+            config.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
 
 
-def is_carried_over(name: str) -> bool:
-    """Whether a merge takes the file as it is from the initialisation: neither weights nor what
-    belongs to one run."""
-    own = (".safetensors", ".csv", INDEX, ".bin", ".pt", RECIPE, PROVENANCE)
-    return not name.endswith(own)
+def log_left_behind(like: Path) -> None:
+    """Say what of the initialisation's folder does not come along. Its weights are replaced, which
+    goes without saying; weights that transformers would not read are named."""
+    replaced = {INDEX, read_config(like).get("transformers_weights")}
+    replaced |= {path.name for path in weight_files(like)}
+    names = [
+        path.name + "/" * path.is_dir()
+        for path in sorted(like.iterdir())
+        if path.name not in replaced and not matches(path.name, (*CARRIED_OVER, *OUR_OWN))
+    ]
+    if names:
+        logging.warning("%s: not taken over: %s", like, ", ".join(names))
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @contextmanager

@@ -41,7 +41,9 @@ def refusal(parts: Parts, waits_for: Sequence[str]) -> str | None:
             f"{parts.result}: its input {waits_for[0]} is due itself: accept that too, or let it "
             "be computed first"
         )
-    found = differences(json.loads(parts.provenance.read_text()), parts.record(), parts.results)
+    found = differences(
+        json.loads(parts.provenance.read_text(encoding="utf-8")), parts.record(), parts.results
+    )
     other = [*found.settings, *found.inputs]
     if other:
         return f"{parts.result}: not only code differs, so that it must be computed: " + "; ".join(
@@ -62,7 +64,7 @@ def accept(parts: Parts, reason: str, author: str, date: str) -> dict[str, Any]:
         reason: why the change of the code does not change the result.
         date: in ISO format.
     """
-    old, new = json.loads(parts.provenance.read_text()), parts.record()
+    old, new = json.loads(parts.provenance.read_text(encoding="utf-8")), parts.record()
     entry = {
         "old_key": old["key"],
         "new_key": new["key"],
@@ -71,7 +73,7 @@ def accept(parts: Parts, reason: str, author: str, date: str) -> dict[str, Any]:
         "author": author,
         "date": date,
     }
-    kept = {name: old[name] for name in KEPT if name in old}
+    kept = {name: old[name] for name in (*KEPT, "sha256") if name in old}
     record = new | kept | {"accepted": [*old.get("accepted", []), entry]}
     keep_definitions(record, parts.results)
     remember(parts, record)
@@ -92,7 +94,7 @@ def remember(parts: Parts, record: Mapping[str, Any]) -> None:
     for made in parts.makes:
         if not is_small(made) and seal_path(made).is_file():
             write_seal(made, record["key"], {name: record[name] for name in KEPT})
-        if tracking_problem():
+        if tracking_problem(made.parent):
             continue
         if is_small(made):
             remember_run(dict(record), text=made.read_text(encoding="utf-8"))

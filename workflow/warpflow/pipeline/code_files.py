@@ -38,10 +38,17 @@ def code_files(script: str, *functions: str | None) -> list[str]:
         if found is None or str(found) in files:
             continue
         files.add(str(found))
-        for node in running_nodes(parse(found)):
-            for module in imported_modules(node, found):
-                pending += [module_file(module), *package_files(module)]
+        stat = found.stat()
+        for module in _imports(found, stat.st_mtime_ns, stat.st_size):
+            pending += [module_file(module), *package_files(module)]
     return sorted(files)
+
+
+@cache
+def _imports(path: Path, time: int, size: int) -> list[str]:
+    """The modules that a file imports when it runs."""
+    nodes = running_nodes(parse(path))
+    return [module for node in nodes for module in imported_modules(node, path)]
 
 
 def parse(path: Path) -> ast.Module:

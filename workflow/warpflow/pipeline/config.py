@@ -19,13 +19,19 @@ from warpflow.gold_names import gold_sources, held_out_shares, is_function
 from warpflow.pipeline.architectures import architecture_problems
 from warpflow.pipeline.code_files import module_file
 from warpflow.pipeline.config_files import repeated_keys
+from warpflow.pipeline.given_models import (
+    GivenModel,
+    given_models,
+    model_problems,
+    read_model_config,
+)
 from warpflow.pipeline.wrong_values import missing_keys, wrong_values
 from warpflow.settings.base import described
 from warpflow.settings.config import Config
 from warpflow.settings.fetch_policy import FetchPolicy
 from warpflow.settings.figures import Figures
 from warpflow.side_by_side.settings import check_comparison, read_comparisons
-from warpflow.weight_files import GGUF_MISSING, gguf_problem, is_gguf, quantised_problem, reads_gguf
+from warpflow.weight_files import GGUF_MISSING, is_gguf, reads_gguf
 
 
 class ConfigError(ValueError):
@@ -60,6 +66,7 @@ def check_config_files(paths: Iterable[str | Path]) -> None:
 
 def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
     """Problems that lie between keys, and files that are not there."""
+    yield from check_paths(config)
     yield from check_palette(config["figures"]["palette"])
     if config["policy"]["path"] is None:
         yield from architecture_problems(config["policy"]["architecture"])
@@ -78,6 +85,42 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
             f"no part of the front with min_ess = {optimum['min_ess']} effective ones: expected at "
             "least twice as many samples; raise it, or lower min_ess"
         )
+
+
+def check_paths(config: Mapping[str, Any]) -> Iterator[str]:
+    """Whether paths are such that Snakemake takes them as they stand."""
+    results = Path(config["results"])
+    if results.is_absolute() and results.is_relative_to(Path.cwd()):
+        inside = results.relative_to(Path.cwd())
+        yield f"- results: {results} lies in the project: write it from there, as {inside}"
+    section = config["prepare_data"]
+    paths = {f"prepare_data.{key}": section.get(key) for key in section if key.endswith("_path")}
+    paths |= {
+        "results": config["results"],
+        "policy.path": config["policy"]["path"],
+        "train_reward_model.path": config["train_reward_model"]["path"],
+        "benchmark_policy.task_folder": config["benchmark_policy"]["task_folder"],
+        "fetch_policy.requirements": config["fetch_policy"].get("requirements"),
+        **golds_by_key(config),
+    }
+    for key, path in paths.items():
+        if path and (problem := path_problem(path)):
+            yield f"- {key}: got {path!r}, {problem}"
+
+
+def path_problem(path: str) -> str | None:
+    """What is left to replace in a path after `config_files.expand_paths`."""
+    variable = re.search(r"\$\{?(\w+)", path)
+    if path.startswith("~") and not Path(path).exists():
+        return "but there is no user of this name with a home: write the whole path"
+    if variable and not Path(path).exists():
+        return f"but the environment has no variable {variable[1]}: set it, or write the whole path"
+    if set(path) & set("{}\n"):
+        return (
+            "expected a path without braces and line breaks, which Snakemake would take for its "
+            "own: rename the file or folder"
+        )
+    return None
 
 
 def check_palette(palette: str) -> Iterator[str]:
@@ -183,28 +226,11 @@ def check_policy(config: Mapping[str, Any]) -> Iterator[str]:
         )
     if policy["path"] is None and config["train_sft"]["steps"] == 0:
         yield "- train_sft.steps: got 0, expected 1 or more, since policy.path is null"
-    for key, path in (
-        ("policy.path", policy["path"]),
-        ("train_reward_model.path", config["train_reward_model"]["path"]),
-    ):
-        # A hub name is owner/name; anything that looks like a path must be there.
-        looks_local = path and (path.startswith((".", "/", "~")) or path.count("/") > 1)
-        is_local = looks_local or (path and Path(path).is_dir())
-        if is_local and not is_gguf(path) and not Path(path, "config.json").is_file():
-            yield f"- {key}: no config.json in {path}: expected a Hugging Face model folder"
-        yield from check_weight_files(key, path)
-    yield from check_policy_folder(policy, needed)
-    yield from check_reward_folder("train_reward_model.path", config["train_reward_model"]["path"])
-
-
-def check_weight_files(key: str, path: str | None) -> Iterator[str]:
-    """Whether transformers can read a GGUF file, and a folder's weights are not quantised."""
-    if is_gguf(path):
-        problem = gguf_problem(str(path))
-    else:
-        problem = quantised_problem(str(path), read_model_config(path))
-    if problem:
-        yield f"- {key}: {problem}"
+    objected = list(model_problems(config))
+    yield from objected
+    for model in given_models(config):
+        if not any(problem.startswith(f"- {model.key}:") for problem in objected):
+            yield from check_model_folder(model, needed)
 
 
 def check_fetched(config: Mapping[str, Any]) -> Iterator[str]:
@@ -224,36 +250,43 @@ def check_fetched(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"- fetch_policy.file: {file}: {GGUF_MISSING}"
 
 
-def read_model_config(path: str | None) -> dict[str, Any]:
-    """config.json of a model folder; nothing for a hub name: the first job that loads it looks."""
-    file = Path(path or "", "config.json")
-    if not path or not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{file}: not valid JSON ({error}); copy the folder again") from None
+def check_model_folder(model: GivenModel, needed: int) -> Iterator[str]:
+    """Whether a plain model is there, and suits the run. Of a GGUF file the header was read.
+
+    Args:
+        needed: tokens of a prompt and its completion.
+    """
+    path = model.path
+    if is_gguf(path):
+        return
+    # A hub name is owner/name; anything that looks like a path must be there.
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if (looks_local or Path(path).is_dir()) and not Path(path, "config.json").is_file():
+        yield f"- {model.key}: no config.json in {path}: expected a Hugging Face model folder"
+    elif model.is_reward:
+        yield from check_labels(model)
+    elif model.key == "policy.path":
+        yield from check_context(model, needed)
 
 
-def check_policy_folder(policy: Mapping[str, Any], needed: int) -> Iterator[str]:
+def check_context(model: GivenModel, needed: int) -> Iterator[str]:
     """Whether the user's own policy can hold a prompt and its completion."""
-    given = read_model_config(policy["path"])
-    given |= given.get("text_config", {})
+    given = read_model_config(model.folder)
     context = given.get("max_position_embeddings", given.get("n_positions"))
     if context is not None and needed > context:
         yield (
             f"- policy: max_prompt_tokens + max_new_tokens = {needed} exceed the context of "
-            f"{policy['path']} (max_position_embeddings = {context} in its config.json): lower them"
+            f"{model.path} (max_position_embeddings = {context} in its config.json): lower them"
         )
 
 
-def check_reward_folder(key: str, path: str | None) -> Iterator[str]:
+def check_labels(model: GivenModel) -> Iterator[str]:
     """Whether the user's own reward model gives one number."""
-    given = read_model_config(path)
+    given = read_model_config(model.folder)
     labels = len(given.get("id2label", (0, 1)))  # two are not written
     if given and labels != 1:
         yield (
-            f"- {key}: {path} has {labels} labels in its config.json, expected 1 "
+            f"- {model.key}: {model.path} has {labels} labels in its config.json, expected 1 "
             "(num_labels=1): a reward is one number"
         )
 
@@ -264,16 +297,10 @@ def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
     if not weights:
         yield "- rewards: every weight is 0: nothing would be learned; give one another weight"
     functions = {f"rewards.{name}": name for name in weights if name != "reward_model"}
-    golds = {
-        f"evaluate_policy.{column}": source
-        for column, source in gold_sources(config["evaluate_policy"]["gold"]).items()
-    }
-    for key, name in functions.items() | golds.items():
+    for key, name in functions.items() | golds_by_key(config).items():
         problem = function_problem(name) if is_function(name) else None
         if problem:
             yield f"- {key}: {problem}"
-    for key, name in golds.items():
-        yield from check_reward_folder(key, None if is_function(name) else name)
     shares = held_out_shares(config["evaluate_policy"]["gold"])
     if len(shares) > 1:
         yield (
@@ -282,12 +309,18 @@ def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def golds_by_key(config: Mapping[str, Any]) -> dict[str, str]:
+    """What scores each gold reward (`gold_names.gold_sources`), by its key of the config."""
+    sources = gold_sources(config["evaluate_policy"]["gold"])
+    return {f"evaluate_policy.{column}": source for column, source in sources.items()}
+
+
 def function_problem(name: str) -> str | None:
     """Why ``package.module:function`` cannot be, as far as files tell without running them."""
     module, _, function = name.partition(":")
     path = module_file(module)
     if path is not None:
-        is_there = re.search(rf"\b{function}\b", path.read_text())
+        is_there = re.search(rf"\b{function}\b", path.read_text(encoding="utf-8"))
         return None if is_there else f"{path} has no function {function}"
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         return (
@@ -455,5 +488,8 @@ def lacks_template(policy_path: str | None) -> bool:
     settings = folder / "tokenizer_config.json"
     return folder.is_dir() and not (
         (folder / "chat_template.jinja").is_file()
-        or (settings.is_file() and "chat_template" in json.loads(settings.read_text()))
+        or (
+            settings.is_file()
+            and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
+        )
     )

@@ -1,8 +1,9 @@
-"""Config files as text: what YAML would drop without a word."""
+"""Config files as text: what YAML would drop without a word, and what paths mean."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from snakemake.utils import update_config
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MERGE = "<<"  # YAML's own key for "and all of that mapping", which may come again
+# Keys of paths, beside those that end with _path; a hub name has nothing that would be replaced.
+PATHS = (
+    *("results", "path", "task_folder", "answers", "template", "reward_model"),
+    *("requirements", "gold"),
+)
 
 
 def read_config(paths: Iterable[str | Path]) -> dict[str, Any]:
@@ -24,7 +30,21 @@ def read_config(paths: Iterable[str | Path]) -> dict[str, Any]:
         if problems := list(repeated_keys(path)):
             raise ValueError("\n".join(problems))
         update_config(config, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
-    return config
+    return expand_paths(config)
+
+
+def expand_paths(config: Any, key: str = "") -> Any:
+    """The config with `~` and variables of the environment ($SCRATCH, ${SCRATCH}) in its paths
+    replaced. What is not known stays as it is, and `pipeline.config.check_paths` names it."""
+    if isinstance(config, Mapping):
+        # Each gold reward has a name of its own.
+        keys = {name: "gold" if key == "gold" else str(name) for name in config}
+        return {name: expand_paths(value, keys[name]) for name, value in config.items()}
+    if not isinstance(config, str) or not (key in PATHS or key.endswith("_path")):
+        return config
+    path = os.path.expandvars(os.path.expanduser(config))
+    # Snakemake takes a//b and a/b for two files.
+    return os.path.normpath(path) if key == "results" and path else path
 
 
 def repeated_keys(path: str | Path) -> Iterator[str]:

@@ -50,7 +50,7 @@ def folder_out(folder: Path) -> Out:
 
 def read_pointer(pointer: Path) -> Out:
     """The single `outs` entry of a .dvc file."""
-    return yaml.safe_load(pointer.read_text())["outs"][0]
+    return yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"][0]
 
 
 def write_pointer(pointer: Path, out: Out) -> None:

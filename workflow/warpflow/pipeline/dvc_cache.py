@@ -6,7 +6,6 @@ small files that `dvc push --run-cache` shares, remembers which result each key 
 
 from __future__ import annotations
 
-import configparser
 import json
 import os
 import shlex
@@ -20,7 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from configobj import ConfigObj
 from filelock import FileLock
+from platformdirs import site_config_dir, user_config_dir
 
 from warpflow.pipeline.contents import (
     Out,
@@ -35,15 +36,29 @@ from warpflow.pipeline.contents import (
 
 # What the run cache remembers of how a result came to be.
 KEPT = ("environment", "seconds", "accepted")
+INSTEAD = "to track them and keep their bytes elsewhere, move DVC's cache (docs/your_machine.md)"
 
 
-def tracking_problem() -> str | None:
-    """Why results are not tracked here, or None where they are."""
+def tracking_problem(path: str | Path = ".") -> str | None:
+    """Why results at a path are not tracked here, or None where they are."""
     if not Path(".dvc/config").is_file():
         return "there is no DVC repository here (run `git init` and `dvc init`)"
     if not Path(".git").exists():
         return "this is no Git repository (run `git init`)"
-    return None if shutil.which("dvc") else "the command `dvc` is not on the PATH"
+    if not shutil.which("dvc"):
+        return "the command `dvc` is not on the PATH"
+    return outside_problem(path)
+
+
+def outside_problem(path: str | Path) -> str | None:
+    """Why DVC, which tracks what lies in the repository alone, cannot track a path; None where it
+    can. It follows no symbolic link of a folder."""
+    project, real = Path.cwd().resolve(), Path(path).resolve()
+    if not Path(os.path.abspath(path)).is_relative_to(Path.cwd()):
+        return f"{path} lies outside this folder, and DVC tracks only what is inside; {INSTEAD}"
+    if real != project / os.path.relpath(path):
+        return f"{path} is {real} by a symbolic link, which DVC does not follow; {INSTEAD}"
+    return None
 
 
 def remove_broken_lock(pause: float = 0.5) -> None:
@@ -53,7 +68,7 @@ def remove_broken_lock(pause: float = 0.5) -> None:
     path = Path(".dvc/tmp/rwlock")
     for attempt in range(2):
         try:
-            json.loads(path.read_text())
+            json.loads(path.read_text(encoding="utf-8"))
             return
         except FileNotFoundError:
             return
@@ -70,11 +85,23 @@ def cache_folder() -> Path:
 
 @cache
 def _cache_folder(project: Path) -> Path:
-    user = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser()
-    settings = configparser.RawConfigParser(strict=False)
-    files = ("/etc/xdg/dvc/config", user / "dvc/config", ".dvc/config", ".dvc/config.local")
-    settings.read([project / file for file in files])
-    return project / ".dvc" / settings.get("cache", "dir", fallback="cache")
+    """As DVC finds it: the last file that names one decides, `~` is the user's home, and other
+    paths start at the folder of the file that names them."""
+    system = os.environ.get("DVC_SYSTEM_CONFIG_DIR") or site_config_dir("dvc", "iterative")
+    user = os.environ.get("DVC_GLOBAL_CONFIG_DIR") or user_config_dir("dvc", "iterative")
+    repository = project / ".dvc"
+    found = repository / "cache"
+    for file in (
+        Path(system, "config"),
+        Path(user, "config"),
+        repository / "config",
+        repository / "config.local",
+    ):
+        settings = ConfigObj(str(file), encoding="utf-8") if file.is_file() else {}
+        named = settings.get("cache", {}).get("dir")
+        if named:
+            found = Path(os.path.abspath(file.parent / Path(named).expanduser()))
+    return found
 
 
 def cached_object(md5: str) -> Path:
@@ -83,7 +110,7 @@ def cached_object(md5: str) -> Path:
 
 def cached_listing(md5: str) -> list[dict[str, str]]:
     """The files of a folder in the cache."""
-    return json.loads(cached_object(md5).read_text())
+    return json.loads(cached_object(md5).read_text(encoding="utf-8"))
 
 
 def is_cached(out: Out) -> bool:
@@ -104,7 +131,7 @@ def cached_run(key: str) -> Path:
 def remembered_runs(key: str) -> list[dict[str, Any]]:
     """What the run cache holds for a key, without what a kill left half-written."""
     paths = [path for path in cached_run(key).glob("*") if ".tmp" not in path.name]
-    return [json.loads(path.read_text()) for path in sorted(paths)]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
 
 
 def remember_run(record: dict[str, Any], out: Out | None = None, text: str | None = None) -> None:
@@ -191,6 +218,8 @@ def dvc(*arguments: str) -> None:
     """
     command = ["dvc", "--wait-for-lock", *arguments]
     with one_at_a_time():
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=False, encoding="utf-8"
+        )
     if result.returncode:
         sys.exit(f"{shlex.join(command)}: {result.stderr.strip() or result.stdout.strip()}")

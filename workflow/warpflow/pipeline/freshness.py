@@ -18,6 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from warpflow.pipeline.model_contents import model_content
+from warpflow.pipeline.point_jobs import listed_files
+
 METADATA = Path(".snakemake/metadata")
 FORMAT = 6  # of Snakemake's records, that parameters are read from
 FIRST = "made first"
@@ -27,8 +30,9 @@ PREFIX = "inputs: "
 class Records:
     """What Snakemake recorded of each output: a folder of JSON files, read when first needed."""
 
-    def __init__(self, folder: Path = METADATA) -> None:
+    def __init__(self, folder: Path = METADATA, results: Path = Path("results")) -> None:
         self.folder = folder
+        self.results = results
         self.checksums: dict[str, str] = {}
 
     def of(self, output: str) -> dict[str, Any]:
@@ -68,11 +72,19 @@ class Records:
         recorded ones, else what differs."""
         record = self.of(output)
         recorded = next((p for p in map(as_text, record.get("params") or []) if p), None)
-        changed = self.changed(record)
-        if not changed:
-            return recorded or PREFIX + FIRST
-        differs = ", ".join(f"{path} {old[7:15]} → {new[7:15]}" for path, (old, new) in changed)
-        return f"{PREFIX}{differs}"
+        differs = [f"{path} {old[7:15]} → {new[7:15]}" for path, (old, new) in self.changed(record)]
+        differs += self.altered(Path(output))
+        differs += other_models(Path(output))
+        return PREFIX + ", ".join(differs) if differs else recorded or PREFIX + FIRST
+
+    def altered(self, output: Path) -> list[str]:
+        """The files that an output names as made beside it (`point_jobs.listed_files`) and that are
+        no longer what was made."""
+        return [
+            f"{path} was {'altered' if Path(path).is_file() else 'removed'}"
+            for path, made in listed_files(output, self.results)
+            if self.checksum(path) != made
+        ]
 
     def changed(self, record: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
         """The inputs of a record whose content is another now, with both checksums. Inputs that
@@ -93,6 +105,21 @@ class Records:
                 value = hashlib.file_digest(file, "sha256").hexdigest()
             self.checksums[path] = f"sha256:{value}"
         return self.checksums[path]
+
+
+def other_models(output: Path) -> list[str]:
+    """Models of the user's that a job has read, as its provenance.json says, and that have another
+    content now: overwritten under the same name."""
+    file = output.with_name("provenance.json")
+    if output.suffix != ".json" or not file.is_file():
+        return []
+    read = json.loads(file.read_bytes()).get("models", {})
+    now = {model: model_content(model) for model in read}
+    return [
+        f"{model} {read[model][:8]} → {content[:8]}"
+        for model, content in now.items()
+        if content is not None and content != read[model]
+    ]
 
 
 def as_text(parameter: str) -> str | None:

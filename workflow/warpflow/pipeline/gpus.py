@@ -41,7 +41,9 @@ def output(*command: str) -> str:
     """What a command prints; nothing where it fails or is not installed."""
     if not shutil.which(command[0]):
         return ""
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, encoding="utf-8"
+    ).stdout.strip()
 
 
 @contextmanager
@@ -83,7 +85,7 @@ def take(count: int, uuids: list[str]) -> dict[str, IO[str]]:
             if len(taken) == count:
                 break
             # Not a FileLock: the command inherits the open file, and with it the lock.
-            file: IO[str] = open(folder / uuid, "w")  # noqa: SIM115 - kept open: it is the lock
+            file: IO[str] = open(folder / uuid, "w", encoding="utf-8")  # noqa: SIM115 - kept open: it is the lock
             if lock_descriptor(file.fileno(), blocking=False):
                 taken[uuid] = file
             else:

@@ -1,7 +1,7 @@
 """Run a rule's command once per content, and hand its result to DVC.
 
     python -m warpflow.pipeline.jobs run --makes PATH... --log FILE --inputs FILE... -- COMMAND...
-    python -m warpflow.pipeline.jobs track PROVENANCE POINTER
+    python -m warpflow.pipeline.jobs track PROVENANCE POINTER...
 
 Snakemake decides what runs, DVC keeps the bytes, Git keeps the small text that joins them. A
 heavy result is a folder with
@@ -37,7 +37,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from warpflow.locks import only_one
 from warpflow.pipeline.code_files import code_hashes, definitions, digest
@@ -68,9 +68,12 @@ from warpflow.pipeline.launch import (
     launched,
     process_environment,
 )
+from warpflow.pipeline.model_contents import model_content
+from warpflow.pipeline.user import provide_user
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pandas")
 ONE = Processes()
+UNKNOWN = "not in the cache of Hugging Face"  # a model's content, before it was ever loaded
 
 
 # --- what went in ------------------------------------------------------------------------------
@@ -81,6 +84,8 @@ def make_record(
     inputs: Sequence[str],
     command: Sequence[str],
     functions: Sequence[str] = (),
+    code: dict[str, str] | None = None,
+    models: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What goes into a result: command, contents of inputs, what the code does, and the key of
     them all.
@@ -90,22 +95,32 @@ def make_record(
 
     Args:
         functions: ``package.module:function`` that the command calls, as its settings name them.
+        code: of `code_of`, where it is known already.
+        models: of the user's that the command loads: folders, or names on the hub.
     """
     contents = {
         path: read_pointer(Path(path))["md5"] if path.endswith(".dvc") else file_md5(Path(path))
         for path in inputs
     }
-    script = next((word for word in command if word.endswith(".py")), None)
-    code = code_hashes(script, *functions) if script else {}
+    given = {model: model_content(model) or UNKNOWN for model in models}
+    code = code_of(command, functions) if code is None else code
+    known = contents | given
     made = {str(path): path.name for path in makes}
-    keyed = [made.get(word, contents.get(word, word)) for word in command]
+    keyed = [made.get(word, known.get(word, word)) for word in command]
     return {
-        "key": digest([keyed, code, sorted(contents.values())]),
+        "key": digest([keyed, code, sorted(known.values())]),
         "command": list(command),
         "parameters": command_parameters(command),
         "inputs": contents,
+        **({"models": given} if given else {}),
         "code": {"hash": digest(code), "files": code},
     }
+
+
+def code_of(command: Sequence[str], functions: Sequence[str] = ()) -> dict[str, str]:
+    """The files of code that a command runs, each with a hash of what it does."""
+    script = next((word for word in command if word.endswith(".py")), None)
+    return code_hashes(script, *functions) if script else {}
 
 
 def command_parameters(command: Sequence[str]) -> dict[str, str]:
@@ -160,6 +175,7 @@ def run(
     processes: Processes = ONE,
     functions: Sequence[str] = (),
     results: Path | None = None,
+    models: Sequence[str] = (),
 ) -> None:
     """Make `makes` (folders side by side, or one small text file) unless they are at hand already,
     and write provenance.json beside them.
@@ -174,8 +190,9 @@ def run(
         processes: that share the work; recorded, and no part of the key.
         functions: ``package.module:function`` of the settings; their files are code of the job.
         results: folder whose code/ says what the code did; none without.
+        models: of the user's that the command loads.
     """
-    record = make_record(makes, inputs, command, functions)
+    record = make_record(makes, inputs, command, functions, models=models)
     if results:
         keep_definitions(record, results)
     state = states / record["key"] if states else None
@@ -183,12 +200,18 @@ def run(
         details = restore(makes, record["key"])
         if details is not None:
             names = " and ".join(map(str, makes))
-            log.write_text(f"{names}: already made from the same inputs, not computed again\n")
+            log.write_text(
+                f"{names}: already made from the same inputs, not computed again\n",
+                encoding="utf-8",
+            )
         else:
             started = time.time()
             extra = [*shlex.split(runtime_args), *(["--state", str(state)] if state else [])]
             make(makes, inputs, [*command, *extra], log, gpus, processes)
             seconds = round(time.time() - started, 1)
+            if any(not Path(model).exists() for model in models):
+                # The command loaded a name on the hub: only now is it known which commit that is.
+                record = make_record(makes, inputs, command, functions, models=models)
             details = {"environment": environment(processes), "seconds": seconds}
             keep(makes, record, details)
         if state:  # not before the seal: a kill in between would cost the whole run
@@ -202,7 +225,7 @@ def keep(makes: Sequence[Path], record: dict[str, Any], details: dict[str, Any])
     if not is_small(makes[0]):
         for folder in makes:
             write_seal(folder, record["key"], details)
-    elif tracking_problem() is None:
+    elif tracking_problem(makes[0].parent) is None:
         remember_run(record | details, text=makes[0].read_bytes().decode())
 
 
@@ -256,35 +279,57 @@ def make(
     gpus: int = 0,
     processes: Processes = ONE,
 ) -> None:
-    """Run the command into temporary paths beside `makes`, then rename: all of it or nothing.
-    Where it fails, the end of its log is shown and its exit status is ours."""
-    pointers = [path for path in inputs if path.endswith(".dvc")]
-    for pointer in pointers:
-        require_unchanged(Path(pointer))
+    """Run the command into temporary paths beside `makes`, then rename: all of it or nothing."""
+    require_inputs(inputs)
     aside = {made: made.with_name(f"{made.name}.tmp{os.getpid()}") for made in makes}
     for made in makes:
         for left_over in made.parent.glob(f"{made.name}.tmp*"):
             remove(left_over)
         made.parent.mkdir(parents=True, exist_ok=True)
     replaced = {str(made): str(path) for made, path in aside.items()}
-    replaced |= {p: p.removesuffix(".dvc") for p in pointers}
     words = [replaced.get(arg, arg) for arg in command]
-    words = launched(words, processes, cores(os.environ))
-    with held_gpus(gpus) as (environment, files):
-        environment = environment | process_environment(processes, os.environ)
-        status = run_logged(words, log, environment, files)
+    status = compute(inputs, words, log, gpus, processes)
     if status:
         for path in aside.values():
             remove(path)
-        print(f"{describe_status(status)}; the end of {log}:", file=sys.stderr)
-        print("\n".join(log_tail(log)), file=sys.stderr)
-        sys.exit(status)
+        stop(status, log)
     for path in aside.values():
         if not path.exists():
             sys.exit(f"{shlex.join(command)}: exit status 0, but nothing was written to {path}")
     for made, path in aside.items():
         remove(made)
         path.rename(made)
+
+
+def require_inputs(inputs: Sequence[str]) -> None:
+    """Stop unless the folder of every pointer holds what the pointer names."""
+    for path in inputs:
+        if path.endswith(".dvc"):
+            require_unchanged(Path(path))
+
+
+def compute(
+    inputs: Sequence[str],
+    command: Sequence[str],
+    log: Path,
+    gpus: int = 0,
+    processes: Processes = ONE,
+) -> int:
+    """Run a command with the folders of its inputs in place of their pointers, on GPUs that it
+    holds alone; its exit status."""
+    folders = {path: path.removesuffix(".dvc") for path in inputs}
+    words = [folders.get(word, word) for word in command]
+    words = launched(words, processes, cores(os.environ))
+    with held_gpus(gpus) as (environment, files):
+        environment = environment | process_environment(processes, os.environ)
+        return run_logged(words, log, environment, files)
+
+
+def stop(status: int, log: Path) -> NoReturn:
+    """Show the end of a failed command's log; its exit status is ours."""
+    print(f"{describe_status(status)}; the end of {log}:", file=sys.stderr)
+    print("\n".join(log_tail(log)), file=sys.stderr)
+    sys.exit(status)
 
 
 def run_logged(
@@ -330,7 +375,7 @@ def describe_status(status: int) -> str:
 
 def log_tail(log: Path, lines: int = 12) -> list[str]:
     """The last lines of a log, progress bars left out."""
-    text = log.read_text(errors="replace").splitlines()
+    text = log.read_text(errors="replace", encoding="utf-8").splitlines()
     return [line for line in text if line.strip() and "%|" not in line][-lines:]
 
 
@@ -357,7 +402,11 @@ def write_seal(folder: Path, key: str, details: dict[str, Any]) -> None:
 
 
 def read_seal(folder: Path) -> dict[str, Any]:
-    return json.loads(seal_path(folder).read_text()) if seal_path(folder).is_file() else {}
+    return (
+        json.loads(seal_path(folder).read_text(encoding="utf-8"))
+        if seal_path(folder).is_file()
+        else {}
+    )
 
 
 def is_sealed(folder: Path, key: str) -> bool:
@@ -372,24 +421,37 @@ def _sizes(folder: Path) -> dict[str, int]:
 # --- track -------------------------------------------------------------------------------------
 
 
-def track(provenance: Path, pointer: Path) -> None:
-    """Give a finished result to DVC, or take it from DVC's cache where it was made before."""
-    folder, record = pointer.with_suffix(""), json.loads(provenance.read_text())
-    if tracking_problem():
-        track_without_dvc(folder, record, pointer)
-    elif is_sealed(folder, record["key"]):
-        dvc("add", str(folder))
-        remember_run(record, read_pointer(pointer))
-        seal_path(folder).unlink()
-    elif found := find_folder(record["key"], folder.name):
-        if not pointer.exists() or read_pointer(pointer)["md5"] != found["md5"]:
-            write_pointer(pointer, {**found, "path": folder.name})
-        if not is_unchanged(folder, found):
-            dvc("checkout", "--force", str(pointer))
-        seal_path(folder).unlink(missing_ok=True)
-    else:
-        stop_without_result(folder, provenance)
-    pointer.touch()
+def track(provenance: Path, pointers: Sequence[Path]) -> None:
+    """Give the folders of a finished result to DVC, in one call, or take them from DVC's cache,
+    where they were made before."""
+    record = json.loads(provenance.read_text(encoding="utf-8"))
+    key = record["key"]
+    is_tracked = tracking_problem(provenance.parent) is None
+    made = [pointer for pointer in pointers if is_sealed(pointer.with_suffix(""), key)]
+    if is_tracked and made:
+        dvc("add", *(str(pointer.with_suffix("")) for pointer in made))
+    for pointer in pointers:
+        folder = pointer.with_suffix("")
+        if not is_tracked:
+            track_without_dvc(folder, record, pointer)
+        elif pointer in made:
+            remember_run(record, read_pointer(pointer))
+            seal_path(folder).unlink()
+        else:
+            take_from_cache(folder, key, pointer)
+        pointer.touch()
+
+
+def take_from_cache(folder: Path, key: str, pointer: Path) -> None:
+    """Bring back the folder that an earlier run of the key gave."""
+    found = find_folder(key, folder.name)
+    if found is None:
+        stop_without_result(folder, folder.parent / "provenance.json")
+    if not pointer.exists() or read_pointer(pointer)["md5"] != found["md5"]:
+        write_pointer(pointer, {**found, "path": folder.name})
+    if not is_unchanged(folder, found):
+        dvc("checkout", "--force", str(pointer))
+    seal_path(folder).unlink(missing_ok=True)
 
 
 def track_without_dvc(folder: Path, record: dict[str, Any], pointer: Path) -> None:
@@ -399,7 +461,7 @@ def track_without_dvc(folder: Path, record: dict[str, Any], pointer: Path) -> No
     write_pointer(pointer, folder_out(folder))
 
 
-def stop_without_result(folder: Path, provenance: Path) -> None:
+def stop_without_result(folder: Path, provenance: Path) -> NoReturn:
     sys.exit(
         f"the result of {provenance} is neither in {folder}/ nor in the DVC cache: "
         f"delete {provenance} to compute it again, or run `dvc pull --run-cache`"
@@ -415,6 +477,7 @@ def run_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--runtime_args", default="", help="arguments that do not change the result"
     )
     parser.add_argument("--functions", nargs="*", default=[], help="module:function of settings")
+    parser.add_argument("--models", nargs="*", default=[], help="of the user's, to be loaded")
     parser.add_argument("--results", type=Path, help="folder; its code/ says what the code did")
     parser.add_argument("--gpus", type=int, default=0, help="to hold while the command runs")
     parser.add_argument("--processes", type=int, default=1, help="0: one to each GPU")
@@ -439,8 +502,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_parser(actions.add_parser("run", help="make a result, in a job"))
     tracker = actions.add_parser("track", help="give a result to DVC, in the main process")
     tracker.add_argument("provenance", type=Path)
-    tracker.add_argument("pointer", type=Path)
+    tracker.add_argument("pointers", type=Path, nargs="+")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for line in provide_user():
+        print(line, file=sys.stderr)
     if arguments[:1] == ["run"] and "--" in arguments:
         given, command = parse_run(arguments)
         processes = choose_processes(given.processes, given.gpus, given.nodes, given.accelerate)
@@ -455,12 +520,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             processes,
             given.functions,
             given.results,
+            given.models,
         )
         return
     parsed = parser.parse_args(arguments)
     if parsed.action == "run":
         parser.error("run: expected -- and a command")
-    track(parsed.provenance, parsed.pointer)
+    track(parsed.provenance, parsed.pointers)
 
 
 if __name__ == "__main__":

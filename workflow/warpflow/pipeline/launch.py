@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ def choose_processes(processes: int, gpus: int, nodes: int, setup: str) -> Proce
         )
     if nodes > 1 and "SLURM_JOB_ID" not in os.environ:
         raise ValueError(f"resource nodes: got {nodes}, expected 1: this is no job of SLURM")
+    if nodes > 1 and not shutil.which("srun"):
+        raise ValueError(f"resource nodes: got {nodes}, expected 1: srun is not on the PATH")
     if count > 1 and not (SETUPS / f"{setup}.yaml").is_file():
         known = ", ".join(sorted(path.stem for path in SETUPS.glob("*.yaml")))
         raise ValueError(f"resource accelerate: got {setup}, expected a file of {SETUPS}/: {known}")

@@ -37,7 +37,7 @@ def find_source(path: Path, project: Path) -> Source:
     for folder in (path, *path.parents):
         # A merged checkpoint has one of its own inside, without a job's key.
         file = folder / "provenance.json"
-        if file.is_file() and "key" in json.loads(file.read_text()):
+        if file.is_file() and "key" in json.loads(file.read_text(encoding="utf-8")):
             return job_source(folder, project)
         if folder.parent.name == "collect_evaluations":
             return table_source(folder)
@@ -54,7 +54,7 @@ def find_source(path: Path, project: Path) -> Source:
 
 def job_source(folder: Path, project: Path) -> Source:
     """A result that a job made."""
-    record = json.loads((folder / "provenance.json").read_text())
+    record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     inputs = {project / path: md5 for path, md5 in record["inputs"].items()}
     pointers = tuple(path for path in inputs if path.suffix == ".dvc")
     return Source(folder, describe(record, inputs), pointers)
@@ -101,7 +101,9 @@ def figure_source(path: Path, project: Path) -> Source | None:
     """A figure: a stage of dvc.lock with the path among its outputs."""
     if not (project / "dvc.lock").is_file():
         return None
-    for name, stage in yaml.safe_load((project / "dvc.lock").read_text())["stages"].items():
+    for name, stage in yaml.safe_load((project / "dvc.lock").read_text(encoding="utf-8"))[
+        "stages"
+    ].items():
         if any(project / out["path"] == path for out in stage["outs"]):
             tables = [project / dep["path"] for dep in stage["deps"] if dep["path"].endswith("csv")]
             folders = dict.fromkeys(table.parent for table in tables)
@@ -117,7 +119,9 @@ def provenance_tree(path: Path, project: Path) -> Iterator[str]:
 def _branch(
     source: Source, project: Path, lead: str, indent: str, seen: set[Path]
 ) -> Iterator[str]:
-    name = source.path.relative_to(project)
+    # Results outside the project are named in full.
+    path = source.path
+    name = path.relative_to(project) if path.is_relative_to(project) else path
     if source.path in seen:
         yield f"{lead}{name}  (above)"
         return

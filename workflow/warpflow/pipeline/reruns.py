@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,11 @@ from warpflow.pipeline.code_files import definitions
 from warpflow.pipeline.contents import read_pointer
 from warpflow.pipeline.dvc_cache import find_folder, find_text
 from warpflow.pipeline.jobs import code_record, is_small, make_record, parse_run
+from warpflow.pipeline.point_jobs import Front
+from warpflow.pipeline.user import provide_user
 
 WRAPPER = "warpflow.pipeline.jobs"
+FRONT_WRAPPER = "warpflow.pipeline.point_jobs"
 
 
 @dataclass(frozen=True)
@@ -43,24 +47,21 @@ class Due:
     @property
     def is_heavy(self) -> bool:
         """Whether the job wrapper runs it; tables, figures and trackers run without."""
-        return f"{WRAPPER} run " in self.command
+        return f"{WRAPPER} run " in self.command or f"{FRONT_WRAPPER} " in self.command
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A wrapped command, taken apart: as the arguments of `jobs.run`."""
+    """A result that a wrapped command makes: the arguments of `jobs.run`, and the first output that
+    the rule declares."""
 
     makes: list[Path]
     inputs: list[str]
     command: list[str]
     functions: list[str]
     results: Path
-
-    @classmethod
-    def of(cls, shell: str) -> Parts:
-        words = shlex.split(shell)
-        given, command = parse_run(words[words.index(WRAPPER) + 1 :])
-        return cls(given.makes, given.inputs, command, given.functions, given.results)
+    target: str
+    models: list[str] = field(default_factory=list)
 
     @property
     def provenance(self) -> Path:
@@ -71,9 +72,18 @@ class Parts:
         """The result's name, as in the plan."""
         return self.makes[0].parent.relative_to(self.results).as_posix()
 
+    @property
+    def last_outputs(self) -> list[str]:
+        """What Snakemake makes last of it: pointers of folders, else the declared output."""
+        if is_small(self.makes[0]):
+            return [self.target]
+        return [str(made.with_name(f"{made.name}.dvc")) for made in self.makes]
+
     def record(self) -> dict[str, Any]:
         """What would go in now. Every input must be there."""
-        return make_record(self.makes, self.inputs, self.command, self.functions)
+        return make_record(
+            self.makes, self.inputs, self.command, self.functions, models=self.models
+        )
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,28 @@ class Differences:
     @property
     def lines(self) -> list[str]:
         return [*self.settings, *self.inputs, *self.code]
+
+
+def parts_of(job: Due) -> list[Parts]:
+    """What a heavy job makes: one result, or each point of a front."""
+    words, target = shlex.split(job.command), job.outputs[0]
+    if FRONT_WRAPPER not in words:
+        given, command = parse_run(words[words.index(WRAPPER) + 1 :])
+        made = (given.makes, given.inputs, command, given.functions, given.results, target)
+        return [Parts(*made, given.models)]
+    front = Front.of(words[words.index(FRONT_WRAPPER) + 1 :])
+    return [
+        Parts(
+            [Path(point.out)],
+            [*front.inputs, *point.inputs],
+            [*front.command, *point.words],
+            front.functions,
+            front.results,
+            target,
+            front.models,
+        )
+        for point in front.points
+    ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -112,6 +144,8 @@ def due_jobs(given: argparse.Namespace) -> tuple[list[Due], dict[str, Any]]:
     Args:
         given: of `add_arguments`.
     """
+    for line in provide_user():
+        print(line, file=sys.stderr)
     from snakemake.api import SnakemakeApi  # an import of seconds, for this alone
     from snakemake.settings.types import (
         ConfigSettings,
@@ -157,9 +191,12 @@ def waiting(due: Sequence[Due]) -> Iterator[tuple[Parts, list[str]]]:
     by_output = {output: job for job in due for output in job.outputs}
     in_place: set[str] = set()
     for job in due:
-        if job.is_heavy:
-            parts = Parts.of(job.command)
-            before = {Parts.of(b.command).result for b in heavy_before(job, by_output)} - in_place
+        if not job.is_heavy:
+            continue
+        made_before = [p for b in heavy_before(job, by_output) for p in parts_of(b)]
+        for parts in parts_of(job):
+            read = {Path(path).parent for path in parts.inputs}
+            before = {p.result for p in made_before if p.makes[0].parent in read} - in_place
             if not before and is_in_place(parts):
                 in_place.add(parts.result)
             yield parts, sorted(before)
@@ -183,7 +220,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], results: Path) -
     """
     return Differences(
         settings=list(setting_lines(old, new)),
-        inputs=list(input_lines(old["inputs"], new["inputs"])),
+        inputs=list(input_lines(contents(old), contents(new))),
         code=list(code_lines(old["code"], new["code"], results)),
     )
 
@@ -200,7 +237,7 @@ def setting_lines(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[st
 def flags_of(record: Mapping[str, Any]) -> dict[str, str]:
     """The flags of a record's command, each with its values; of inputs and results the content, or
     the name, in place of the path."""
-    inputs = record["inputs"]
+    inputs = contents(record)
     found: dict[str, list[str]] = {}
     flag = "command"
     for word in record["command"]:
@@ -210,6 +247,11 @@ def flags_of(record: Mapping[str, Any]) -> dict[str, str]:
         elif word not in inputs and flag not in ("--out", "--tables"):
             found.setdefault(flag, []).append(word)
     return {name: " ".join(words) for name, words in found.items()}
+
+
+def contents(record: Mapping[str, Any]) -> dict[str, str]:
+    """What was read, by path: inputs, and models of the user's."""
+    return {**record["inputs"], **record.get("models", {})}
 
 
 def input_lines(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
@@ -229,7 +271,7 @@ def code_lines(old: Mapping[str, Any], new: Mapping[str, Any], results: Path) ->
     """Files whose code does something else now, with the functions and classes that changed."""
     before, after = old["files"], new["files"]
     file = code_record(old["hash"], results)
-    known = json.loads(file.read_text()) if file.is_file() else {}
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for path in sorted(before.keys() | after.keys()):
         if path not in after:
             yield f"code {path}: is no longer used"
@@ -261,7 +303,7 @@ def explain(parts: Parts, waits_for: Sequence[str]) -> tuple[str, list[str]]:
     lines = [f"input {name}: is due itself" for name in waits_for]
     if not parts.provenance.is_file():
         return "runs", [*lines, "it has not been made yet"]
-    old = json.loads(parts.provenance.read_text())
+    old = json.loads(parts.provenance.read_text(encoding="utf-8"))
     if any(not Path(path).is_file() for path in parts.inputs):
         return "waits for its inputs", lines
     new = parts.record()
@@ -287,7 +329,9 @@ def is_in_place(parts: Parts) -> bool:
         return False
     key = parts.record()["key"]
     if is_small(parts.makes[0]):
-        return parts.makes[0].is_file() and find_text(key) == parts.makes[0].read_text("utf-8")
+        return parts.makes[0].is_file() and find_text(key) == parts.makes[0].read_text(
+            encoding="utf-8"
+        )
     for folder in parts.makes:
         pointer, found = folder.with_name(f"{folder.name}.dvc"), find_folder(key, folder.name)
         if not (found and pointer.is_file() and read_pointer(pointer)["md5"] == found["md5"]):

@@ -91,6 +91,18 @@ def describe_excess(rule: str, needs: Needs, nodes: list[Needs]) -> str:
     return f"rule {rule} asks {where} for " + ", and for ".join(parts)
 
 
+def step_warning(rules: Collection[str]) -> str | None:
+    """Said where this is a job of SLURM without its programs, as in a container: RL runs get no
+    step of their own."""
+    if "train_policy" not in rules or "SLURM_JOB_ID" not in os.environ or shutil.which("srun"):
+        return None
+    return (
+        f"this is job {os.environ['SLURM_JOB_ID']} of SLURM, but srun is not on the PATH: RL runs "
+        "are started without a step of their own. A SIGTERM of SLURM may not come to them, so that "
+        "they go on from their last save (train_policy.save_every)"
+    )
+
+
 def login_node_warning(rules: Collection[str]) -> str | None:
     """Said where training would run on what may be a cluster's login node; workstations may have
     SLURM too, so it is no error."""

@@ -66,7 +66,7 @@ def named_in(file: str, variable: str) -> list[Any]:
         ValueError: the file does not assign such a dict or tuple of names.
     """
     names: list[Any] = []
-    for node in ast.parse((LIBRARY / file).read_text()).body:
+    for node in ast.parse((LIBRARY / file).read_text(encoding="utf-8")).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if variable in [getattr(target, "id", None) for target in targets]:
             value = getattr(node, "value", None)

@@ -32,6 +32,23 @@ def is_reward(name: str) -> str:
     return name
 
 
+FOLDER = r"^[^.:][^:]*$"
+
+
+def is_folder(path: str) -> str:
+    if not re.match(FOLDER, path):
+        raise ValueError(
+            "a folder below the project's root, or an absolute path, without a colon and a dot at "
+            "its beginning"
+        )
+    return path
+
+
+ResultsFolder = Annotated[
+    str, AfterValidator(is_folder), Field(json_schema_extra={"pattern": FOLDER})
+]
+
+
 @section
 class Config:
     """The default run: WARP on the embedded synthetic language; no download, no GPU, about ten
@@ -39,9 +56,10 @@ class Config:
     `snakemake --cores all --configfile config/other.yaml` lays another file's keys over these.
     Write small numbers as 1.0e-4 (YAML reads 1e-4 as text)."""
 
-    results: Annotated[str, Field(pattern=r"^[^/~.][^:]*$")] = "results"
+    results: ResultsFolder = "results"
     """Folder of everything that is made, relative to the project's root. Give each config its own,
-    so that runs lie side by side."""
+    so that runs lie side by side. Below a symbolic link, or at an absolute path outside the
+    project (`~/warp`, `$SCRATCH/warp`), results are not tracked by DVC."""
     seed: Natural = 0
     """Base of every random stream. The same seed, config and thread count give the same bytes."""
     policy: Policy = Policy()

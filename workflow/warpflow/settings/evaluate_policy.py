@@ -48,6 +48,9 @@ class EvaluatePolicy(Evaluation):
     are; a reward model (folder or hub name); or `held_out_preferences: 0.5`, a reward model trained
     here on that share of the preferences, which the other one then never sees. Several: each by a
     name, `{model: {held_out_preferences: 0.5}, words: my_rewards:words}`."""
+    points_per_job: Count | None = None
+    """Policies that one job evaluates; null: all of an iteration. 1 on a cluster where every point
+    is to have a GPU of its own. The results do not depend on it."""
 
 
 @section

@@ -28,8 +28,9 @@ class Model:
     """Which policy it is."""
 
     path: str | None = None
-    """Your Hugging Face policy (folder or hub name), or a GGUF file (folder/file.gguf), whose
-    weights become float32; `fetch_policy`: that of the section of this name; null: build one."""
+    """Your Hugging Face policy (folder or hub name, docs/your_models.md), or a GGUF file
+    (folder/file.gguf), whose weights become float32; `fetch_policy`: that of the section of this
+    name; null: build one."""
     architecture: Architecture = Field(
         default_factory=lambda: {
             "model_type": "gemma",

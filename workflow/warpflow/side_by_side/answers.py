@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warpflow.data.files import Row, read_rows, require_columns
+from warpflow.data.files import Row, read_rows, require_columns, require_whole, texts_of
 
 OWN = ("instruction", "output", "finished", "columns")
 KEY = "compare_answers"  # the config section whose files these are
@@ -45,6 +45,9 @@ def read_answers(path: str | Path) -> list[Answer]:
             raise ValueError(
                 f"{path}, row {number}: output must be text, got {row['output']!r:.80}"
             )
+        for column in ("instruction", "output"):
+            for text in texts_of(row[column]):
+                require_whole(text, f"{path}, row {number}: {column}")
         first = seen.setdefault(prompt_key(row["instruction"]), number)
         if first != number:
             raise ValueError(
@@ -75,7 +78,9 @@ def write_answers(path: str | Path, answers: Sequence[Answer], generator: str) -
         }
         for answer in answers
     ]
-    Path(path).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    # Half a character in a further column stays what it was in the prompts' file: a JSON escape.
+    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def prompt_key(prompt: Any) -> str:

@@ -48,7 +48,7 @@ class UnreachableError(Exception):
 
 def read_template(path: str | Path) -> str:
     """The question to a judge; ValueError where it lacks one of the fields."""
-    text = Path(path).read_text()
+    text = Path(path).read_text(encoding="utf-8")
     missing = [name for name in FIELDS if f"{{{name}}}" not in text]
     if missing:
         raise ValueError(
@@ -162,7 +162,7 @@ def read_replies(folder: Path) -> dict[str, Reply]:
     skipped."""
     replies = {}
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:

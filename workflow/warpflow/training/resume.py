@@ -89,7 +89,7 @@ def load_state(
     """
     if not (folder / LAST).is_file():
         return None
-    last = json.loads((folder / LAST).read_text())
+    last = json.loads((folder / LAST).read_text(encoding="utf-8"))
     writers = process_count() if is_sharded(run.policy) else 1
     if last["writers"] != writers:
         raise ValueError(

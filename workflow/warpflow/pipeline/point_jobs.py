@@ -1,0 +1,287 @@
+"""Run rule `evaluate_front`: one command for several points, each of them under a key of its own.
+
+    python -m warpflow.pipeline.point_jobs --points JSON --index FILE --log FILE --inputs FILE... \\
+        -- COMMAND...
+
+A point is one small file, evaluation.json, with its provenance.json beside it, as if a job of its
+own had made it (`pipeline.jobs`). Those that are known under their key are taken from DVC's run
+cache; COMMAND computes only the others, all in one process. It writes each file as soon as its
+point is done, under a name with the key, so that a job that was killed leaves what it finished to
+the next one. At last the index is written, which names each file with the hash of its content: the
+rule's declared output, so that later rules run again when one of the files changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from warpflow.pipeline.contents import write_atomically
+from warpflow.pipeline.dvc_cache import KEPT
+from warpflow.pipeline.jobs import (
+    ONE,
+    code_of,
+    compute,
+    environment,
+    keep,
+    keep_definitions,
+    make_record,
+    remove,
+    require_inputs,
+    restore,
+    stop,
+)
+from warpflow.pipeline.user import provide_user
+
+POINTS = "--points"
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is evaluated, and where to.
+
+    Attributes:
+        out: the file to make.
+        policy: pointer of the weights, or of those at η = 1.
+        init: pointer of the weights at η = 0. eta: both None where `policy` alone is meant.
+    """
+
+    out: str
+    policy: str
+    init: str | None = None
+    eta: str | None = None
+
+    @property
+    def inputs(self) -> list[str]:
+        return [path for path in (self.init, self.policy) if path]
+
+    @property
+    def words(self) -> list[str]:
+        """The command line of this point alone."""
+        composed = ["--init", self.init, "--eta", self.eta] if self.init and self.eta else []
+        return ["--policy", self.policy, *composed, "--out", self.out]
+
+    def computed_as(self, key: str) -> Path:
+        """Where the command writes it: a file that is there is the whole result of the key."""
+        made = Path(self.out)
+        return made.with_name(f"{made.stem}.{key[:16]}{made.suffix}")
+
+    def entry(self, key: str) -> dict[str, Any]:
+        """What the script is told of it."""
+        told: dict[str, Any] = {
+            "policy": self.policy.removesuffix(".dvc"),
+            "out": str(self.computed_as(key)),
+        }
+        if self.init and self.eta:
+            told |= {"init": self.init.removesuffix(".dvc"), "eta": float(self.eta)}
+        return told
+
+
+@dataclass(frozen=True)
+class Front:
+    """A wrapped command, taken apart.
+
+    Attributes:
+        inputs: that all points share.
+        command: without its points.
+        functions, models: that the settings name, as of `jobs.make_record`.
+        runtime_args: for the command, that do not change the results.
+    """
+
+    points: list[Point]
+    index: Path
+    results: Path
+    log: Path
+    inputs: list[str]
+    command: list[str]
+    functions: list[str]
+    models: list[str]
+    runtime_args: list[str]
+    gpus: int
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Front:
+        """From the arguments of this module's command line."""
+        if "--" not in words:
+            sys.exit("point_jobs: expected -- and a command")
+        cut = list(words).index("--")
+        given = parser().parse_args(list(words)[:cut])
+        return cls(
+            points=[Point(**point) for point in json.loads(given.points)],
+            index=given.index,
+            results=given.results,
+            log=given.log,
+            inputs=given.inputs,
+            command=list(words)[cut + 1 :],
+            functions=given.functions,
+            models=given.models,
+            runtime_args=shlex.split(given.runtime_args),
+            gpus=given.gpus,
+        )
+
+
+def run_front(front: Front) -> None:
+    """Make the file of every point unless it is at hand already, then the index. Where a point
+    fails, the others are kept, there is no index, and the exit status is the command's."""
+    code = code_of(front.command, front.functions)
+    records = records_of(front, code)
+    keep_definitions(records[0], front.results)
+    due: dict[str, Point] = {}  # one for each key: points of equal weights are one result
+    for point, record in zip(front.points, records, strict=True):
+        if not take(point, record):
+            due.setdefault(record["key"], point)
+    started = time.time()
+    status = compute_points(front, due) if due else say_restored(front)
+    seconds = round((time.time() - started) / max(1, len(due)), 1)  # start-up shared out
+    made = {key: left for key, point in due.items() if (left := point.computed_as(key)).is_file()}
+    contents = {key: left.read_bytes() for key, left in made.items()}
+    loaded = records
+    if due and any(not Path(model).exists() for model in front.models):
+        # The command loaded a name on the hub: only now is it known which commit that is.
+        loaded = records_of(front, code)
+    for point, record, now in zip(front.points, records, loaded, strict=True):
+        if record["key"] in contents:
+            details = {"environment": environment(ONE), "seconds": seconds}
+            hand_over(point, contents[record["key"]], now, details)
+    if status:
+        stop(status, front.log)
+    restored = len(due) < len({record["key"] for record in records})
+    write_index(front, restored, loaded[0].get("models", {}))
+
+
+def records_of(front: Front, code: dict[str, str]) -> list[dict[str, Any]]:
+    """What goes into each point, of the code `code`."""
+    return [
+        make_record(
+            [Path(point.out)],
+            [*front.inputs, *point.inputs],
+            [*front.command, *point.words],
+            code=code,
+            models=front.models,
+        )
+        for point in front.points
+    ]
+
+
+def take(point: Point, record: Mapping[str, Any]) -> bool:
+    """Take a point's file where it is at hand: from DVC's run cache, from a job that was killed
+    before it could hand the file over, or in place; whether it was."""
+    made, left = Path(point.out), point.computed_as(record["key"])
+    details = restore([made], record["key"]) or in_place(made, record["key"])
+    if details is not None:
+        write_provenance(made, record, details)
+    elif left.is_file():
+        details = {"environment": environment(ONE), "seconds": None}
+        hand_over(point, left.read_bytes(), record, details)
+    return details is not None
+
+
+def in_place(made: Path, key: str) -> dict[str, Any] | None:
+    """How the file that is there was made, where it is the whole result of the key; what counts
+    without DVC."""
+    provenance = made.with_name("provenance.json")
+    if not made.is_file() or not provenance.is_file():
+        return None
+    record = json.loads(provenance.read_text(encoding="utf-8"))
+    if record["key"] != key or record.get("sha256") != sha256(made.read_bytes()):
+        return None
+    return {name: record[name] for name in KEPT if name in record} | {"restored": True}
+
+
+def compute_points(front: Front, due: Mapping[str, Point]) -> int:
+    """Run the command for the points that are due, by their keys; its exit status."""
+    inputs = [*front.inputs, *(path for point in due.values() for path in point.inputs)]
+    require_inputs(list(dict.fromkeys(inputs)))
+    for point in due.values():
+        Path(point.out).parent.mkdir(parents=True, exist_ok=True)
+    entries = [point.entry(key) for key, point in due.items()]
+    command = [*front.command, POINTS, json.dumps(entries), *front.runtime_args]
+    return compute(inputs, command, front.log, front.gpus)
+
+
+def say_restored(front: Front) -> int:
+    names = "\n".join(point.out for point in front.points)
+    front.log.write_text(
+        f"already made from the same inputs, not computed again:\n{names}\n", encoding="utf-8"
+    )
+    return 0
+
+
+def hand_over(
+    point: Point, content: bytes, record: Mapping[str, Any], details: Mapping[str, Any]
+) -> None:
+    """Put a point's file in place, remember it under its key, and tidy up what jobs left there."""
+    made = Path(point.out)
+    write_atomically(made, content)
+    keep([made], dict(record), dict(details))
+    write_provenance(made, record, details)
+    for left in made.parent.glob(f"{made.stem}.*{made.suffix}"):
+        remove(left)
+
+
+def write_provenance(made: Path, record: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+    document = {**record, **details, "sha256": sha256(made.read_bytes())}
+    text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+    write_atomically(made.with_name("provenance.json"), text.encode())
+
+
+def write_index(front: Front, restored: bool, models: Mapping[str, str]) -> None:
+    """The rule's outputs: the index, and a provenance.json that says whether any was restored, so
+    that nobody takes the job's time for that of all points, and which content the user's models
+    had (`freshness.other_models`)."""
+    note: dict[str, Any] = {"points": [point.out for point in front.points]}
+    note |= {"models": dict(models)} if models else {}
+    note |= {"restored": True} if restored else {}
+    write_atomically(front.index.with_name("provenance.json"), (json.dumps(note) + "\n").encode())
+    files = {
+        Path(point.out).relative_to(front.results).as_posix(): sha256(Path(point.out).read_bytes())
+        for point in front.points
+    }
+    text = json.dumps(files, indent=1, sort_keys=True) + "\n"
+    write_atomically(front.index, text.encode())
+
+
+def listed_files(index: Path, results: Path) -> Iterator[tuple[str, str]]:
+    """The files of an index and their SHA-256, by path; none where it is no index."""
+    if index.name == "evaluations.json" and index.is_file():
+        for name, hashed in json.loads(index.read_text(encoding="utf-8")).items():
+            yield str(results / name), hashed
+
+
+def sha256(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments before ``--``."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--points", required=True, help="JSON list of out, policy, init, eta")
+    made.add_argument("--index", type=Path, required=True, help="file that names what was made")
+    made.add_argument("--results", type=Path, required=True, help="folder of all results")
+    made.add_argument("--log", type=Path, required=True, help="for what the command prints")
+    made.add_argument("--inputs", nargs="*", default=[], help="that all points share")
+    made.add_argument("--functions", nargs="*", default=[], help="module:function of settings")
+    made.add_argument("--models", nargs="*", default=[], help="of the user's, to be loaded")
+    made.add_argument("--runtime_args", default="", help="arguments that do not change the result")
+    made.add_argument("--gpus", type=int, default=0, help="to hold while the command runs")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    for line in provide_user():
+        print(line, file=sys.stderr)
+    run_front(Front.of(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    main()
