@@ -9,7 +9,7 @@ ifeq ($(shell [ -d "$$HOME" ] && { [ "$$HOME" != / ] || [ -w / ]; } && echo yes)
 export HOME := $(shell mktemp -d)
 endif
 
-.PHONY: run smollm2 plan why test lint docs clean lock image
+.PHONY: run smollm2 plan why test trl lint docs clean lock image
 run: $(VENV)/installed  ## the default run: everything, from data to report
 	snakemake --cores all
 
@@ -25,6 +25,9 @@ why: $(VENV)/installed  ## why jobs are due, and what they cost: make why [CONFI
 test: lint  ## linters, then all tests; those that run Snakemake use both cores themselves
 	pytest -m "not workflow" -n 2 --dist loadfile
 	pytest -m workflow
+
+trl: $(VENV)/installed  ## TRL in an environment of its own: the test of our RL step against TRL's then runs too
+	python benchmarks/trl_environment.py
 
 lint: $(VENV)/installed
 	ruff check .
@@ -54,4 +57,4 @@ image:  ## the environment as a Docker image, for `--software-deployment-method 
 	docker build --tag warpflow:latest .
 
 clean:  ## the environment and caches; results stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-trl .pytest_cache .ruff_cache .mypy_cache

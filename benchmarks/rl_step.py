@@ -3,12 +3,12 @@
     python benchmarks/rl_step.py --model tiny --lengths varying
     python benchmarks/rl_step.py --model tiny --members 2      # two runs at once, on two cores
 
-TRL is not a dependency: the first run makes an environment of its own beside the project's (folder
-.venv-trl) and starts itself there. Both sides have the same model, prompts, batch, lengths, reward,
-KL weight and an EMA anchor moved at every step; TRL's slow CPU defaults (bf16, gradient
-checkpointing) are off. After each step of TRL ours makes one, so both meet the same machine. The
-completion lengths are governed by the model's logit of EOS: `full` (none ends early) or `varying`
-(half end before half of the maximum).
+TRL is not a dependency: the first run makes an environment of its own beside the project's
+(trl_environment.py) and starts itself there. Both sides have the same model, prompts, batch,
+lengths, reward, KL weight and an EMA anchor moved at every step; TRL's slow CPU defaults (bf16,
+gradient checkpointing) are off. After each step of TRL ours makes one, so both meet the same
+machine. The completion lengths are governed by the model's logit of EOS: `full` (none ends early)
+or `varying` (half end before half of the maximum).
 
 With --members 2 the clock is the wall's: two runs of ours side by side, a core each, against two of
 TRL one after the other, each with both cores. With --device cuda all clocks are the wall's.
@@ -26,11 +26,12 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-TRL = "trl==1.16.0"
+from trl_environment import ENVIRONMENT, PYTHON, make_environment
+
 PROMPTS, GENERATIONS, PROMPT_TOKENS = 16, 4, 8
 BETA, MU, LEARNING_RATE = 0.05, 0.01, 1e-8  # a larger rate moves the lengths within a few steps
 WARM_UP = 3  # steps
@@ -105,20 +106,10 @@ def clock_of(device: str) -> float:
 
 def start_in_trl_environment() -> None:
     """Go on in an environment that has TRL besides all that this one has."""
-    environment = ROOT / ".venv-trl"
-    python = environment / "bin" / "python"
-    if Path(sys.prefix) == environment:
+    if Path(sys.prefix) == ENVIRONMENT:
         return
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-        paths = [path for path in sys.path if path.endswith("site-packages")]
-        (site,) = environment.glob("lib/python*/site-packages")
-        (site / "base.pth").write_text(
-            "\n".join([*paths, str(ROOT / "workflow")]) + "\n", encoding="utf-8"
-        )
-        pip = [python, "-m", "pip", "install", "--quiet", TRL, "-c", ROOT / "requirements.lock"]
-        subprocess.run(pip, check=True)
-    os.execv(python, [str(python), *sys.argv])
+    make_environment()
+    os.execv(PYTHON, [str(PYTHON), *sys.argv])
 
 
 def make_model(folder: Path, size: dict[str, int], half: int, ended: float) -> None:
@@ -340,7 +331,8 @@ def report(
     print(
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, lengths "
         f"{arguments.lengths}, {PROMPTS * GENERATIONS} completions of up to {arguments.new_tokens} "
-        f"tokens, {arguments.device}, {arguments.dtype}, {arguments.threads} thread(s), {TRL}\n"
+        f"tokens, {arguments.device}, {arguments.dtype}, {arguments.threads} thread(s), "
+        f"TRL {version('trl')}\n"
     )
     print("| | s/step | tokens/s | mean length |\n|---|---|---|---|")
     for name, seconds in (("TRL RLOOTrainer", trl), ("ours", mine)):
