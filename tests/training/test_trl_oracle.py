@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-trl/bin/python"
 # Where a run of config/smollm2.yaml leaves the model; a variable names a copy of it elsewhere.
 SMOLLM2 = Path(os.environ.get("TRL_ORACLE_MODEL", ROOT / "results/smollm2/fetch_policy/checkpoint"))
-TOLERANCE = 1e-5  # of each number; the gradient's largest are 5e-2
-BY_NORM = 1e-4  # a large model's gradient has small numbers only
-ONE_WORD, TALE = "Say only the word yes.", "Tell a long story about a fox."
+TOLERANCE = 1e-5  # of each number
+# Of all numbers by norm, which tells more where all are small. The weights of a large model go a
+# way so short that fp32 rounds it noticeably, above all in TRL's average: it scales, then adds.
+GRADIENT_SHARE, WEIGHTS_SHARE = 1e-4, 1e-2
+SHORT, LONG = "What is the capital of France?", "Tell a long story about a fox."  # answers
 
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="TRL is not installed: run `make trl`")
 
@@ -112,15 +114,20 @@ def our_gradients(
             yield taken
 
 
-def apart(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[float, float]:
-    """The largest difference of a number, and the norm of all differences over TRL's norm."""
+def norm(tensors: Iterable[Tensor]) -> float:
+    return float(torch.stack([tensor.norm() for tensor in tensors]).norm())
+
+
+def apart(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], start: Mapping[str, Tensor] | None
+) -> tuple[float, float]:
+    """The largest difference of a number; and all differences by norm, as a share of TRL's
+    gradient, or of the way that TRL's weights went from `start`."""
     assert ours.keys() == theirs.keys()
-    differences = [(ours[name] - theirs[name]).detach() for name in theirs]
-    norms = [
-        torch.stack([tensor.norm() for tensor in tensors]).norm()
-        for tensors in (differences, theirs.values())
-    ]
-    return max(float(d.abs().max()) for d in differences), float(norms[0] / norms[1])
+    with torch.no_grad():
+        differences = [ours[name] - theirs[name] for name in theirs]
+        way = theirs.values() if start is None else [theirs[n] - start[n] for n in theirs]
+        return max(float(d.abs().max()) for d in differences), norm(differences) / norm(way)
 
 
 def compare(steps: Steps, **changes: Any) -> dict[str, tuple[float, float]]:
@@ -130,27 +137,28 @@ def compare(steps: Steps, **changes: Any) -> dict[str, tuple[float, float]]:
     run = reinforce.start_run(policy, policy, settings)
     found = {}
     for step, ours in enumerate(our_gradients(run, steps, settings)):
-        found[f"gradient {step + 1}"] = apart(ours, steps.gradients[step])
-    found["policy"] = apart(dict(run.policy.named_parameters()), steps.policy)
-    found["EMA"] = apart(dict(run.anchor.model.named_parameters()), steps.anchor)
+        found[f"gradient {step + 1}"] = apart(ours, steps.gradients[step], None)
+    start = dict(load_policy(steps.model).named_parameters())
+    anchor = run.anchor.model
+    found["policy"] = apart(dict(policy.named_parameters()), steps.policy, start)
+    found["EMA"] = apart(dict(anchor.named_parameters()), steps.anchor, start)
     for name, (largest, share) in found.items():
-        print(f"{changes} {name}: at most {largest:.1e} apart, by norm {share:.1e}")
+        print(f"{changes} {name}: at most {largest:.1e} apart, by norm a share of {share:.1e}")
     return found
 
 
 def agree(found: Mapping[str, tuple[float, float]]) -> bool:
-    return all(largest < TOLERANCE and share < BY_NORM for largest, share in found.values())
+    return all(
+        largest < TOLERANCE and share < (GRADIENT_SHARE if "gradient" in name else WEIGHTS_SHARE)
+        for name, (largest, share) in found.items()
+    )
 
 
-def check_steps(steps: Steps) -> None:
-    """Some rows are cut and some end; policy and EMA move by far more than the tolerance."""
+def check_batches(steps: Steps) -> None:
+    """Some rows are cut and some end, and prompts are padded."""
     for batch in steps.batches:
         assert 0 < int(batch.finished.sum()) < len(batch.finished)
-        assert not bool(batch.is_prompt.all()), "prompts of unlike lengths"
-    start = dict(load_policy(steps.model).named_parameters())
-    for weights in (steps.policy, steps.anchor):
-        assert apart(start, weights)[0] > 3 * TOLERANCE
-    assert apart(steps.policy, steps.anchor)[0] > 3 * TOLERANCE
+        assert not bool(batch.is_prompt.all())
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +170,7 @@ def tiny(
     save_checkpoint(make_model("llama"), make_tokenizer(), folder / "tiny")
     settings = dataclasses.replace(
         SETTINGS, steps=2, batch_size=16, samples_per_prompt=4, max_new_tokens=12,
-        learning_rate=1e-3, max_grad_norm=0.1, temperature=0.8, beta=3.0, mu=0.2,
+        learning_rate=1e-3, max_grad_norm=0.1, temperature=0.8, beta=1.0, mu=0.2,
     )  # fmt: skip
     return run_trl(
         folder / "tiny", ["w1 w2 w3", "w4", "w5 w6", "w7 w8 w9 w10 w11"], settings, folder
@@ -171,14 +179,14 @@ def tiny(
 
 @pytest.mark.parametrize("micro_batch_size", [None, 4])
 def test_steps_are_those_of_trl(tiny: Steps, micro_batch_size: int | None) -> None:
-    check_steps(tiny)
+    check_batches(tiny)
     assert agree(compare(tiny, micro_batch_size=micro_batch_size))
 
 
 @pytest.mark.parametrize(
     ("changes", "differs"),
     [
-        ({"beta": 2.9}, "gradient 2"),
+        ({"beta": 0.9}, "gradient 2"),
         ({"temperature": 0.79}, "gradient 1"),
         ({"baseline": "batch"}, "gradient 1"),
         ({"length_penalty": 1e-3}, "gradient 1"),
@@ -204,10 +212,10 @@ def test_steps_of_smollm2_are_those_of_trl() -> None:
     """Eight completions through the chat template; EOS is the pad token too."""
     settings = dataclasses.replace(
         SETTINGS, steps=2, batch_size=8, samples_per_prompt=4, max_new_tokens=12,
-        learning_rate=1e-4, max_grad_norm=1.0, temperature=0.8, beta=0.1, mu=0.2,
+        learning_rate=5e-6, max_grad_norm=1.0, temperature=0.8, beta=0.1, mu=0.2,
     )  # fmt: skip
-    prompts: list[Prompt] = [[{"role": "user", "content": text}] for text in (ONE_WORD, TALE)]
+    prompts: list[Prompt] = [[{"role": "user", "content": text}] for text in (SHORT, LONG)]
     with tempfile.TemporaryDirectory() as folder:  # 2 GB, which pytest would keep
         steps = run_trl(SMOLLM2, prompts, settings, Path(folder))
-        check_steps(steps)
+        check_batches(steps)
         assert agree(compare(steps))
