@@ -124,10 +124,10 @@ def apart(
     """The largest difference of a number; and all differences by norm, as a share of TRL's
     gradient, or of the way that TRL's weights went from `start`."""
     assert ours.keys() == theirs.keys()
-    with torch.no_grad():
-        differences = [ours[name] - theirs[name] for name in theirs]
-        way = theirs.values() if start is None else [theirs[n] - start[n] for n in theirs]
-        return max(float(d.abs().max()) for d in differences), norm(differences) / norm(way)
+    with torch.no_grad():  # one tensor after the other: of a large model all would take much memory
+        largest = max(float((ours[n] - theirs[n]).abs().max()) for n in theirs)
+        way = norm(theirs[n] if start is None else theirs[n] - start[n] for n in theirs)
+        return largest, norm(ours[n] - theirs[n] for n in theirs) / way
 
 
 def compare(steps: Steps, **changes: Any) -> dict[str, tuple[float, float]]:
