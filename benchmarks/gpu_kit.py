@@ -44,6 +44,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -192,8 +193,8 @@ def check_packages() -> None:
     wanted = " ".join(f"{name}=={pinned[name]}" for name in missing)
     tag = f"{sys.version_info.major}.{sys.version_info.minor}"
     sys.exit(
-        f"These packages are missing here, or too old: {', '.join(missing)}. Carry their wheels. On "
-        "a machine with network:\n"
+        f"These packages are missing here, or too old: {', '.join(missing)}. Carry their wheels. "
+        "On a machine with network:\n"
         f"  python -m pip download --no-deps --only-binary=:all: --python-version {tag} "
         f"--platform manylinux_2_17_{platform.machine()} "
         f"--platform manylinux_2_28_{platform.machine()} --dest wheels {wanted}\n"
@@ -214,7 +215,6 @@ def prepare_environment(device: str) -> None:
     known = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *([known] if known else [])])
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # else cuBLAS may differ from run to run
     if device == "cpu":
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
@@ -277,7 +277,10 @@ def run_part(part: str, arguments: argparse.Namespace, work: Path, deadline: flo
     process.join(left)
     if process.is_alive():
         assert process.pid is not None
-        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+        except ProcessLookupError:  # it has not come so far as to have a group
+            process.kill()
         process.join()
         with found.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(Row(part, FAILED, None, note="out of time"))) + "\n")
@@ -301,8 +304,17 @@ def write_rows(part: str, size: str, device: str, work: Path, out: Path, start: 
                 file.flush()
         except BaseException as error:  # written down, and raised again
             last = "".join(traceback.format_exception_only(error)).strip()
-            file.write(json.dumps(asdict(Row(part, FAILED, None, note=last))) + "\n")
+            file.write(json.dumps(asdict(Row(part, FAILED, None, note=last[-500:]))) + "\n")
             raise
+
+
+def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """A folder of inputs, made unless it is there; half of one is none."""
+    if not folder.is_dir():
+        making = folder.with_name(folder.name + ".making")
+        make(making)
+        making.rename(folder)
+    return folder
 
 
 def write(out: Path, machine: dict[str, str], rows: list[Row]) -> None:
@@ -471,6 +483,7 @@ def start_ours(arguments: argparse.Namespace, work: Path) -> Any:
 
 def measure_step(size: Size, device: str, work: Path, start: str) -> Iterator[Row]:
     import rl_step
+    import torch
 
     from warpflow.lm.fast import layers
 
@@ -479,6 +492,8 @@ def measure_step(size: Size, device: str, work: Path, start: str) -> Iterator[Ro
     for _ in range(rl_step.WARM_UP):
         next(ours.steps)
     ours.phases.clear()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     before, taken, longest = ours.tokens, [], []
     for _ in range(arguments.steps):
         started = rl_step.clock_of(device)
@@ -509,8 +524,6 @@ def measure_step(size: Size, device: str, work: Path, start: str) -> Iterator[Ro
         used = "yes" if known.get(what) else "no: the library's forward pass"
         yield Row("step", f"fast layers in {what}", used)
     if device == "cuda":
-        import torch
-
         yield Row("step", "peak memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
 
 
@@ -549,14 +562,17 @@ def measure_memory(size: Size, device: str, work: Path, start: str) -> Iterator[
 
     logging.disable_progress_bar()
     for name, changes in size.memory:
-        folder = work / f"memory-{name}"
-        if not folder.is_dir():
-            with torch.device(device):
-                memory.make_inputs(folder, memory.SIZES[name])
-        expected = memory.expect(folder, changes, device)
-        torch.cuda.empty_cache()
-        peak, _ = memory.measure(folder, memory.SETTINGS | changes, memory.GIVE_BACK)
         what = f"{name}, {memory.describe(changes)}"
+        with torch.device(device):
+            inputs = partial(memory.make_inputs, size=memory.SIZES[name])
+            folder = make_once(work / f"memory-{name}", inputs)
+        torch.cuda.empty_cache()
+        expected = memory.expect(folder, changes, device)
+        try:
+            peak, _ = memory.measure(folder, memory.SETTINGS | changes, memory.GIVE_BACK)
+        except SystemExit as error:  # out of memory, say; its log is the message
+            yield Row("memory", FAILED, None, note=f"{what}: …{str(error)[-500:]}")
+            continue
         note = f"estimate {expected:.0f} MB, off by {expected / peak - 1:+.1%}"
         yield Row("memory", what, peak, "MB", note)
 
@@ -578,6 +594,8 @@ def train_member(
     import rl_step
     import torch
 
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # or torch calls cuBLAS not deterministic
     arguments = step_arguments(size, device, learning_rate=learning_rate)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -611,7 +629,7 @@ def run_members(
 
     rl_step.make_inputs(step_arguments(size, device), work / "step")  # once, for all
     context = multiprocessing.get_context(start)
-    barrier = context.Barrier(count, timeout=300) if together else None
+    barrier = context.Barrier(count, timeout=180) if together else None
     outs = [work / f"member{number}.json" for number in range(count)]
     processes = [
         context.Process(target=train_member, args=(size, device, work, out, *rest, barrier))
@@ -664,7 +682,13 @@ def measure_two_at_once(size: Size, device: str, work: Path, start: str) -> Iter
 
 def run_tests(size: Size, device: str, work: Path, start: str) -> Iterator[Row]:
     """On a CPU they are only collected: they are part of all tests there."""
-    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests"]
+    # By name: other files import what need not be here, Snakemake for one.
+    files = [
+        str(path)
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "pytest.mark.gpu" in path.read_text(encoding="utf-8")
+    ]
+    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *files]
     if device == "cpu":
         words.append("--collect-only")
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -682,11 +706,11 @@ def measure_merge(size: Size, device: str, work: Path, start: str) -> Iterator[R
     import merge
     import torch
 
-    inputs, out = work / "merge/inputs", work / "merge/out"
-    large = size.merged > 0
-    if not inputs.is_dir():
-        layers = merge.layers_of(size.merged) if large else 1
-        merge.make_checkpoints(inputs, merge.WIDE if large else merge.TINY, layers, torch.bfloat16)
+    large, out = size.merged > 0, work / "merged"
+    shape = (merge.WIDE, merge.layers_of(size.merged)) if large else (merge.TINY, 1)
+    inputs = make_once(
+        work / "to_merge", lambda folder: merge.make_checkpoints(folder, *shape, torch.bfloat16)
+    )
     merge.execute(merge.floor_command(inputs, out))  # into the page cache
     cases = {
         "merge of two, 1 process": [merge.merge_command(inputs, out)],

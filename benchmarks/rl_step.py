@@ -252,7 +252,8 @@ def make_inputs(arguments: argparse.Namespace, folder: Path) -> list[str]:
     if not (folder / "model").is_dir():
         ended = 0.5 if arguments.lengths == "varying" else 1e-6
         half, device = arguments.new_tokens // 2, arguments.device
-        make_model(folder / "model", size, half, ended, arguments.prompt_tokens, device)
+        make_model(folder / "making", size, half, ended, arguments.prompt_tokens, device)
+        (folder / "making").rename(folder / "model")  # half a model is none
     random.seed(0)
     words = [f"w{i}" for i in range(size["words"])]
     return [" ".join(random.choices(words, k=arguments.prompt_tokens)) for _ in range(1024)]
