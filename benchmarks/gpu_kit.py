@@ -93,6 +93,8 @@ class Size:
 
     Attributes:
         step: flags of benchmarks/rl_step.py.
+        trl, members: other flags where TRL's models are on the card besides, and where two runs
+            are: by reckoning, 80 GB are too few for two runs as `step`.
         memory: size and settings of benchmarks/memory.py, a run each.
         matrix: width of the square matrices that are multiplied.
         copied: bytes of the tensor that is copied.
@@ -100,6 +102,8 @@ class Size:
     """
 
     step: dict[str, Any]
+    trl: dict[str, Any]
+    members: dict[str, Any]
     memory: list[tuple[str, dict[str, Any]]]
     matrix: int
     copied: int
@@ -110,6 +114,8 @@ AT_1B = {"compute_dtype": "bfloat16", "batch_size": 128, "max_new_tokens": 96}
 SIZES = {
     "tiny": Size(
         {"model": "tiny", "prompts": 4, "generations": 2, "new_tokens": 8, "steps": 2},
+        {},
+        {},
         [("tiny", {})],
         256,
         2**20,
@@ -120,6 +126,8 @@ SIZES = {
             **{"model": "1b", "dtype": "bfloat16", "prompts": 32, "generations": 4, "steps": 10},
             **{"prompt_tokens": 64, "new_tokens": 128},
         },
+        {"prompts": 8},
+        {"model": "400m"},
         [
             ("1b", AT_1B),
             ("1b", AT_1B | {"micro_batch_size": 16}),
@@ -477,7 +485,7 @@ def start_ours(arguments: argparse.Namespace, work: Path) -> Any:
     logging.disable_progress_bar()
     if arguments.device == "cpu":
         torch.set_num_threads(1)
-    folder = work / "step"
+    folder = work / arguments.model
     return rl_step.Ours(arguments, folder / "model", rl_step.make_inputs(arguments, folder))
 
 
@@ -537,16 +545,17 @@ def measure_trl(size: Size, device: str, work: Path, start: str) -> Iterator[Row
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    arguments = step_arguments(size, device)
-    prompts = rl_step.make_inputs(arguments, work / "step")
-    (work / "step/out").mkdir(exist_ok=True)
-    clock, lengths, _, _ = rl_step.measure_trl(arguments, work / "step", prompts)
+    arguments = step_arguments(size, device, **size.trl)
+    folder = work / arguments.model
+    prompts = rl_step.make_inputs(arguments, folder)
+    clock, lengths, _, _ = rl_step.measure_trl(arguments, folder, prompts)
     rows = arguments.prompts * arguments.generations
     ratios = [a / b for a, b in zip(clock["trl"], clock["ours"], strict=True)][rl_step.WARM_UP :]
     for side, name in (("trl", "TRL RLOOTrainer"), ("ours", "ours, in turn with it")):
         seconds = statistics.median(clock[side][rl_step.WARM_UP :])
         length = statistics.mean(lengths[side][rl_step.WARM_UP :])
-        yield Row("trl", f"a step, {name}", seconds, "s", f"{length:.1f} tokens on average")
+        note = f"{rows} completions of {length:.1f} tokens on average"
+        yield Row("trl", f"a step, {name}", seconds, "s", note)
         yield Row("trl", f"completions, {name}", rows * length / seconds, "tokens/s")
     spread = f"{min(ratios):.2f}–{max(ratios):.2f} over the steps"
     yield Row("trl", "TRL / ours", statistics.median(ratios), "", spread)
@@ -596,7 +605,7 @@ def train_member(
 
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # or torch calls cuBLAS not deterministic
-    arguments = step_arguments(size, device, learning_rate=learning_rate)
+    arguments = step_arguments(size, device, **size.members, learning_rate=learning_rate)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
@@ -627,7 +636,8 @@ def run_members(
     """
     import rl_step
 
-    rl_step.make_inputs(step_arguments(size, device), work / "step")  # once, for all
+    arguments = step_arguments(size, device, **size.members)
+    rl_step.make_inputs(arguments, work / arguments.model)  # once, for all
     context = multiprocessing.get_context(start)
     barrier = context.Barrier(count, timeout=180) if together else None
     outs = [work / f"member{number}.json" for number in range(count)]
@@ -669,7 +679,8 @@ def measure_two_at_once(size: Size, device: str, work: Path, start: str) -> Iter
     (alone,) = run_members(1, size, device, work, start, 1e-8, False)
     both = run_members(2, size, device, work, start, 1e-8, False, together=True)
     slower = max(member["seconds"] for member in both)
-    yield Row("two_at_once", "a step, one run alone", alone["seconds"] / steps, "s")
+    model = (size.step | size.members)["model"]
+    yield Row("two_at_once", "a step, one run alone", alone["seconds"] / steps, "s", model)
     yield Row("two_at_once", "a step of each, two runs at once", slower / steps, "s")
     ratio = 2 * alone["seconds"] / slower
     yield Row("two_at_once", "two at once against one after the other", ratio, "times as fast")

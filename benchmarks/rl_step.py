@@ -37,6 +37,10 @@ WARM_UP = 3  # steps
 MODELS = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "words": 512},
     "30m": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "words": 8000},
+    "400m": {
+        **{"hidden_size": 1024, "num_hidden_layers": 18, "num_attention_heads": 16},
+        "words": 50000,
+    },
     "1b": {"hidden_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 16, "words": 50000},
 }
 

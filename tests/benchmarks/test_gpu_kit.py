@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu_kit import NEEDED, NOT_RUN, PARTS, SIZES, Speed, Work, least_seconds
+from gpu_kit import NEEDED, NOT_RUN, PARTS, SIZES, Speed, Work, least_seconds, step_arguments
 
 ROOT = Path(__file__).parents[2]
 # What a bare machine lacks.
@@ -141,8 +141,10 @@ def test_the_sizes_are_of_models_and_settings_that_exist() -> None:
     from warpflow.training.reinforce import ReinforceSettings
 
     for size in SIZES.values():
-        words = [word for key, value in size.step.items() for word in (f"--{key}", str(value))]
-        assert rl_step.make_parser().parse_args(words).model in rl_step.MODELS
+        for changes in ({}, size.trl, size.members):
+            arguments = step_arguments(size, "cpu", **changes)
+            assert arguments.model in rl_step.MODELS
+            assert arguments.generations > 1, "baseline rloo"
         for name, changes in size.memory:
             assert name in memory.SIZES
             ReinforceSettings(**memory.SETTINGS | changes)
