@@ -255,7 +255,9 @@ def commit() -> str:
     """Of the working tree, with a + where files differ from it."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+"]
     try:
-        found = subprocess.run([*words, "--exclude=*"], capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            [*words, "--exclude=*"], capture_output=True, encoding="utf-8", check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown (give --commit)"
     return found.stdout.strip()
@@ -704,7 +706,9 @@ def run_tests(size: Size, device: str, work: Path, start: str) -> Iterator[Row]:
         words.append("--collect-only")
     # Plugins that happen to be there are no part of these tests.
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, encoding="utf-8"
+    )
     lines = done.stdout.strip().splitlines()
     yield Row("tests", "pytest -m gpu", lines[-1].strip("= ") if lines else "printed nothing")
     for line in lines:
