@@ -39,6 +39,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 256, "num_hidden_layers": 4, "words": 2000},
     "medium": {"hidden_size": 512, "num_hidden_layers": 8, "words": 8000},
     "large": {"hidden_size": 768, "num_hidden_layers": 12, "words": 16000},
+    # For a GPU (benchmarks/gpu_kit.py); `tiny` tries that script.
+    "1b": {"hidden_size": 2048, "num_hidden_layers": 14, "words": 50000},
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "words": 200},
 }
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("small", {}),
@@ -88,7 +91,24 @@ def main() -> None:
 
 
 def row(name: str, changes: dict[str, Any], folder: Path, device: str) -> str:
-    make_inputs(folder, dict(SIZES[name]))
+    make_inputs(folder, SIZES[name])
+    expected = expect(folder, changes, device)
+    settings = SETTINGS | changes
+    tight, tight_seconds = measure(folder, settings, GIVE_BACK)
+    usual, usual_seconds = measure(folder, settings, {})
+    described = describe(changes)
+    return (
+        f"| {name} | {described} | {expected:.0f} | {tight:.0f} | {expected / tight - 1:+.0%} "
+        f"| {tight_seconds:.0f} | {usual:.0f} | {usual_seconds:.0f} |"
+    )
+
+
+def describe(changes: dict[str, Any]) -> str:
+    return json.dumps(changes).strip("{}").replace('"', "") or "defaults"
+
+
+def expect(folder: Path, changes: dict[str, Any], device: str) -> float:
+    """The estimate in MB, on a CPU with the libraries."""
     settings = SETTINGS | changes
     configs = (AutoConfig.from_pretrained(folder / part) for part in ("sft", "reward_model"))
     estimate = estimate_training(
@@ -98,19 +118,12 @@ def row(name: str, changes: dict[str, Any], folder: Path, device: str) -> str:
         evaluate_prompts=PROMPTS,
         evaluate_batch_size=PROMPTS,
     )
-    expected = estimate.peak / 1e6 + (libraries() if device == "cpu" else 0)
-    tight, tight_seconds = measure(folder, settings, GIVE_BACK)
-    usual, usual_seconds = measure(folder, settings, {})
-    described = json.dumps(changes).strip("{}").replace('"', "") or "defaults"
-    return (
-        f"| {name} | {described} | {expected:.0f} | {tight:.0f} | {expected / tight - 1:+.0%} "
-        f"| {tight_seconds:.0f} | {usual:.0f} | {usual_seconds:.0f} |"
-    )
+    return estimate.peak / 1e6 + (libraries() if device == "cpu" else 0)
 
 
 def make_inputs(folder: Path, size: dict[str, Any]) -> None:
     """sft/, reward_model/ and data/ of a Gemma of this size, random."""
-    tokenizer = make_tokenizer(size.pop("words"))
+    tokenizer = make_tokenizer(size["words"])
     heads = size["hidden_size"] // 64
     architecture = {
         "model_type": "gemma",
@@ -119,7 +132,7 @@ def make_inputs(folder: Path, size: dict[str, Any]) -> None:
         "num_key_value_heads": heads,
         "head_dim": 64,
         "max_position_embeddings": 128,
-        **size,
+        **{key: value for key, value in size.items() if key != "words"},
     }
     policy = build_policy(architecture, tokenizer, seed=0)
     save_checkpoint(policy, tokenizer, folder / "sft")

@@ -38,24 +38,36 @@ WARM_UP = 3  # steps
 MODELS = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "words": 512},
     "30m": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "words": 8000},
+    "400m": {
+        **{"hidden_size": 1024, "num_hidden_layers": 18, "num_attention_heads": 16},
+        "words": 50000,
+    },
     "1b": {"hidden_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 16, "words": 50000},
 }
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--lengths", choices=["full", "varying"], default="full")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="of a step")
+    parser.add_argument("--generations", type=int, default=GENERATIONS, help="of a prompt")
+    parser.add_argument("--prompt_tokens", type=int, default=PROMPT_TOKENS)
     parser.add_argument("--new_tokens", type=int, default=32, help="limit of a completion")
     parser.add_argument("--steps", type=int, default=12, help=f"measured, after {WARM_UP}")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--learning_rate", type=float, default=LEARNING_RATE)
     parser.add_argument("--members", type=int, default=1, help="2: two runs on two cores")
     parser.add_argument("--side", choices=["both", "ours", "trl"], default="both")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = make_parser().parse_args()
     start_in_trl_environment()
     if arguments.device == "cpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="")
@@ -112,10 +124,12 @@ def start_in_trl_environment() -> None:
     os.execv(PYTHON, [str(PYTHON), *sys.argv])
 
 
-def make_model(folder: Path, size: dict[str, int], half: int, ended: float) -> None:
+def make_model(
+    folder: Path, size: dict[str, int], half: int, ended: float, prompt_tokens: int, device: str
+) -> None:
     """A random Llama and its word tokenizer, of whose completions the share `ended` is shorter than
     `half` tokens: a channel of the residual stream is constant, and only the output layer's row of
-    EOS reads it."""
+    EOS reads it. It is made on `device`: on a CPU a billion weights take minutes."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -129,15 +143,18 @@ def make_model(folder: Path, size: dict[str, int], half: int, ended: float) -> N
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **special)
     architecture = {key: value for key, value in size.items() if key != "words"}
     architecture |= {"intermediate_size": 4 * size["hidden_size"], "tie_word_embeddings": False}
-    model = build_policy({"model_type": "llama", **architecture}, tokenizer, seed=0)
-    ids = torch.randint(4, len(words), (256, PROMPT_TOKENS + half))
+    with torch.device(device):
+        model = build_policy({"model_type": "llama", **architecture}, tokenizer, seed=0)
+        ids = torch.randint(4, len(words), (256, prompt_tokens + half))
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] = 1
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0
         model.lm_head.weight[:, 0] = model.lm_head.weight[2] = 0
-        hidden = model.model(input_ids=ids).last_hidden_state[:, PROMPT_TOKENS - 1 : -1]
-        others = model.lm_head(hidden)[..., torch.arange(len(words)) != 2].logsumexp(-1)
+        hidden = model.model(input_ids=ids).last_hidden_state[:, prompt_tokens - 1 : -1]
+        kept = torch.arange(len(words), device=device) != 2
+        # Row by row: all logits of a large model would not fit.
+        others = torch.stack([model.lm_head(row)[:, kept].logsumexp(-1) for row in hidden])
         low, high = -1000.0, 1000.0
         for _ in range(60):
             model.lm_head.weight[2, 0] = middle = (low + high) / 2
@@ -163,9 +180,9 @@ class Ours:
         tokenizer = load_tokenizer(folder)
         self.settings = reinforce.ReinforceSettings(
             steps=10**6,
-            batch_size=PROMPTS * GENERATIONS,
-            samples_per_prompt=GENERATIONS,
-            learning_rate=LEARNING_RATE,
+            batch_size=arguments.prompts * arguments.generations,
+            samples_per_prompt=arguments.generations,
+            learning_rate=arguments.learning_rate,
             warmup_steps=0,
             max_grad_norm=1.0,
             temperature=1.0,
@@ -181,7 +198,7 @@ class Ours:
         )
         self.device = arguments.device
         policy = load_policy(folder)
-        run = reinforce.start_run(policy, policy, self.settings)
+        self.run = run = reinforce.start_run(policy, policy, self.settings)
         self.phases: dict[str, float] = defaultdict(float)
         for module, function, phase in (
             (reinforce, "sample_batch", "sample"),
@@ -190,7 +207,7 @@ class Ours:
         ):
             setattr(module, function, self.timed(phase, getattr(module, function)))
         run.optimizer.step = self.timed("optimiser", run.optimizer.step)  # type: ignore[method-assign]
-        self.tokens = 0
+        self.tokens = self.longest = 0
         self.steps = reinforce.train_policy(
             run,
             self.timed("reward", self.reward),
@@ -220,7 +237,21 @@ class Ours:
             for ids, mask in zip(batch.response_ids, batch.is_response, strict=True)
         ]
         self.tokens += sum(map(len, rows))
+        self.longest = max(map(len, rows))  # of the last step
         return torch.tensor([reward_of(row) for row in rows], device=batch.response_ids.device)
+
+
+def make_inputs(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """The prompts; the model goes to `folder`/model, unless it is there."""
+    size = MODELS[arguments.model]
+    if not (folder / "model").is_dir():
+        ended = 0.5 if arguments.lengths == "varying" else 1e-6
+        half, device = arguments.new_tokens // 2, arguments.device
+        make_model(folder / "making", size, half, ended, arguments.prompt_tokens, device)
+        (folder / "making").rename(folder / "model")  # half a model is none
+    random.seed(0)
+    words = [f"w{i}" for i in range(size["words"])]
+    return [" ".join(random.choices(words, k=arguments.prompt_tokens)) for _ in range(1024)]
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
@@ -229,12 +260,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
 
     logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
-    ended = 0.5 if arguments.lengths == "varying" else 1e-6
-    size = MODELS[arguments.model]
-    make_model(folder / "model", size, arguments.new_tokens // 2, ended)
-    random.seed(0)
-    words = [f"w{i}" for i in range(size["words"])]
-    prompts = [" ".join(random.choices(words, k=PROMPT_TOKENS)) for _ in range(1024)]
+    prompts = make_inputs(arguments, folder)
     if arguments.side == "ours":
         ours = Ours(arguments, folder / "model", prompts)
         for _ in range(WARM_UP):
@@ -244,31 +270,37 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             next(ours.steps)
         print(time.perf_counter() - started)
         return
-    measure_trl(arguments, folder, prompts)
+    clock, lengths, other, model = measure_trl(arguments, folder, prompts)
+    if other:
+        report(arguments, clock, lengths, other, model)
+    else:
+        print(clock["wall"][-1] - clock["wall"][WARM_UP - 1])
 
 
-def measure_trl(arguments: argparse.Namespace, folder: Path, prompts: list[str]) -> None:
-    """TRL's trainer; after each of its steps ours makes one, unless TRL is to run alone."""
+def measure_trl(
+    arguments: argparse.Namespace, folder: Path, prompts: list[str]
+) -> tuple[dict[str, list[float]], dict[str, list[float]], Ours | None, Any]:
+    """TRL's trainer; after each of its steps ours makes one, unless TRL is to run alone. Seconds
+    and mean length of each step by side (`trl`, `ours`), our side, and TRL's model."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import RLOOConfig, RLOOTrainer
 
-    alone = arguments.side == "trl"
+    alone, rows = arguments.side == "trl", arguments.prompts * arguments.generations
     ours = None if alone else Ours(arguments, folder / "model", prompts)
     clock: dict[str, list[float]] = defaultdict(list)
     lengths: dict[str, list[float]] = defaultdict(list)
-    walls: list[float] = []
 
     class Interleave(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             now = clock_of(arguments.device)
-            walls.append(time.perf_counter())
+            clock["wall"].append(time.perf_counter())
             clock["trl"].append(now - clock["trl_start"][-1])
             if ours:
                 before = ours.tokens
                 next(ours.steps)
                 clock["ours"].append(clock_of(arguments.device) - now)
-                lengths["ours"].append((ours.tokens - before) / PROMPTS / GENERATIONS)
+                lengths["ours"].append((ours.tokens - before) / rows)
                 if len(clock["ours"]) == WARM_UP:
                     ours.phases.clear()
             clock["trl_start"].append(clock_of(arguments.device))
@@ -282,12 +314,12 @@ def measure_trl(arguments: argparse.Namespace, folder: Path, prompts: list[str])
         reward_funcs=trl_reward,
         args=RLOOConfig(
             output_dir=str(folder / "out"),
-            per_device_train_batch_size=PROMPTS * GENERATIONS,
+            per_device_train_batch_size=rows,
             gradient_accumulation_steps=1,
-            num_generations=GENERATIONS,
+            num_generations=arguments.generations,
             max_completion_length=arguments.new_tokens,
             max_steps=arguments.steps + WARM_UP,
-            learning_rate=LEARNING_RATE,
+            learning_rate=arguments.learning_rate,
             lr_scheduler_type="constant",
             beta=BETA,
             bf16=arguments.dtype == "bfloat16",
@@ -311,10 +343,7 @@ def measure_trl(arguments: argparse.Namespace, folder: Path, prompts: list[str])
     )
     clock["trl_start"].append(clock_of(arguments.device))
     trainer.train()
-    if ours:
-        report(arguments, clock, lengths, ours, trainer.model)
-    else:
-        print(walls[-1] - walls[WARM_UP - 1])
+    return clock, lengths, ours, trainer.model
 
 
 def report(
@@ -325,22 +354,23 @@ def report(
     model: Any,
 ) -> None:
     """A markdown table: seconds a step, and the ratio with its spread over the steps."""
+    rows = arguments.prompts * arguments.generations
     trl, mine = clock["trl"][WARM_UP:], clock["ours"][WARM_UP:]
     ratios = sorted(a / b for a, b in zip(trl, mine, strict=True))
     quarter = len(ratios) // 4
     print(
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, lengths "
-        f"{arguments.lengths}, {PROMPTS * GENERATIONS} completions of up to {arguments.new_tokens} "
+        f"{arguments.lengths}, {rows} completions of up to {arguments.new_tokens} "
         f"tokens, {arguments.device}, {arguments.dtype}, {arguments.threads} thread(s), "
         f"TRL {version('trl')}\n"
     )
     print("| | s/step | tokens/s | mean length |\n|---|---|---|---|")
     for name, seconds in (("TRL RLOOTrainer", trl), ("ours", mine)):
         length = statistics.mean(lengths["trl" if "TRL" in name else "ours"][WARM_UP:])
-        rate = length * PROMPTS * GENERATIONS / statistics.median(seconds)
+        rate = length * rows / statistics.median(seconds)
         print(f"| {name} | {statistics.median(seconds):.3f} | {rate:.0f} | {length:.1f} |")
     length = statistics.mean(lengths["ours"][WARM_UP:])
-    least = floor(model, length, arguments.device)
+    least = floor(model, length, arguments)
     print(f"| floor: the products alone | {least:.3f} | | {length:.1f} |")
     spread = f"{ratios[quarter]:.2f}–{ratios[-quarter - 1]:.2f}"
     print(f"\nratio TRL / ours: {statistics.median(ratios):.2f} (middle half {spread})")
@@ -350,7 +380,7 @@ def report(
     print("our phases, ms/step:", json.dumps({k: round(1e3 * v, 1) for k, v in known.items()}))
 
 
-def floor(model: Any, length: float, device: str) -> float:
+def floor(model: Any, length: float, arguments: argparse.Namespace) -> float:
     """Seconds of the matrix products that a step cannot do without, at the speed of a large one:
     each prompt read once and each token of a completion, then policy and anchor forward and the
     policy backward (twice a forward) over all of them; attention's own products are left out."""
@@ -359,9 +389,9 @@ def floor(model: Any, length: float, device: str) -> float:
     output = model.get_output_embeddings().weight.numel()
     inner = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n)
     inner -= output
-    rows = PROMPTS * GENERATIONS
-    sampled = PROMPTS * PROMPT_TOKENS + rows * length
-    scored = 4 * rows * (PROMPT_TOKENS + length)
+    device, rows = arguments.device, arguments.prompts * arguments.generations
+    sampled = arguments.prompts * arguments.prompt_tokens + rows * length
+    scored = 4 * rows * (arguments.prompt_tokens + length)
     products = 2 * inner * (sampled + scored) + 2 * output * 5 * rows * length
     width = model.config.hidden_size
     a, b = torch.randn(2048, width, device=device), torch.randn(width, 4 * width, device=device)

@@ -4,13 +4,15 @@
 
 Nothing is loaded but configs, and the user's files are not opened. Once the run has made some
 results, times are its own (benchmark files in RESULTS/logs/); before, they follow from the
-operations of a job and `--tflops`, else they are unknown. `snakemake -n` says what would run now.
+operations of a job and `--tflops`, else they are unknown. Sampling has a rate of its own where
+`--sampling-tokens-per-second` gives it. `snakemake -n` says what would run now.
 Next in reading order: warpflow.estimates.costs.jobs_of.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,26 +52,50 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--utilisation", type=float, default=0.3, help="share of them that is reached (0.3)"
     )
+    parser.add_argument(
+        "--sampling-tokens-per-second",
+        type=positive,
+        help="completion tokens of a whole batch that one device samples in a second; default: "
+        "sampling goes by --tflops and --utilisation too",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.sampling_tokens_per_second and not arguments.tflops:
+        parser.error("--sampling-tokens-per-second: give --tflops too, for all but sampling")
     config = read_config((*CONFIGS, *arguments.configfile))
     check_config(config, files=False)
     plan = make_plan(config)
     if arguments.group not in plan.groups:
         parser.error(f"--group {arguments.group}: expected one of {', '.join(plan.groups)}")
     speed = arguments.tflops and arguments.tflops * 1e12 * arguments.utilisation
-    print("\n".join(describe(config, plan, arguments.group, speed)))
+    sampling_speed = arguments.sampling_tokens_per_second
+    print("\n".join(describe(config, plan, arguments.group, speed, sampling_speed)))
     if speed:
+        drawn = f", sampling at {sampling_speed:g} tokens/s" if sampling_speed else ""
         print(
-            f"Times not measured: at {arguments.utilisation:.0%} of {arguments.tflops:g} TFLOP/s."
+            f"Times not measured: at {arguments.utilisation:.0%} of {arguments.tflops:g} TFLOP/s"
+            f"{drawn}."
         )
 
 
-def describe(config: Mapping[str, Any], plan: Plan, group: str, speed: float | None) -> list[str]:
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a number above 0")
+    return value
+
+
+def describe(
+    config: Mapping[str, Any],
+    plan: Plan,
+    group: str,
+    speed: float | None,
+    sampling_speed: float | None = None,
+) -> list[str]:
     """The plan to read, line by line."""
     jobs = jobs_of(config, plan, group)
     results = Path(config["results"])
     known = {job: found for job in jobs if (found := measured(results, job))}
-    times = {job: seconds_of(job, known, speed) for job in jobs}
+    times = {job: seconds_of(job, known, speed, sampling_speed) for job in jobs}
     lines = [f"group {group} of {results}: {len(jobs)} jobs, {len(known)} of them measured", ""]
     lines.append(f"{'rule':20}{'jobs':>6}{'made':>6}{'hours':>10}{'to go':>10}{'host MB':>10}")
     for rule in dict.fromkeys(job.rule for job in jobs):

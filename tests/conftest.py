@@ -16,10 +16,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from warpflow.lm.log_probs import Completions
-from warpflow.lm.models import build_policy
+from warpflow.lm.models import build_policy, to_device
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests load local folders only
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the CPU everywhere: exact comparisons hold there
 torch.set_num_threads(1)  # same sums in the same order on every machine, and no over-subscription
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
@@ -91,6 +90,13 @@ Perturb = Callable[..., PreTrainedModel]
 Enumerate = Callable[..., Completions]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The CPU everywhere, since exact comparisons hold there; but `pytest -m gpu` puts the models
+    of `make_model` on the GPU, in tests that are marked for it."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Each test draws the same numbers whatever ran before it."""
@@ -130,7 +136,7 @@ def make_model(make_tokenizer: MakeTokenizer) -> MakeModel:
             for parameter in model.parameters():
                 if parameter.dim() == 1:
                     parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-        return model
+        return to_device(model)
 
     return make
 
@@ -152,7 +158,7 @@ def perturb() -> Perturb:
         with torch.no_grad():
             for parameter in moved.parameters():
                 parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-        return moved
+        return to_device(moved)
 
     return copy_moved
 

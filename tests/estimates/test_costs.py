@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from warpflow.estimates.costs import (
     Job,
     Measured,
+    Sampling,
     count_parameters,
     jobs_of,
     measured,
@@ -143,6 +144,38 @@ def test_a_time_is_measured_or_scaled_or_follows_from_the_speed() -> None:
     assert seconds_of(Job("merge_policies/a"), {}, 2.0) is None
     merged = {Job("merge_policies/b"): Measured(3.0, 0.0), Job("merge_policies/c"): Measured(5, 0)}
     assert seconds_of(Job("merge_policies/a"), merged, None) == 4.0
+
+
+def test_sampling_may_have_a_rate_of_its_own() -> None:
+    job = Job("train_policy/a", 100.0, sampling=Sampling(tokens=6.0, work=40.0))
+    assert seconds_of(job, {}, 10.0) == 10.0
+    assert seconds_of(job, {}, 10.0, 2.0) == 6 / 2 + 60 / 10
+    assert seconds_of(job, {}, 10.0, 6 / 40 * 10) == pytest.approx(10), "the same rate for both"
+    assert seconds_of(job, {job: Measured(5.0, 100.0)}, 10.0, 2.0) == 5.0, "measured is measured"
+    assert seconds_of(Job("train_sft", 100.0), {}, 10.0, 2.0) == 10.0
+
+
+def test_what_is_sampled_follows_the_settings() -> None:
+    config = load("smoke")
+    jobs = jobs_of(config, make_plan(config), MAIN)
+    new = config["policy"]["max_new_tokens"]
+    run = config["train_policy"] | {"steps": 20, "evaluate_every": 10}
+    expected = new * (20 * run["batch_size"] + 3 * run["evaluate_prompts"])
+    trained = smoke_jobs(train_policy={"steps": 20, "evaluate_every": 10})
+    tokens = {job.sampling.tokens for job in trained if job.rule == "train_policy"}
+    assert tokens == {expected}
+    sampling = {job.rule for job in jobs if job.sampling.tokens}
+    assert sampling == {"train_policy", "evaluate_front", "estimate_optimum"}
+    assert all(0 < job.sampling.work < job.work for job in jobs if job.rule in sampling)
+
+
+@pytest.mark.parametrize("given", [["0"], ["-5"], ["fast"], ["100"]])
+def test_a_sampling_rate_needs_a_sense_and_the_other_rate(
+    given: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--sampling-tokens-per-second", *given])
+    assert "--sampling-tokens-per-second" in capsys.readouterr().err
 
 
 def test_hours_say_that_some_are_not_known() -> None:

@@ -40,7 +40,7 @@ def sample(
     seed: int = 0,
     eos_ids: tuple[int, ...] = (EOS,),
 ) -> Completions:
-    ids, mask = pad_left(prompts, PAD)
+    ids, mask = pad_left(prompts, PAD, model.device)
     return sample_completions(
         model,
         ids,
@@ -49,7 +49,7 @@ def sample(
         temperature=temperature,
         eos_ids=eos_ids,
         pad_id=PAD,
-        uniforms=draw_uniforms(len(prompts), max_new_tokens, "cpu", seed),
+        uniforms=draw_uniforms(len(prompts), max_new_tokens, model.device, seed),
     )
 
 
@@ -233,6 +233,7 @@ def test_lengths_masks_and_finished_agree_with_the_ids(make_model: MakeModel) ->
     assert ends_at_the_limit.any(), "EOS as the last allowed token counts as finished"
 
 
+@pytest.mark.gpu
 def test_the_seed_alone_decides(make_model: MakeModel) -> None:
     model = make_model("llama")
     torch.manual_seed(1)
@@ -242,10 +243,12 @@ def test_the_seed_alone_decides(make_model: MakeModel) -> None:
     assert responses(sample(model, PROMPTS * 4, seed=4)) != first
 
 
+@pytest.mark.gpu
 def test_a_row_does_not_depend_on_the_others(make_model: MakeModel) -> None:
     """So micro-batches, processes and evaluation batches of any size give the same completions."""
-    model, (ids, mask) = make_model("llama"), pad_left(PROMPTS * 4, PAD)
-    uniforms = draw_uniforms(12, 8, "cpu", 0)
+    model = make_model("llama")
+    ids, mask = pad_left(PROMPTS * 4, PAD, model.device)
+    uniforms = draw_uniforms(12, 8, model.device, 0)
     settings = {"max_new_tokens": 8, "temperature": 1.0, "eos_ids": [EOS], "pad_id": PAD}
     whole = responses(sample_completions(model, ids, mask, uniforms=uniforms, **settings))
     for part in (slice(0, 5), slice(5, 12), slice(3, 4)):
@@ -253,12 +256,14 @@ def test_a_row_does_not_depend_on_the_others(make_model: MakeModel) -> None:
         assert responses(rows) == whole[part]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("size", [2, 5, 6, 100])
 def test_chunks_are_sampled_as_the_whole(make_model: MakeModel, size: int) -> None:
     """To the bit, in the whole batch's order, with the completions of a prompt together."""
-    model, (ids, mask) = make_model("gemma"), pad_left(PROMPTS * 3, PAD)
+    model = make_model("gemma")
+    ids, mask = pad_left(PROMPTS * 3, PAD, model.device)
     given = {"max_new_tokens": 12, "temperature": 1.0, "eos_ids": [EOS, 5], "pad_id": PAD}
-    given |= {"uniforms": draw_uniforms(18, 12, "cpu", 0), "samples_per_prompt": 2}
+    given |= {"uniforms": draw_uniforms(18, 12, model.device, 0), "samples_per_prompt": 2}
     whole = sample_completions(model, ids, mask, **given)
     chunks = sample_in_chunks(model, ids, mask, rows_at_once=size, **given)
     assert whole.finished.any() and not whole.finished.all()

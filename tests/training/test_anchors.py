@@ -63,6 +63,7 @@ def test_ema_of_a_tied_model_stays_tied(make_model: MakeModel) -> None:
     torch.testing.assert_close(embedding, (before + policy.get_input_embeddings().weight) / 2)
 
 
+@pytest.mark.gpu
 def test_an_anchor_in_host_memory_trains_the_same_policy_bit_for_bit(
     make_model: MakeModel,
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_bf16_anchor_averages_in_fp32_where_bf16_would_stand_still(
     assert torch.cosine_similarity(stood, goal, dim=0) < 0.5
 
 
+@pytest.mark.gpu
 def test_a_bf16_anchor_of_equal_weights_gives_no_kl(
     make_model: MakeModel, architecture: str
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_bf16_anchor_measures_nearly_the_same_kl(make_model: MakeModel) -> Non
     assert kls["device"] > 1
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("memory", ["host", "bfloat16"])
 def test_an_anchor_apart_resumes_bit_for_bit(
     make_model: MakeModel, tmp_path: Path, memory: str
@@ -163,6 +166,7 @@ def test_averages_are_the_ema_and_the_plain_mean_of_the_policies(make_model: Mak
     assert not torch.equal(averages["ema"], averages["average"])
 
 
+@pytest.mark.gpu
 def test_the_anchors_own_ema_is_not_kept_twice(make_model: MakeModel) -> None:
     chosen = settings(evaluate_weights=["policy", "ema"])
     training = start_run(make_model("llama"), make_model("llama"), chosen)
@@ -184,6 +188,7 @@ def test_elastic_reset_sets_the_policy_to_its_ema_and_that_to_the_init(
     assert not torch.equal(weights(reset.policy), init)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("memory", ["device", "bfloat16"])
 def test_averages_resume_bit_for_bit(make_model: MakeModel, tmp_path: Path, memory: str) -> None:
     chosen = settings(

@@ -265,6 +265,7 @@ def weights(model: PreTrainedModel) -> Tensor:
     return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
 
 
+@pytest.mark.gpu
 def test_a_seed_decides_the_run_and_members_differ(make_model: MakeModel) -> None:
     results: dict[str, tuple[list[StepRow], Tensor]] = {}
     for label, seed in (("first", 1), ("again", 1), ("other", 2)):
@@ -278,6 +279,7 @@ def test_a_seed_decides_the_run_and_members_differ(make_model: MakeModel) -> Non
     assert not torch.equal(results["first"][1], results["other"][1])
 
 
+@pytest.mark.gpu
 def test_training_raises_the_reward(make_model: MakeModel) -> None:
     policy = make_model("llama", initializer_range=0.1)
     chosen = settings(steps=60, batch_size=16, beta=0.01)
@@ -309,6 +311,7 @@ def test_any_architecture_trains_from_shards_and_is_saved_whole(
     assert tied[0] == tied[1]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["ema", "init", "sft", "hard_reset"])
 def test_anchors_start_and_move_as_they_should(
     kind: str, make_model: MakeModel, perturb: Perturb
@@ -337,6 +340,7 @@ def test_anchors_start_and_move_as_they_should(
     assert not torch.equal(weights(policy), init)
 
 
+@pytest.mark.gpu
 def test_mu_1_leaves_no_penalty_after_any_step(make_model: MakeModel) -> None:
     """The anchor is then the policy itself, at every step."""
     rows = run(make_model("llama"), make_model("llama"), settings(mu=1.0))
@@ -386,6 +390,7 @@ def test_prompts_come_once_in_each_pass_and_in_another_order() -> None:
     assert prompts_at(1, 7, 3, seed=1) != prompts_at(1, 7, 3, seed=0)
 
 
+@pytest.mark.gpu
 def test_completions_of_a_prompt_are_adjacent(make_model: MakeModel) -> None:
     seen: list[Completions] = []
 
@@ -417,6 +422,7 @@ def gradient_of(make_model: MakeModel, architecture: str, chosen: ReinforceSetti
     return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("size", [1, 3, 8, 100])
 def test_micro_batches_leave_the_gradient_as_it_is(make_model: MakeModel, size: int) -> None:
     chosen = settings(anchor="sft", max_grad_norm=1e9)
@@ -442,6 +448,7 @@ def test_parts_hold_whole_prompts_of_like_length_each_row_once(size: int | None)
     assert longest == sorted(longest)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("architecture", ["gemma", "gpt2"])
 def test_gradient_checkpointing_recomputes_and_leaves_the_gradient(
     make_model: MakeModel, architecture: str
@@ -465,6 +472,7 @@ def test_gradient_checkpointing_recomputes_and_leaves_the_gradient(
     assert plain_calls == len(calls) + 1, "the backward pass runs each layer forward once more"
 
 
+@pytest.mark.gpu
 def test_bf16_compute_moves_the_policy_as_fp32_does_and_plain_bf16_does_not(
     make_model: MakeModel,
 ) -> None:

@@ -40,6 +40,7 @@ def train(run, chosen, stop: int | None = None) -> list:
     return rows
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("anchor", ["ema", "hard_reset"])
 def test_a_loaded_run_goes_on_bit_for_bit(
     make_model: MakeModel, tmp_path: Path, anchor: str

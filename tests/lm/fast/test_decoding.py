@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import BOS, EOS, PAD, MakeModel
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from warpflow.lm import sampling
@@ -18,7 +19,7 @@ PADDED, LEVEL = [[BOS, 5, 6, 7], [BOS], [BOS, 9, 10]], [[BOS, 5, 6], [BOS, 8, 9]
 
 
 def sample(model: PreTrainedModel, prompts: list[list[int]], count: int = 12) -> Completions:
-    ids, mask = pad_left(prompts, PAD)
+    ids, mask = pad_left(prompts, PAD, model.device)
     return sampling.sample_completions(
         model,
         ids,
@@ -27,7 +28,7 @@ def sample(model: PreTrainedModel, prompts: list[list[int]], count: int = 12) ->
         temperature=1.0,
         eos_ids=[EOS],
         pad_id=PAD,
-        uniforms=draw_uniforms(4 * len(prompts), count, "cpu", 0),
+        uniforms=draw_uniforms(4 * len(prompts), count, model.device, 0),
         samples_per_prompt=4,
     )
 
@@ -44,6 +45,7 @@ def calls_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[in
     return lengths
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("prompts", [PADDED, LEVEL, [[BOS]]], ids=["padded", "not padded", "BOS"])
 def test_the_tokens_are_those_of_the_librarys_forward_pass(
     covered: PreTrainedModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
@@ -64,6 +66,7 @@ def test_the_tokens_are_those_of_the_librarys_forward_pass(
     assert len(ours.lengths.unique()) > 2
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
@@ -71,17 +74,18 @@ def test_the_logits_are_those_of_the_librarys_forward_pass(
     covered: PreTrainedModel, dtype: torch.dtype, in_place: bool
 ) -> None:
     """The prompts, then token by token, in fp32 to rounding and under bf16 autocast to bf16's."""
-    ids, is_prompt = pad_left(PADDED, PAD)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    device = covered.device
+    ids, is_prompt = pad_left(PADDED, PAD, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         caches = [make_cache(covered, 16) for _ in range(2)]
         decoder, is_token = Decoder(covered, caches[0].layers, 16, in_place), is_prompt
-        tokens = [ids, *(torch.tensor([[4 + step], [9 + step], [15 - step]]) for step in range(8))]
-        for token in tokens:
+        steps = (torch.tensor([[4 + step], [9 + step], [15 - step]]) for step in range(8))
+        for token in (ids, *(step.to(device) for step in steps)):
             theirs = next_logits(covered, token, is_token, is_prompt, caches[1])
             ours = decoder(token, is_token, padded=True)
             limit = {torch.float32: 2e-5, torch.bfloat16: 0.05}[dtype]
             assert (ours - theirs).abs().max() <= limit * theirs.abs().max()
-            is_token = torch.cat([is_token, torch.ones(3, 1, dtype=torch.bool)], 1)
+            is_token = pad(is_token, (0, 1), value=True)
 
 
 def test_a_model_that_computes_another_thing_is_noticed_and_sampled_by_the_library(

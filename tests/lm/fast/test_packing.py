@@ -30,7 +30,7 @@ def completions_of(each: int, rows: int = 32, length: int = 40, padded: bool = T
 def values_and_gradient(model: PreTrainedModel, values: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of all values, each with another weight."""
     model.zero_grad(set_to_none=True)
-    (values * torch.linspace(-1, 1, len(values))).sum().backward()
+    (values * torch.linspace(-1, 1, len(values), device=values.device)).sum().backward()
     return values.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
@@ -39,12 +39,14 @@ def assert_same(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], 
         assert (one - other).abs().max() <= by * other.abs().max()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "not padded"])
 @pytest.mark.parametrize("each", [1, 4])
 def test_scores_and_gradient_are_those_of_the_librarys_forward_pass(
     covered: PreTrainedModel, each: int, padded: bool
 ) -> None:
     batch = completions_of(each, padded=padded)
+    batch = Completions(**{name: rows.to(covered.device) for name, rows in vars(batch).items()})
     packed = pack(batch, each)
     assert len(packed.shapes) > 1
 
@@ -58,7 +60,7 @@ def test_scores_and_gradient_are_those_of_the_librarys_forward_pass(
 
     ours, theirs = both()
     assert_same(ours, theirs, 1e-4)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(covered.device.type, torch.bfloat16):
         for rounded, their_rounded, exact in zip(*both(), theirs, strict=True):
             assert rounded.dtype == torch.float32
             assert 0 < (rounded - exact).norm() < 2 * (their_rounded - exact).norm()

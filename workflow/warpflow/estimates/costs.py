@@ -57,6 +57,17 @@ FETCHED = "fetch_policy"
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Completions that a job samples: their tokens, and the operations, their prompts' included."""
+
+    tokens: float = 0.0
+    work: float = 0.0
+
+    def __add__(self, other: Sampling) -> Sampling:
+        return Sampling(self.tokens + other.tokens, self.work + other.work)
+
+
+@dataclass(frozen=True)
 class Job:
     """A heavy job of a run.
 
@@ -64,11 +75,13 @@ class Job:
         result: its name, as in the plan; rule first.
         work: floating-point operations; None where the time goes into reading and writing.
         checkpoint: bytes that stay.
+        sampling: the part of `work` that samples.
     """
 
     result: str
     work: float | None = None
     checkpoint: int = 0
+    sampling: Sampling = Sampling()
 
     @property
     def rule(self) -> str:
@@ -158,7 +171,8 @@ def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
     policy = policy_config(config)
     size = count_parameters(AutoModelForCausalLM, policy)
     judge = count_parameters(AutoModelForSequenceClassification, reward_config(config, policy))
-    tokens = config["policy"]["max_prompt_tokens"] + config["policy"]["max_new_tokens"]
+    prompt, new = config["policy"]["max_prompt_tokens"], config["policy"]["max_new_tokens"]
+    tokens = prompt + new
     sft, reward = config["train_sft"], config["train_reward_model"]
     fetched = [Job(FETCHED, None, 4 * size)] if config["policy"]["path"] == FETCHED else []
     jobs = [
@@ -176,8 +190,9 @@ def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
     members = {name: plan.experiments[name] for name in plan.groups[group]}
     for (name, *_, iteration, _), result in plan.policies.items():
         if name in members:
-            work = training_work(config, members[name], iteration, size, judge)
-            jobs.append(Job(result, work, 4 * size))
+            given = (config, members[name], iteration, size)
+            work, sampling = training_work(*given, judge), training_sampling(*given)
+            jobs.append(Job(result, work, 4 * size, sampling))
     jobs += [
         Job(result, None, 4 * size) for (name, *_), result in plan.merged.items() if name in members
     ]
@@ -186,11 +201,17 @@ def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
         # Points that no iteration starts from are composed where they are evaluated.
         if name in members and (result in starts or point_of(plan, result) is None):
             jobs.append(Job(result, None, 4 * size))
-    drawn = config["estimate_optimum"]["prompts"] * config["estimate_optimum"]["samples_per_prompt"]
-    jobs.append(Job("estimate_optimum", 2.0 * drawn * tokens * (size + judge)))
-    each = evaluation_work(config["evaluate_policy"], size, judge, tokens)
+    optimum = config["estimate_optimum"]
+    drawn = optimum["prompts"] * optimum["samples_per_prompt"]
+    sampling = sampling_of(drawn, size, prompt, new)
+    work = 2.0 * drawn * tokens * (size + judge)
+    jobs.append(Job("estimate_optimum", work, sampling=sampling))
+    evaluated = completions_of(config["evaluate_policy"])
     for front, policies in fronts_of(config, plan, group).items():
-        jobs.append(Job(f"evaluate_front/{front}", each * len(policies)))
+        completions = evaluated * len(policies)
+        work = evaluation_work(completions, size, judge, tokens)
+        sampling = sampling_of(completions, size, prompt, new)
+        jobs.append(Job(f"evaluate_front/{front}", work, sampling=sampling))
     jobs += [Job(result) for result in trajectories(plan, group)]
     if group == MAIN:
         jobs += [*comparison_jobs(config, size), *benchmark_jobs(config, plan)]
@@ -217,12 +238,12 @@ def comparison_jobs(config: Mapping[str, Any], size: int) -> Iterator[Job]:
     """Answers of policies, and judgements; what a judge takes is not known beforehand."""
     for name, comparison in read_comparisons(config).items():
         prompts = count_prompts(config, comparison)
-        tokens = (comparison.max_prompt_tokens or config["policy"]["max_prompt_tokens"]) + (
-            comparison.max_new_tokens or config["policy"]["max_new_tokens"]
-        )
-        work = 2.0 * size * tokens * prompts if prompts else None
+        prompt = comparison.max_prompt_tokens or config["policy"]["max_prompt_tokens"]
+        new = comparison.max_new_tokens or config["policy"]["max_new_tokens"]
+        sampling = sampling_of(prompts or 0, size, prompt, new)
         for contestant in comparison.sampled:
-            yield Job(f"answer_prompts/{name}/{contestant}", work)
+            result = f"answer_prompts/{name}/{contestant}"
+            yield Job(result, sampling.work or None, sampling=sampling)
         for judge in comparison.judges:
             yield Job(f"judge_answers/{name}/{judge}")
 
@@ -276,16 +297,39 @@ def training_work(
     passes = 3 + training["gradient_checkpointing"] + bool(training["micro_batch_size"])
     sampled = 2.0 * size * (prompt / training["samples_per_prompt"] + new)
     scored = 2.0 * (size * (1 + passes) + judge) * (prompt + new)
-    measured = 1 + training["steps"] // training["evaluate_every"]
-    along = {"prompts": training["evaluate_prompts"], "samples_per_prompt": 1}
     return training["steps"] * training["batch_size"] * (sampled + scored) + (
-        measured * evaluation_work(along, size, judge, prompt + new)
+        evaluation_work(completions_along(training), size, judge, prompt + new)
     )
 
 
-def evaluation_work(settings: Mapping[str, Any], size: int, judge: int, tokens: int) -> float:
-    """Operations of one evaluation: sampling, scores by policy and SFT policy, reward model."""
-    completions = settings["prompts"] * settings["samples_per_prompt"]
+def training_sampling(
+    config: Mapping[str, Any], experiment: Experiment, iteration: int, size: int
+) -> Sampling:
+    """What an RL run samples, to train and to be evaluated along the way."""
+    training = policy_settings(experiment, iteration)
+    prompt, new = config["policy"]["max_prompt_tokens"], config["policy"]["max_new_tokens"]
+    trained = training["steps"] * training["batch_size"]
+    return sampling_of(trained, size, prompt / training["samples_per_prompt"], new) + (
+        sampling_of(completions_along(training), size, prompt, new)
+    )
+
+
+def sampling_of(completions: float, size: int, prompt: float, new: int) -> Sampling:
+    """Args: prompt: tokens that are read for each completion."""
+    return Sampling(completions * new, 2.0 * size * completions * (prompt + new))
+
+
+def completions_of(settings: Mapping[str, Any]) -> int:
+    return settings["prompts"] * settings["samples_per_prompt"]
+
+
+def completions_along(training: Mapping[str, Any]) -> int:
+    """Of the evaluations during an RL run, the one before the first step included."""
+    return (1 + training["steps"] // training["evaluate_every"]) * training["evaluate_prompts"]
+
+
+def evaluation_work(completions: int, size: int, judge: int, tokens: int) -> float:
+    """Operations of an evaluation: sampling, scores by policy and SFT policy, reward model."""
     return 2.0 * completions * tokens * (3 * size + judge)
 
 
@@ -318,9 +362,19 @@ def is_made(results: Path, job: Job) -> bool:
     return (results / job.result / "provenance.json").is_file()
 
 
-def seconds_of(job: Job, known: Mapping[Job, Measured], speed: float | None) -> float | None:
+def seconds_of(
+    job: Job,
+    known: Mapping[Job, Measured],
+    speed: float | None,
+    sampling_speed: float | None = None,
+) -> float | None:
     """How long a job takes: as it did; else as others of its rule did, by their work; else by
-    `speed` in operations per second; None where nothing tells."""
+    `speed` in operations per second; None where nothing tells.
+
+    Args:
+        sampling_speed: completion tokens per second; what samples takes as long as this says, and
+            the rest as `speed` says.
+    """
     if job in known:
         return known[job].seconds
     alike = [other for other in known if other.rule == job.rule]
@@ -331,4 +385,8 @@ def seconds_of(job: Job, known: Mapping[Job, Measured], speed: float | None) -> 
         return sum(known[j].seconds for j in alike) / len(alike)
     if job.work == 0:
         return 0.0
-    return job.work / speed if job.work and speed else None
+    if not job.work or not speed:
+        return None
+    if sampling_speed is None:
+        return job.work / speed
+    return job.sampling.tokens / sampling_speed + (job.work - job.sampling.work) / speed
