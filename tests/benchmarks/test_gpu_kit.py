@@ -1,15 +1,28 @@
 """The kit for a GPU, rehearsed on the CPU on a machine without Snakemake, DVC and TRL."""
 
+import argparse
 import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from gpu_kit import NEEDED, NOT_RUN, PARTS, SIZES, Speed, Work, least_seconds, step_arguments
+from gpu_kit import (
+    FAILED,
+    NEEDED,
+    NOT_RUN,
+    PARTS,
+    SIZES,
+    Speed,
+    Work,
+    least_seconds,
+    run_part,
+    step_arguments,
+)
 
 ROOT = Path(__file__).parents[2]
 # What a bare machine lacks.
@@ -78,13 +91,12 @@ def test_every_part_gives_its_rows_on_a_bare_machine(tmp_path: Path) -> None:
 
 def test_a_part_that_is_cut_short_is_written_down(tmp_path: Path) -> None:
     """In a process of its own that imports for itself, as on a GPU."""
-    status, output, rows = kit(tmp_path, "--minutes", "0.05", "--parts", "step", "floor")
-    assert status == 1, output
-    assert [(row["part"], row["what"]) for row in rows if row["value"] is None] == [
-        ("step", "failed"),
-        ("floor", NOT_RUN),
-    ]
-    assert rows[0]["note"] == "out of time"
+    given = argparse.Namespace(minutes=1.0, out=tmp_path, size="tiny", device="cpu", start="spawn")
+    now = time.monotonic()
+    cut, *_ = run_part("step", given, tmp_path / "work", now + 0.5)  # its imports take longer
+    assert (cut.part, cut.what, cut.value, cut.note) == ("step", FAILED, None, "out of time")
+    (late,) = run_part("floor", given, tmp_path / "work", now)
+    assert (late.part, late.what, late.note) == ("floor", NOT_RUN, "--minutes 1 were over")
 
 
 def test_a_missing_package_is_named_with_how_to_carry_it_before_anything_runs(
