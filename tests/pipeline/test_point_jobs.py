@@ -128,6 +128,25 @@ def test_a_setting_that_was_set_back_comes_from_the_cache(repository: Path) -> N
     assert json.loads(INDEX.with_name("provenance.json").read_text())["restored"] is True
 
 
+def test_a_look_up_of_the_shared_policy_is_no_restored_front(repository: Path) -> None:
+    """So that `make plan` takes the times of fronts, all of which begin at the SFT policy."""
+    note = INDEX.with_name("provenance.json")
+
+    def run_with_start(*etas: str) -> bool:
+        given = words(*etas)
+        points = json.loads(given[given.index("--points") + 1])
+        start = {"out": out_of("0"), "policy": "results/sft/checkpoint.dvc"}
+        given[given.index("--points") + 1] = json.dumps([start, *points])
+        point_jobs.main(given)
+        return "restored" in json.loads(note.read_text())
+
+    assert not run_with_start()  # the job of the SFT policy alone
+    assert not run_with_start("0.3")
+    assert computed() == ["None", "0.3"]
+    assert run_with_start("0.3", "0.5")
+    assert run_with_start()
+
+
 def test_provenance_is_that_of_the_point_alone(folder: Path) -> None:
     run("0.3", "0.5")
     record = json.loads(Path(out_of("0.5")).with_name("provenance.json").read_text())

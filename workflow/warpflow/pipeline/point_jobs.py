@@ -153,7 +153,13 @@ def run_front(front: Front) -> None:
             hand_over(point, contents[record["key"]], now, details)
     if status:
         stop(status, front.log)
-    restored = len(due) < len({record["key"] for record in records})
+    # A point of shared weights (η = 0, the SFT policy) is always looked up, in the job of its own.
+    own = [
+        record["key"]
+        for point, record in zip(front.points, records, strict=True)
+        if point.init or point.policy not in front.inputs
+    ]
+    restored = not due or any(key not in due for key in own)
     write_index(front, restored, loaded[0].get("models", {}))
 
 
