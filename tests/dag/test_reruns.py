@@ -137,7 +137,7 @@ def test_explain_says_which_setting_input_and_function(folder):
     edit(folder, RL, "rewards - beta * log_ratio", "rewards - 1 * beta * log_ratio")
     printed = explain(folder, *overlay(folder, train_policy={"beta": 0.2}))
     assert f"code {RL}: penalised_rewards" in printed
-    assert "setting --beta: 0.1 → 0.2" in printed
+    assert "setting --beta: 0.3 → 0.2" in printed
     assert "input train_policy/warp/replicate1/iteration1/member0: is due itself" in printed
     assert "All of them, one after the other: about" in printed
     git(folder, "checkout", "-q", "--", ".")
@@ -193,7 +193,7 @@ def test_accepting_is_refused_where_more_than_code_differs_or_nothing_is_there(f
     changed = overlay(folder, train_policy={"beta": 0.2})
     printed = execute(folder, *script, *changed, succeeds=False)
     assert "Nothing was accepted" in printed
-    assert "setting --beta: 0.1 → 0.2" in printed
+    assert "setting --beta: 0.3 → 0.2" in printed
     provenance = "results/train_policy/warp/replicate1/iteration1/member0/provenance.json"
     (folder / provenance).unlink()
     printed = execute(folder, *script, *SMOKE, succeeds=False)

@@ -173,7 +173,7 @@ def test_a_rerun_leaves_the_objects_of_the_earlier_run_alone(finished, two_betas
 def test_beta_set_back_brings_the_first_results_without_computing(finished, two_betas, tmp_path):
     folder = copy_finished(two_betas.folder, tmp_path / "back")
     assert (folder / TABLE).read_bytes() != (finished / TABLE).read_bytes()
-    set_config(folder, train_policy={"beta": 0.1})
+    set_config(folder, train_policy={"beta": 0.3})
     started = time.time()
     snakemake(folder, *SMOKE)
     seconds = time.time() - started
@@ -265,7 +265,7 @@ def test_dvc_compares_commits(two_betas, tmp_path):
     assert compared[path]["kl_exact"]["diff"] != 0
     compared = json.loads(dvc(folder, "params", "diff", "main", "beta", "--json"))
     changed = {key: (d["old"], d["new"]) for key, d in compared["config/config.yaml"].items()}
-    assert changed == {"train_policy.beta": (0.1, 0.2)}
+    assert changed == {"train_policy.beta": (0.3, 0.2)}
     dvc(folder, "plots", "diff", "main", "beta", "-o", str(tmp_path / "plots"))
     page = (tmp_path / "plots/index.html").read_text()
     assert "kl_exact" in page
