@@ -288,7 +288,7 @@ def test_a_users_messages_and_function_are_enough(tmp_path):
     file.write_text(file.read_text().replace("+ 1", "+ 1.5"))
     jobs = planned(folder, *configs)
     assert jobs["train_policy"] == 2
-    assert jobs["evaluate_front"] == 2  # the SFT policy, and all of iteration 1
+    assert jobs["evaluate_front"] == 1  # all of iteration 1; no η is 0, so SFT is not evaluated
     assert not {"prepare_data", "train_sft"} & set(jobs)
 
 
