@@ -132,8 +132,8 @@ REWARDING = {
 }
 # … and where they are only measured.
 SCORING = REWARDING | {
-    "gold": [GOLD_MODEL if source == GOLD_RESULT else source for source in GOLDS.values()],
-    "gold_names": None if list(GOLDS) == [GOLD] else list(GOLDS),
+    "gold": [GOLD_MODEL if source == GOLD_RESULT else source for source in GOLDS.values()] or None,
+    "gold_names": list(GOLDS) if GOLDS and list(GOLDS) != [GOLD] else None,
 }
 
 # Jobs that use a GPU where there is one; each holds its own (warpflow.pipeline.gpus), so that as many
