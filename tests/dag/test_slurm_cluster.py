@@ -300,8 +300,8 @@ def runs_at_once(
 
 def test_the_run_of_a_cluster_gives_the_bytes_of_a_local_one(runs_at_once, undisturbed):
     folder, printed = runs_at_once["whole"]
-    # 2 RL runs, the scores of their trajectories, merge, LITI, 3 evaluations, the optimum
-    assert printed.result().count(SUBMITTED) == 9
+    # 2 RL runs, the scores of their trajectories, merge, one front for all evaluations, the optimum
+    assert printed.result().count(SUBMITTED) == 6
     assert "localrule collect_evaluations" in printed.result()
     assert pointers(folder) == pointers(undisturbed.folder)
     assert (folder / TABLE).read_bytes() == (undisturbed.folder / TABLE).read_bytes()
