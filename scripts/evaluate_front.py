@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +38,7 @@ from warpflow.evaluation.rewards import Reward
 from warpflow.evaluation.task import JudgeArguments, Judges, load_judges
 from warpflow.lm.texts import prompt_texts, response_texts
 from warpflow.merging.points import Composer, load_point
+from warpflow.pipeline.contents import write_atomically
 from warpflow.settings.base import Eta, section
 from warpflow.settings.evaluate_policy import EvaluationSettings
 
@@ -121,7 +121,8 @@ def evaluate_points(
                 raise
             sys.exit(f"{point.out}: {OUT_OF_MEMORY}: {error}")
         else:
-            write_whole(Path(point.out), document)
+            text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+            write_atomically(Path(point.out), text.encode())  # after a kill: all of it or nothing
             logging.info("%s: done", point.out)
 
 
@@ -174,13 +175,6 @@ def evaluation(
         "completions": completion_rows(samples, prompts, responses, each, settings.completions),
         "prompts": prompt_values(samples, each),
     }
-
-
-def write_whole(path: Path, document: Mapping[str, object]) -> None:
-    """Write aside and rename: after a kill there is all of it or nothing."""
-    aside = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    aside.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
 
 
 def summarise_terms(

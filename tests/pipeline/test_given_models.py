@@ -256,8 +256,8 @@ def test_files_are_read_once_and_again_when_they_changed(tmp_path, monkeypatch):
     """Also where somebody sets size and time as they were."""
     folder = folder_with(tmp_path / "a", model__safetensors="weights")
     reads = []
-    hash_of = model_contents.sha256
-    monkeypatch.setattr(model_contents, "sha256", lambda f: reads.append(f.name) or hash_of(f))
+    hash_of = model_contents.file_sha256
+    monkeypatch.setattr(model_contents, "file_sha256", lambda f: reads.append(f.name) or hash_of(f))
     monkeypatch.setattr(model_contents, "SETTLED", -1)
     first = model_content(str(folder))
     assert model_content(str(folder)) == first

@@ -91,15 +91,10 @@ def imported_modules(node: ast.AST, path: Path) -> list[str]:
 
 def module_file(name: str) -> Path | None:
     """The file of a module ``a.b`` (or a function ``a.b:f``) of the library or of this folder."""
-    return _module_file(name.partition(":")[0], Path.cwd())
-
-
-@cache
-def _module_file(module: str, project: Path) -> Path | None:
-    path = Path(module.replace(".", "/"))
+    path = Path(name.partition(":")[0].replace(".", "/"))
     candidates = (path.with_suffix(".py"), path / "__init__.py")
     files = (folder / file for folder in (LIBRARY.parent, Path()) for file in candidates)
-    return next((file for file in files if (project / file).is_file()), None)
+    return next((file for file in files if file.is_file()), None)
 
 
 def package_files(module: str) -> list[Path]:

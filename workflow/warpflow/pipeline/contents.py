@@ -20,6 +20,17 @@ def file_md5(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """Of a file's content, as Snakemake records it."""
+    return f"sha256:{file_sha256(path)}"
+
+
 def folder_files(folder: Path) -> list[str]:
     """Every file below a folder, relative to it, in DVC's order."""
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import ast
 import base64
-import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from warpflow.pipeline.contents import checksum
 from warpflow.pipeline.model_contents import model_content
 from warpflow.pipeline.point_jobs import listed_files
 
@@ -101,9 +101,7 @@ class Records:
         if path not in self.checksums:
             if not Path(path).is_file():
                 return None
-            with open(path, "rb") as file:
-                value = hashlib.file_digest(file, "sha256").hexdigest()
-            self.checksums[path] = f"sha256:{value}"
+            self.checksums[path] = checksum(Path(path))
         return self.checksums[path]
 
 

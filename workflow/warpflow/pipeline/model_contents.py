@@ -8,14 +8,13 @@ size or times change. What is remembered only spares reading a file again: no ke
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from warpflow.pipeline.code_files import digest
-from warpflow.pipeline.contents import write_atomically
+from warpflow.pipeline.contents import file_sha256, write_atomically
 from warpflow.pipeline.given_models import hub_snapshot
 
 REMEMBERED = Path(".snakemake/model_files.json")  # path → [what `state` says, SHA-256]
@@ -64,7 +63,7 @@ def hashes(files: list[Path]) -> list[str]:
         path, now = str(file.resolve()), state(file)
         before, value = known.get(path, (None, None))
         if before != now:
-            value = sha256(file)
+            value = file_sha256(file)
             if max(now[1:]) < settled:
                 kept[path] = [now, value]
         found.append(value)
@@ -78,8 +77,3 @@ def state(file: Path) -> list[int]:
     nobody can set back."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-
-
-def sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -14,7 +14,6 @@ rule's declared output, so that later rules run again when one of the files chan
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shlex
 import sys
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warpflow.pipeline.contents import write_atomically
+from warpflow.pipeline.contents import checksum, write_atomically
 from warpflow.pipeline.dvc_cache import KEPT
 from warpflow.pipeline.jobs import (
     ONE,
@@ -197,7 +196,7 @@ def in_place(made: Path, key: str) -> dict[str, Any] | None:
     if not made.is_file() or not provenance.is_file():
         return None
     record = json.loads(provenance.read_text(encoding="utf-8"))
-    if record["key"] != key or record.get("sha256") != sha256(made.read_bytes()):
+    if record["key"] != key or record.get("sha256") != checksum(made):
         return None
     return {name: record[name] for name in KEPT if name in record} | {"restored": True}
 
@@ -234,7 +233,7 @@ def hand_over(
 
 
 def write_provenance(made: Path, record: Mapping[str, Any], details: Mapping[str, Any]) -> None:
-    document = {**record, **details, "sha256": sha256(made.read_bytes())}
+    document = {**record, **details, "sha256": checksum(made)}
     text = json.dumps(document, indent=1, sort_keys=True) + "\n"
     write_atomically(made.with_name("provenance.json"), text.encode())
 
@@ -248,7 +247,7 @@ def write_index(front: Front, restored: bool, models: Mapping[str, str]) -> None
     note |= {"restored": True} if restored else {}
     write_atomically(front.index.with_name("provenance.json"), (json.dumps(note) + "\n").encode())
     files = {
-        Path(point.out).relative_to(front.results).as_posix(): sha256(Path(point.out).read_bytes())
+        Path(point.out).relative_to(front.results).as_posix(): checksum(Path(point.out))
         for point in front.points
     }
     text = json.dumps(files, indent=1, sort_keys=True) + "\n"
@@ -260,10 +259,6 @@ def listed_files(index: Path, results: Path) -> Iterator[tuple[str, str]]:
     if index.name == "evaluations.json" and index.is_file():
         for name, hashed in json.loads(index.read_text(encoding="utf-8")).items():
             yield str(results / name), hashed
-
-
-def sha256(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def parser() -> argparse.ArgumentParser:
