@@ -25,7 +25,8 @@ from warpflow.evaluation.evaluate import (
     summarise,
 )
 from warpflow.evaluation.sample import completion_rows, kls_and_entropy, sample_and_measure
-from warpflow.lm import log_probs
+from warpflow.lm import log_probs, scoring
+from warpflow.lm.fast import packing
 from warpflow.lm.log_probs import Completions
 from warpflow.settings.evaluate_policy import EvaluationSettings
 
@@ -185,6 +186,35 @@ def test_long_completions_are_evaluated_in_parts(
         expected = [getattr(whole, key)[rows] for key in ("kl", "kl_exact", "entropy")]
         torch.testing.assert_close(list(values), expected, atol=2e-5, rtol=1e-4)
     assert largest[0] == 2 * 20
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma"])
+@pytest.mark.parametrize("at_once", [2**25, 3 * 20])
+def test_kls_of_tokens_side_by_side_are_those_of_the_librarys_rows(
+    make_model: MakeModel,
+    perturb: Perturb,
+    name: str,
+    at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All logits at once, or three tokens' at a time; prompts and completions of unlike lengths."""
+    sft = make_model(name)
+    policy = perturb(sft, 1)
+    (batch, *_) = evaluate_on(policy, sft).batch
+    lengths = torch.tensor([[5], [3], [1], [4]])
+    batch = replace(batch, is_response=torch.arange(5) < lengths)
+    monkeypatch.setattr(packing, "LOGITS_AT_ONCE", at_once)
+    used = []
+    monkeypatch.setattr(
+        scoring, "packed_logits", lambda *given: used.append(1) or packing.packed_logits(*given)
+    )
+    ours = kls_and_entropy(policy, sft, batch, SETTINGS.temperature, 2)
+    assert len(used) == 2  # the policy's and the SFT policy's
+    monkeypatch.setattr(scoring, "can_pack", lambda *given: False)
+    theirs = kls_and_entropy(policy, sft, batch, SETTINGS.temperature, 2)
+    assert len(used) == 2
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    assert (theirs[1] > 1e-3).all()
 
 
 def test_parts_of_the_prompts_make_the_whole(make_model: MakeModel, perturb: Perturb) -> None:

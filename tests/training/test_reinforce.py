@@ -466,7 +466,7 @@ def test_gradient_checkpointing_recomputes_and_leaves_the_gradient(
 
     chosen = dataclasses.replace(chosen, gradient_checkpointing=True)
     recomputed = gradient_of(counting, architecture, chosen)
-    torch.testing.assert_close(recomputed, plain, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(recomputed, plain, atol=1e-5, rtol=1e-4)
     plain_calls, calls[:] = len(calls), []
     gradient_of(counting, architecture, dataclasses.replace(chosen, gradient_checkpointing=False))
     assert plain_calls == len(calls) + 1, "the backward pass runs each layer forward once more"

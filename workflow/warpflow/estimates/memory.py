@@ -361,4 +361,5 @@ def backward(model: PreTrainedModel, part: Completions | Pack, settings: Reinfor
 def compare(policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions, dtype: str) -> None:
     with compute_in(dtype, CPU):
         logits, sft_logits = (predicting_logits(model, batch, {}) / 1.0 for model in (policy, sft))
-        kls_and_entropy_of_logits(logits, sft_logits, batch)
+        ids = batch.response_ids.flatten()
+        kls_and_entropy_of_logits(logits.flatten(0, 1), sft_logits.flatten(0, 1), ids)

@@ -5,20 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from warpflow.lm.log_probs import (
-    Completions,
-    gather_log_probs,
-    logits_by_part,
-    rows_per_pass,
-)
+from warpflow.lm.log_probs import Completions
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_completions
+from warpflow.lm.scoring import logits_of_tokens
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def sample_and_measure(
             samples_per_prompt=each,
         )
         with lend_sft():
-            measured = kls_and_entropy(policy, sft, batch, temperature)
+            measured = kls_and_entropy(policy, sft, batch, temperature, each)
         yield Measured(batch, *measured)
 
 
@@ -115,7 +111,11 @@ def completion_rows(parts: Iterable[Measured], first: int = 0) -> Iterator[dict[
 
 @torch.no_grad()
 def kls_and_entropy(
-    policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions, temperature: float
+    policy: PreTrainedModel,
+    sft: PreTrainedModel,
+    batch: Completions,
+    temperature: float,
+    each: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Two estimators of KL(π ‖ π_sft) and one of the entropy of π, all over whole sequences, in
     nats, [B] each.
@@ -124,43 +124,25 @@ def kls_and_entropy(
     by its exact expectation over the vocabulary given the sampled prefix (Rao–Blackwell); the
     entropy is taken in the same way. All are unbiased for completions sampled from `policy` at
     `temperature`.
+
+    Args:
+        each: this many adjacent rows have one prompt.
     """
-    parts = torch.arange(len(batch.finished)).split(rows_per_pass(batch, policy.config.vocab_size))
-    measured = []
-    for part in parts:
-        rows = batch.rows(part) if len(parts) > 1 else batch
-        measured.append(kls_and_entropy_of_rows(policy, sft, rows, temperature))
-    sampled, exact, entropy = (torch.cat(values) for values in zip(*measured, strict=True))
+    ids = batch.response_ids.flatten()
+    by_token = torch.zeros(3, len(ids), device=ids.device)
+    for tokens, (logits, sft_logits) in logits_of_tokens([policy, sft], batch, temperature, each):
+        values = kls_and_entropy_of_logits(logits, sft_logits, ids[tokens])
+        by_token[:, tokens] = torch.stack(values)
+    sampled, exact, entropy = by_token.view(3, *batch.response_ids.shape).sum(-1)
     return sampled, exact, entropy
 
 
-def kls_and_entropy_of_rows(
-    policy: PreTrainedModel, sft: PreTrainedModel, batch: Completions, temperature: float
-) -> list[Tensor]:
-    """`kls_and_entropy`, some tokens after the other where the logits of a row are too many."""
-    parts, first = [], 0
-    for logits, sft_logits in zip(
-        *(logits_by_part(model, batch, temperature) for model in (policy, sft)), strict=True
-    ):
-        tokens = slice(first, first + logits.shape[1])
-        first = tokens.stop
-        part = replace(
-            batch,
-            response_ids=batch.response_ids[:, tokens],
-            is_response=batch.is_response[:, tokens],
-        )
-        parts.append(kls_and_entropy_of_logits(logits, sft_logits, part))
-    return [torch.stack(values).sum(0) for values in zip(*parts, strict=True)]
-
-
 def kls_and_entropy_of_logits(
-    logits: Tensor, sft_logits: Tensor, batch: Completions
+    logits: Tensor, sft_logits: Tensor, ids: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`kls_and_entropy` of both models' logits [B, C, V]."""
-    sampled = gather_log_probs(logits, batch) - gather_log_probs(sft_logits, batch)
+    """`kls_and_entropy` of each token, [m]: of both models' logits [m, V] and sampled ids [m]."""
     log_p, log_q = logits.log_softmax(-1), sft_logits.log_softmax(-1)
-    p = log_p.exp()
+    p, ratio = log_p.exp(), log_p - log_q
+    sampled = ratio.gather(-1, ids[:, None])[:, 0]
     # The policy's own probabilities weigh the log-ratio; the reverse would be another divergence.
-    exact = (p * (log_p - log_q)).sum(-1).masked_fill(~batch.is_response, 0.0)
-    entropy = -(p * log_p).sum(-1).masked_fill(~batch.is_response, 0.0)
-    return sampled.sum(1), exact.sum(1), entropy.sum(1)
+    return sampled, (p * ratio).sum(-1), -(p * log_p).sum(-1)

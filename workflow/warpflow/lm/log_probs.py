@@ -208,11 +208,6 @@ def recomputed_in_parts(
     return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])
 
 
-def gather_log_probs(logits: Tensor, batch: Completions) -> Tensor:
-    """[B, C] log-softmax of `logits` [B, C, V] at the response tokens; 0 on pads."""
-    return _gather(logits, batch.response_ids).masked_fill(~batch.is_response, 0.0)
-
-
 def _gather(logits: Tensor, ids: Tensor) -> Tensor:
     return logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
 

@@ -1,18 +1,25 @@
-"""How the completions of a step are scored under policy and anchor: all tokens side by side where
-both models are covered (`lm.fast.packing`), else by the library's forward pass on parts of rows of
-like length (`lm.log_probs`)."""
+"""How completions are scored under policy and anchor: all tokens side by side where both models are
+covered (`lm.fast.packing`), else by the library's forward pass on parts of rows of like length
+(`lm.log_probs`). Logits of whole distributions, for exact KLs, come in the same two ways."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from warpflow.lm.fast.layers import agrees, is_covered
-from warpflow.lm.fast.packing import Pack, pack, packed_log_probs
-from warpflow.lm.log_probs import Completions, reads_prompts_once, split_by_length, token_log_probs
+from warpflow.lm.fast.packing import Pack, pack, packed_log_probs, packed_logits
+from warpflow.lm.log_probs import (
+    Completions,
+    logits_by_part,
+    reads_prompts_once,
+    rows_per_pass,
+    split_by_length,
+    token_log_probs,
+)
 
 Score = Callable[[PreTrainedModel], Tensor]  # [B] log π(y|x) of a part's completions
 COMPARED = 8  # rows of which our scores are compared with the library's
@@ -61,17 +68,25 @@ def packed_score(batch: Completions, temperature: float, each: int) -> Score:
     """By `packed_log_probs`, if that gives a few of the rows the library's scores."""
     packed = pack(batch, each)
 
-    def of_few(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-        few = batch.rows(slice(max(COMPARED // each, 1) * each))
-        ours = sums_of_packed(model, few, pack(few, each), temperature)
-        return ours, library_score(few, temperature, 1)(model)
-
     def score(model: PreTrainedModel) -> Tensor:
-        if agrees(model, "scoring", partial(of_few, model)):
+        if packing_agrees(model, batch, temperature, each):
             return sums_of_packed(model, batch, packed, temperature)
         return library_score(batch, temperature, 1)(model)
 
     return score
+
+
+def packing_agrees(
+    model: PreTrainedModel, batch: Completions, temperature: float, each: int
+) -> bool:
+    """Whether `packed_log_probs` gives a few of the rows the library's scores."""
+
+    def of_few() -> tuple[Tensor, Tensor]:
+        few = batch.rows(slice(max(COMPARED // each, 1) * each))
+        ours = sums_of_packed(model, few, pack(few, each), temperature)
+        return ours, library_score(few, temperature, 1)(model)
+
+    return agrees(model, "scoring", of_few)
 
 
 def sums_of_packed(
@@ -81,3 +96,32 @@ def sums_of_packed(
     values = packed_log_probs(model, packed, temperature)
     table = values.new_zeros(batch.is_response.shape)
     return table.masked_scatter(batch.is_response, values).sum(1)
+
+
+def logits_of_tokens(
+    models: Sequence[PreTrainedModel], batch: Completions, temperature: float, each: int
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Logits [m, V] float32, divided by `temperature`, of each model (all in the same way) for some
+    response tokens after the other, without gradient; before them, which tokens these are: [m]
+    int64, places in the flattened [B · C] response tokens. Pads have none.
+
+    Args:
+        each: this many adjacent rows have one prompt.
+    """
+    places = batch.is_response.flatten().nonzero()[:, 0]
+    if all(can_pack(m, batch) and packing_agrees(m, batch, temperature, each) for m in models):
+        packed, first = pack(batch, each), 0
+        for logits in zip(*(packed_logits(m, packed, temperature) for m in models), strict=True):
+            yield places[first : first + len(logits[0])], list(logits)
+            first += len(logits[0])
+        return
+    numbers = torch.arange(batch.is_response.numel(), device=places.device)
+    numbers = numbers.view_as(batch.is_response)
+    parts = torch.arange(len(numbers)).split(rows_per_pass(batch, models[0].config.vocab_size))
+    for rows in parts:
+        part, first = batch.rows(rows) if len(parts) > 1 else batch, 0
+        for logits in zip(*(logits_by_part(m, part, temperature) for m in models), strict=True):
+            columns = slice(first, first + logits[0].shape[1])
+            is_token = part.is_response[:, columns]
+            yield numbers[rows, columns][is_token], [values[is_token] for values in logits]
+            first = columns.stop

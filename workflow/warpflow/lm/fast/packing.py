@@ -4,6 +4,7 @@ together. For models that `lm.fast.layers` covers; others are scored by `lm.log_
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -110,19 +111,34 @@ def pack(batch: Completions, each: int = 1) -> Pack:
     )
 
 
+def packed_hidden(network: Network, packed: Pack) -> Tensor:
+    """[M, D] hidden states that predict the response tokens, row by row."""
+    cos, sin = network.angles(packed.places)
+    layout = Rows(packed, cos[:, None], sin[:, None])
+    hidden = network(packed.ids, [layout] * len(network.layers))
+    return hidden.index_select(0, packed.predicting)
+
+
 def packed_log_probs(model: PreTrainedModel, packed: Pack, temperature: float) -> Tensor:
     """[M] log π of the response tokens. Where logits are many, the output layer and the softmax are
     computed for some tokens at a time, and once more in the backward pass."""
     network = Network(model)
-    cos, sin = network.angles(packed.places)
-    layout = Rows(packed, cos[:, None], sin[:, None])
-    hidden = network(packed.ids, [layout] * len(network.layers))
 
     def of_tokens(hidden: Tensor, targets: Tensor) -> Tensor:
         logits = network.logits(hidden)
         scaled = logits if temperature == 1 else logits / temperature
         return -cross_entropy(scaled, targets, reduction="none")
 
-    hidden = hidden.index_select(0, packed.predicting)
+    hidden = packed_hidden(network, packed)
     size = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     return recomputed_in_parts(of_tokens, (hidden, packed.targets), [size, size])
+
+
+@torch.no_grad()
+def packed_logits(model: PreTrainedModel, packed: Pack, temperature: float) -> Iterator[Tensor]:
+    """[m, V] float32 logits, divided by `temperature`, that predict the response tokens, row by
+    row; of as many tokens at a time as `LOGITS_AT_ONCE` lets be."""
+    network = Network(model)
+    hidden = packed_hidden(network, packed)
+    for part in hidden.split(max(1, LOGITS_AT_ONCE // model.config.vocab_size)):
+        yield network.logits(part) / temperature
