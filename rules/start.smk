@@ -1,6 +1,8 @@
 # What happens when Snakemake starts, all in one place: whatever reads or changes more than the rules'
 # own files. The rules are read in every job of a cluster too; only the main process does these things.
 
+import gc
+
 from snakemake.io import apply_wildcards
 
 from warpflow.pipeline.dvc_cache import remove_broken_lock
@@ -64,3 +66,7 @@ onstart:
             None, [login_node_warning(rules_of_jobs), step_warning(rules_of_jobs)]
         ):
             logger.warning(warning)
+
+
+# What was read so far lives as long as the process, so that Python need not look for garbage in it.
+gc.freeze()

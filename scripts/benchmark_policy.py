@@ -6,6 +6,8 @@ Next in reading order: warpflow.evaluation.lm_eval.
 
 from __future__ import annotations
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 import json
 import os
 from collections.abc import Sequence

@@ -9,6 +9,8 @@ Next in reading order: warpflow.fronts.measurements, then warpflow.fronts.claims
 
 from __future__ import annotations
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 import logging
 from collections.abc import Sequence
 from pathlib import Path

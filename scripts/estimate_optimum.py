@@ -6,6 +6,8 @@ Writes one CSV file: the optimal KL–reward front (kind `optimum`, a row per β
 
 from __future__ import annotations
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 import logging
 from collections.abc import Sequence
 from pathlib import Path

@@ -16,6 +16,8 @@ Next in reading order: warpflow.evaluation.evaluate.evaluate.
 
 from __future__ import annotations
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 import json
 import logging
 import sys

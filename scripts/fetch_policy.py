@@ -7,6 +7,8 @@ Next in reading order: warpflow.data.packages.download_package.
 
 from __future__ import annotations
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 import logging
 import tempfile
 from collections.abc import Sequence

@@ -5,6 +5,8 @@ Next in reading order: warpflow.data.toy_reviews.
 
 from __future__ import annotations
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 import random
 from collections.abc import Sequence
 from pathlib import Path

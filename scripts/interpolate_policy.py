@@ -13,6 +13,8 @@ Next in reading order: warpflow.merging.liti.interpolate_into.
 
 from __future__ import annotations
 
+from warpflow.quick_start import keep_imports
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from warpflow.merging.writing import new_checkpoints, provenance, write_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    keep_imports()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -6,6 +6,8 @@ Next in reading order: warpflow.side_by_side.scores, warpflow.side_by_side.chat_
 
 from __future__ import annotations
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,6 +11,8 @@ Next in reading order: warpflow.merging.streaming.merge_into.
 
 from __future__ import annotations
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 import csv
 import sys
 from collections.abc import Sequence

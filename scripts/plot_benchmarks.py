@@ -1,5 +1,7 @@
 """Draw benchmark scores against KL (benchmarks.png, benchmarks.svg)."""
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 from warpflow.figures.benchmarks import plot_benchmarks
 from warpflow.figures.cli import draw_figure
 

@@ -1,5 +1,7 @@
 """Draw the diversity and length of completions against KL (diversity.png, diversity.svg)."""
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 from warpflow.figures.cli import draw_figure
 from warpflow.figures.diversity import plot_diversity
 

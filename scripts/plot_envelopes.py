@@ -1,5 +1,7 @@
 """Draw envelopes over β of both anchors at equal KL (envelopes.png, envelopes.svg)."""
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 from warpflow.figures.cli import draw_figure
 from warpflow.figures.envelopes import plot_envelopes
 

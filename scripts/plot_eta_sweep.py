@@ -1,5 +1,7 @@
 """Draw reward, KL and gold reward against η (eta_sweep.png, eta_sweep.svg)."""
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 from warpflow.figures.cli import draw_figure
 from warpflow.figures.eta_sweep import plot_eta_sweep
 

@@ -1,5 +1,7 @@
 """Draw the KL–reward fronts of LITI, RL trajectories and the optimum (fronts.png, fronts.svg)."""
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 from warpflow.figures.cli import draw_figure
 from warpflow.figures.fronts import plot_fronts
 

@@ -1,5 +1,7 @@
 """Draw angles and norms of task vectors (geometry.png, geometry.svg)."""
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 from warpflow.figures.cli import draw_figure
 from warpflow.figures.geometry import plot_geometry
 

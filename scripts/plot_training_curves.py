@@ -1,5 +1,7 @@
 """Draw the RL runs over their steps (training_curves.png, training_curves.svg)."""
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 from warpflow.figures.cli import draw_figure
 from warpflow.figures.training_curves import plot_training_curves
 

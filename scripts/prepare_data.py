@@ -6,6 +6,8 @@ Next in reading order: warpflow.data.prepare.prepare_data.
 
 from __future__ import annotations
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 from collections.abc import Sequence
 from pathlib import Path
 

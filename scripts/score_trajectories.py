@@ -7,6 +7,8 @@ Next in reading order: warpflow.evaluation.trajectories.score_trajectory.
 
 from __future__ import annotations
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 import json
 from collections.abc import Sequence
 from pathlib import Path

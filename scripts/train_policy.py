@@ -13,6 +13,8 @@ Next in reading order: warpflow.training.reinforce.train_policy.
 
 from __future__ import annotations
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 import importlib
 import logging
 import sys

@@ -8,6 +8,8 @@ Next in reading order: warpflow.training.supervised.bradley_terry_loss.
 
 from __future__ import annotations
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 import json
 import logging
 import tempfile

@@ -7,6 +7,8 @@ Next in reading order: warpflow.training.supervised.train.
 
 from __future__ import annotations
 
+import warpflow.quick_start  # noqa: F401  # first: see there
+
 import json
 import logging
 import tempfile

@@ -6,6 +6,8 @@ what a script takes beside it.
 
 from __future__ import annotations
 
+from warpflow.quick_start import keep_imports
+
 import argparse
 import io
 import json
@@ -27,6 +29,7 @@ def parse_arguments(description: str | None, argv: Sequence[str] | None, *models
     required. A list is written as ``--betas 0.1 0.3``, a mapping as JSON. A flag that is left out
     takes the field's default. An unknown flag is an error, and so is a value out of range.
     """
+    keep_imports()
     write_utf8()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     hide_progress_bars()
