@@ -1,13 +1,13 @@
 """Garbage is not looked for while a script imports, and is from then on."""
 
+from warpflow.quick_start import keep_imports
+
 import gc
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from warpflow.quick_start import keep_imports
 
 PROGRAM = """
 import warpflow.quick_start
