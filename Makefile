@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# The tools of the site need nothing of the project, so they have an environment of their own.
+DOCS_VENV ?= .venv-docs
 # The tools find one another (snakemake calls python and dvc) as in an activated environment.
 export PATH := $(abspath $(BIN)):$(PATH)
 # A container may have no home for its user, and Snakemake ends at once without one.
@@ -9,7 +11,7 @@ ifeq ($(shell [ -d "$$HOME" ] && { [ "$$HOME" != / ] || [ -w / ]; } && echo yes)
 export HOME := $(shell mktemp -d)
 endif
 
-.PHONY: run smollm2 plan why test trl lint docs clean lock image
+.PHONY: run smollm2 plan why check smoke test trl lint docs config-docs clean lock image
 run: $(VENV)/installed  ## the default run: everything, from data to report
 	snakemake --cores all
 
@@ -21,6 +23,12 @@ plan: $(VENV)/installed  ## what a run takes: make plan [CONFIG=config/paper.yam
 
 why: $(VENV)/installed  ## why jobs are due, and what they cost: make why [CONFIG=config/mine.yaml]
 	python scripts/explain_rerun.py $(addprefix --configfile ,$(CONFIG))
+
+check: lint  ## before each commit: linters, and the unit tests that take no model of any size
+	pytest -m "not workflow and not slow" -n 2 --dist loadfile
+
+smoke: $(VENV)/installed  ## the whole DAG on the smallest settings, in results/smoke
+	snakemake --cores all --configfile config/smoke.yaml
 
 test: lint  ## linters, then all tests; those that run Snakemake use both cores themselves
 	pytest -m "not workflow" -n 2 --dist loadfile
@@ -36,7 +44,10 @@ lint: $(VENV)/installed
 	snakefmt --check Snakefile rules
 	python scripts/write_config_docs.py --check
 
-docs: $(VENV)/installed  ## config.yaml, schema.yaml and README.md of config/ from workflow/warpflow/settings
+docs: $(DOCS_VENV)/installed  ## the documentation as a site, in site/index.html; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+
+config-docs: $(VENV)/installed  ## config.yaml, schema.yaml and README.md of config/ from workflow/warpflow/settings
 	python scripts/write_config_docs.py
 
 lock: $(VENV)/installed  ## requirements.lock from what is installed
@@ -53,8 +64,13 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	! git rev-parse --git-dir > /dev/null 2>&1 || git config merge.ours.driver true
 	touch $@
 
+$(DOCS_VENV)/installed: docs/requirements.lock
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install --quiet --disable-pip-version-check -r docs/requirements.lock
+	touch $@
+
 image:  ## the environment as a Docker image, for `--software-deployment-method apptainer`
 	docker build --tag warpflow:latest .
 
 clean:  ## the environment and caches; results stay
-	rm -rf $(VENV) .venv-trl .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(DOCS_VENV) .venv-trl site .pytest_cache .ruff_cache .mypy_cache

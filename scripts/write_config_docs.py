@@ -25,11 +25,11 @@ CONFIG = Path(__file__).parents[1] / "config"
 UNBROKEN = "\N{NO-BREAK SPACE}"  # where a comment is not to be wrapped
 WIDTH, COMMENTS = 100, 28  # of a line; where a line's comment begins at the earliest
 
-CONFIG_HEAD = """Every key is described in config/README.md. `make docs` writes this file from
-workflow/warpflow/settings and keeps its experiments. For runs of your own lay a file over it."""
+CONFIG_HEAD = """config/README.md describes every key. `make config-docs` writes this file from
+workflow/warpflow/settings and keeps its experiments. For runs of your own, lay a file over it."""
 
 SCHEMA_HEAD = """# JSON Schema of the config, for editors.
-# Written by `make docs` from workflow/warpflow/settings; edit that.
+# Written by `make config-docs` from workflow/warpflow/settings; edit that.
 """
 
 README_HEAD = """# Configuration
@@ -38,7 +38,7 @@ README_HEAD = """# Configuration
 differs: `snakemake --cores all --configfile config/mine.yaml`. Unknown keys, wrong types and values
 out of range are errors before any job starts. A changed key re-runs what it changes.
 
-Written by `make docs` from `workflow/warpflow/settings`; edit that.
+Written by `make config-docs` from `workflow/warpflow/settings`; edit that.
 
 | key | default | meaning |
 |---|---|---|
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.check and changed:
         sys.exit(
             f"config/{', config/'.join(changed)}: not what workflow/warpflow/settings says. "
-            "Edit the settings there, then run `make docs`"
+            "Edit the settings there, then run `make config-docs`"
         )
     for name in changed:
         (CONFIG / name).write_text(texts[name], encoding="utf-8")
