@@ -12,29 +12,29 @@ class TaskSettings:
     """How the tasks are run on one policy."""
 
     tasks: Annotated[list[str], *Unique] = listed()
-    """Names of tasks or groups of lm-eval, say [gsm8k, mmlu]; empty: none."""
+    """Names of tasks or groups of lm-eval, for example [gsm8k, mmlu]. An empty list runs none."""
     task_folder: str | None = None
-    """Folder of tasks of your own, in lm-eval's YAML format."""
+    """The folder of tasks of your own, in the YAML format of lm-eval."""
     num_fewshot: Natural | None = None
-    """Examples in the prompt; null: each task's own number."""
+    """The number of examples in the prompt; null takes the number that each task has."""
     limit: Count | None = None
-    """Only the first so many documents of each task, to try it."""
+    """To try it, run only so many documents of each task, the first ones; null runs all."""
     batch_size: Count = 16
-    """Requests in a batch."""
+    """The number of requests in a batch."""
     apply_chat_template: Flag = False
-    """Ask through the policy's chat template."""
+    """Whether questions go through the policy's chat template."""
 
 
 @section
 class BenchmarkPolicy(TaskSettings):
-    """Tasks of lm-eval on points of the fronts (docs/benchmarks.md). They are of replicate 1, and
+    """Tasks of lm-eval on points of the fronts (docs/benchmarks.md). They run on replicate 1, and
     need `pip install -e '.[benchmarks]'`. `snakemake benchmarks` runs them, and so does the whole
     run where tasks are named."""
 
     experiments: Annotated[list[str], NonEmpty, *Unique] = listed("warp")
-    """Whose fronts."""
+    """The experiments whose fronts are benchmarked."""
     iterations: Annotated[list[Count], NonEmpty, *Unique] | None = None
-    """Which of their iterations; null: the last."""
+    """The iterations of these experiments; null takes the last one."""
     etas: Annotated[list[Eta], NonEmpty, *Unique] = listed(0, 0.5, 1)
-    """Points, of those in interpolate_policy.etas; 0 is SFT. Several show how capability is traded
-    for reward along the front."""
+    """The η of the points, which must be among interpolate_policy.etas; 0 is SFT. Several points
+    show how capability is traded for reward along the front."""

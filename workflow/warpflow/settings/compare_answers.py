@@ -26,25 +26,25 @@ class ChatSettings:
     """A judge behind an OpenAI-compatible endpoint."""
 
     base_url: Annotated[str, Field(pattern=r"^https?://")]
-    """Up to /v1; requests go to base_url/chat/completions."""
+    """The address up to /v1; requests go to base_url/chat/completions."""
     model: str
-    """Name of the model there."""
+    """The name of the model there."""
     template: str = JUDGE_TEMPLATE
-    """File of the question, with {instruction}, {first} and {second}."""
+    """The file with the question; it contains {instruction}, {first} and {second}."""
     api_key_env: Annotated[str, Field(pattern=r"^\w+$")] | None = None
-    """Name of the environment variable that holds the key; null: no key."""
+    """The name of the environment variable that holds the key; null sends no key."""
     parameters: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0})
-    """Of the request, beside model and messages."""
+    """What a request contains beside model and messages."""
     requests: Count = 4
-    """At once."""
+    """The number of requests that run at once."""
     retries: Natural = 6
-    """Of one request."""
+    """The number of times that a failed request is sent again."""
     timeout: Positive = 120.0
-    """Of one request, in seconds."""
+    """The time limit of one request, in seconds."""
     price_input: NonNegative = 0.0
-    """Per million tokens."""
+    """The price of a million tokens of input."""
     price_output: NonNegative = 0.0
-    """Per million tokens."""
+    """The price of a million tokens of output."""
 
 
 def one_key(*names: str) -> list[Any]:
@@ -61,24 +61,24 @@ def one_key(*names: str) -> list[Any]:
 
 @with_config(MODEL_CONFIG)
 class Contestant(TypedDict, total=False):
-    """One that answers."""
+    """A contestant, which answers."""
 
     policy: str
-    """Of the run: experiment/iteration/η, or a result's name."""
+    """A policy of the run: experiment/iteration/η, or the name of a result."""
     path: str
-    """Another checkpoint, folder or hub name."""
+    """Another checkpoint: a folder or a hub name."""
     answers: str
-    """File of stored answers in AlpacaEval's JSON format."""
+    """A file of stored answers in the JSON format of AlpacaEval."""
 
 
 @with_config(MODEL_CONFIG)
 class Judge(TypedDict, total=False):
-    """One that judges."""
+    """A judge of answers."""
 
     function: Function
-    """package.module:function, called as rewards are."""
+    """A function as package.module:function; it is called as rewards are."""
     reward_model: str
-    """train_reward_model, or a classifier with one label, folder or hub name."""
+    """train_reward_model, or a classifier with one label (a folder or a hub name)."""
     # Checked, and left as it was written: it goes into a flag.
     chat: Annotated[ChatSettings, WrapValidator(lambda given, check: (check(given), given)[1])]
     """An OpenAI-compatible endpoint."""
@@ -95,35 +95,37 @@ class Comparison:
         dict[Name, Annotated[Contestant, *one_key("policy", "path", "answers")]],
         Field(min_length=2),
     ]
-    """By name, in order, each one of: `policy` (of the run: experiment/iteration/η, or a result's
-    name), `path` (another checkpoint, folder or hub name), `answers` (file of stored answers in
-    AlpacaEval's JSON format)."""
+    """The contestants by name, in order. Each has one of these keys: `policy` (a policy of the run:
+    experiment/iteration/η, or the name of a result), `path` (another checkpoint: a folder or a hub
+    name), `answers` (a file of stored answers in the JSON format of AlpacaEval)."""
     judges: Annotated[
         dict[Name, Annotated[Judge, *one_key("function", "reward_model", "chat")]],
         Field(min_length=1),
     ]
-    """By name, each one of: `function` (package.module:function, called as rewards are),
-    `reward_model` (train_reward_model, or a classifier with one label, folder or hub name), `chat`
-    (an OpenAI-compatible endpoint: base_url, model, api_key_env, template, parameters, requests at
-    once, retries, timeout in seconds, price_input and price_output per million tokens)."""
+    """The judges by name. Each has one of these keys: `function` (package.module:function, called
+    as rewards are), `reward_model` (train_reward_model, or a classifier with one label, a folder or
+    a hub name), `chat` (an OpenAI-compatible endpoint with base_url, model, api_key_env, template,
+    parameters, requests at once, retries, timeout in seconds, price_input and price_output per
+    million tokens)."""
     prompts: Count | None = None
-    """The first so many prompts, of the first file of stored answers where there is one, else of
-    the held-out ones; null: all."""
+    """How many prompts are answered, the first ones; null takes all. They come from the first file
+    of stored answers where there is one, else from the held-out prompts."""
     pairs: Literal["all", "first"] = "all"
-    """All pairs, or the first contestant against each other one."""
+    """Which pairs are judged: all of them, or the first contestant against each other one."""
     thresholds: Annotated[list[NonNegative], Field(min_length=3, max_length=3)] = Field(
         default_factory=lambda: [0.1, 0.5, 1.0]
     )
-    """Of judges that score: a difference of up to these many standard deviations of the judge's
-    scores is a tie, slightly better (±0.5), better (±1); beyond, much better (±1.5)."""
+    """How judges that score are graded. A difference up to the first number is a tie, up to the
+    second slightly better (±0.5), up to the third better (±1), and beyond it much better (±1.5);
+    the unit is one standard deviation of the judge's scores."""
     confidence: Level = 0.95
-    """Level of the intervals over prompts."""
+    """The level of the intervals over prompts."""
     max_prompt_tokens: Count | None = None
-    """Of policies that answer here; null: policy.max_prompt_tokens."""
+    """The limit of a prompt for policies that answer here; null takes policy.max_prompt_tokens."""
     max_new_tokens: Count | None = None
-    """As that; null: policy.max_new_tokens."""
+    """The limit of their answers; null takes policy.max_new_tokens."""
     temperature: Positive | None = None
-    """As that; null: policy.temperature."""
+    """The temperature at which they are sampled; null takes policy.temperature."""
 
     @property
     def stored(self) -> dict[str, str]:

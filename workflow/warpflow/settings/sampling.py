@@ -10,6 +10,8 @@ class Sampling:
     """How completions are sampled."""
 
     max_new_tokens: Count = 48
-    """Limit of a completion. Raise it when the share of unfinished completions is high."""
+    """The largest number of tokens of a completion. Raise it when the share of unfinished
+    completions is high."""
     temperature: Positive = 0.9
-    """Of sampling, policy, anchor and evaluation alike. Paper: 0.9."""
+    """The temperature of sampling and of all log-probabilities, in training and evaluation. Paper:
+    0.9."""

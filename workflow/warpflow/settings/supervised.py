@@ -7,15 +7,15 @@ from warpflow.settings.base import Count, Natural, NonNegative, Positive, sectio
 
 @section
 class SupervisedSettings:
-    """Supervised training; AdamW, cosine decay."""
+    """Supervised training with AdamW and cosine decay."""
 
     steps: Natural
-    """Optimiser steps."""
+    """The number of optimiser steps."""
     batch_size: Count
-    """Examples per step."""
+    """The number of examples per step."""
     learning_rate: Positive
-    """AdamW's peak."""
+    """The largest learning rate of AdamW."""
     warmup_steps: Natural
-    """Linear warm-up of the learning rate."""
+    """The number of steps in which the learning rate rises linearly."""
     weight_decay: NonNegative
-    """AdamW's."""
+    """The weight decay of AdamW."""

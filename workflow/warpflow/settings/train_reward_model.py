@@ -12,17 +12,17 @@ from warpflow.settings.supervised import SupervisedSettings
 
 @section
 class TrainRewardModel(SupervisedSettings):
-    """Bradley–Terry reward model from the SFT weights, or your own."""
+    """The Bradley–Terry reward model, trained from the SFT weights, or your own."""
 
     steps: Count = 200
     batch_size: Count = 64
-    """Preference pairs per step."""
+    """The number of preference pairs per step."""
     learning_rate: Positive = 1e-3
     warmup_steps: Natural = 20
     weight_decay: NonNegative = 0.01
     held_out: Annotated[Integer, Field(ge=2)] = 500
-    """Pairs kept from training: accuracy, and the unit of the reward. Rewards are reported in
-    standard deviations over these texts."""
+    """The number of pairs that are kept from training, to measure accuracy and the unit of the
+    reward. Rewards are reported in standard deviations over these texts."""
     path: str | None = None
-    """Your trained Hugging Face reward model; null: train one. It classifies sequences, with one
+    """Your trained Hugging Face reward model; null trains one. It classifies sequences, with one
     label."""

@@ -8,10 +8,10 @@ from warpflow.settings.supervised import SupervisedSettings
 
 @section
 class TrainSft(SupervisedSettings):
-    """Supervised fine-tuning; AdamW, cosine decay."""
+    """Supervised fine-tuning with AdamW and cosine decay."""
 
     steps: Natural = 600
-    """Optimiser steps; 0 with policy.path: the policy is SFT'd already."""
+    """The number of optimiser steps; 0 where the policy of policy.path is fine-tuned already."""
     batch_size: Count = 64
     learning_rate: Positive = 3e-3
     warmup_steps: Natural = 30
