@@ -217,7 +217,7 @@ def version(package: str) -> tuple[int, ...]:
 
 
 def prepare_environment(device: str) -> None:
-    """For this process and all that it starts: where code is, no network, which device."""
+    """Tell this process, and all that it starts, where code is and which device; no network."""
     folders = [str(ROOT / name) for name in ("workflow", "scripts", "benchmarks")]
     sys.path[:0] = folders
     known = os.environ.get("PYTHONPATH")
@@ -252,7 +252,7 @@ def describe_machine(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of the working tree, with a + where files differ from it."""
+    """The commit of the working tree, with a + where files differ from it."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+"]
     try:
         found = subprocess.run(
@@ -353,7 +353,7 @@ def show(cell: Any) -> str:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of a device: bytes per second that are read or written, operations per second."""
+    """The speed of a device: bytes per second read or written, and operations per second."""
 
     bandwidth: float
     products: float
@@ -384,7 +384,7 @@ class Work:
 
 
 def least_seconds(work: Work, speed: Speed) -> dict[str, float]:
-    """Of each phase of a step, the time below which bytes and operations do not let it come.
+    """The least time of each phase of a step that bytes and operations allow.
 
     Sampling reads each prompt once; each of its steps reads all weights, and the keys and values of
     the rows so far. Scores are products, the backward pass is twice as many. Adam reads weight,
@@ -469,7 +469,7 @@ def measure_floor(size: Size, device: str, work: Path, start: str) -> Iterator[R
 
 
 def step_arguments(size: Size, device: str, **changes: Any) -> argparse.Namespace:
-    """Of benchmarks/rl_step.py."""
+    """The arguments of benchmarks/rl_step.py."""
     import rl_step
 
     given = {"device": device, "lengths": "varying"} | size.step | changes

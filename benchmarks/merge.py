@@ -92,7 +92,7 @@ def mergekit_command() -> Path:
 
 
 def shapes(size: dict[str, int], layers: int) -> dict[str, tuple[int, ...]]:
-    """Of a Llama with untied head."""
+    """The tensors' shapes in a Llama with an untied head."""
     width, inner = size["hidden_size"], size["intermediate_size"]
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (size["vocab_size"], width)}
     for layer in range(layers):

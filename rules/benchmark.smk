@@ -9,7 +9,7 @@ BENCHMARK_FIGURES = [f"{RESULTS}/figures/benchmarks.svg"] if BENCHMARKED else []
 
 
 rule benchmark_policy:
-    """Tasks of lm-eval on one policy."""
+    """Run tasks of lm-eval on one policy."""
     input:
         policy=lambda w: pointer(w.result),
         parents=lambda w: [pointer(result) for result in recipe_parents(PLAN, w.result)],
@@ -56,7 +56,7 @@ rule benchmark_policy:
 
 
 rule collect_benchmarks:
-    """What each point scored, with its KL and reward."""
+    """Gather what each point scored, with its KL and reward."""
     input:
         benchmarks=[
             f"{RESULTS}/benchmark_policy/{row['policy']}/benchmarks.json" for row in BENCHMARKED
@@ -77,7 +77,7 @@ rule collect_benchmarks:
 
 
 rule plot_benchmarks:
-    """Capability against KL, a panel for each task and metric."""
+    """Draw capability against KL, with a panel for each task and metric."""
     input:
         table=f"{RESULTS}/collect_benchmarks/benchmarks.csv",
     output:

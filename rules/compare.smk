@@ -12,7 +12,7 @@ SIDE_BY_SIDE = expand(f"{RESULTS}/figures/{{comparison}}/side_by_side.svg", comp
 
 
 rule answer_prompts:
-    """One contestant's answers to the prompts of a comparison."""
+    """Let one contestant answer the prompts of a comparison."""
     input:
         policy=lambda w: pointer(own_policy(w)) if own_policy(w) else [],
         parents=lambda w: [pointer(result) for result in recipe_parents(PLAN, own_policy(w))],
@@ -44,7 +44,7 @@ rule answer_prompts:
 
 
 rule judge_answers:
-    """One judge on all contestants of a comparison. Replies of a chat judge are kept as they come."""
+    """Let one judge judge all contestants. Replies of a chat judge are kept as they come."""
     input:
         answers=answers,
         reward_model=lambda w: (
@@ -88,7 +88,7 @@ rule judge_answers:
 
 
 rule grade_answers:
-    """Win rates, ties and graded scores of every pair by every judge."""
+    """Count win rates, ties and graded scores of every pair by every judge."""
     input:
         answers=answers,
         judgements=lambda w: [
@@ -122,7 +122,7 @@ rule grade_answers:
 
 
 rule plot_side_by_side:
-    """A matrix for each judge of a comparison."""
+    """Draw a matrix for each judge of a comparison."""
     input:
         table=f"{RESULTS}/grade_answers/{{comparison}}/side_by_side.csv",
     output:

@@ -24,7 +24,8 @@ TABLES = [
 
 rule evaluate_front:
     """Reward, gold, KL to SFT, length and diversity of the policies of an iteration and of the points of
-    its front, in one job; of each its evaluation.json under a key of its own, and their index."""
+    its front, in one job. Each has an evaluation.json with a key of its own; an index names them.
+    """
     input:
         policies=lambda w: weights_of_front(w.front),
         sft=SFT,
@@ -143,7 +144,7 @@ rule estimate_optimum:
 
 
 rule collect_evaluations:
-    """Of a group, one tidy table each: evaluations, RL trajectories, training rows, geometry, completions."""
+    """Tidy tables of a group: evaluations, RL trajectories, training rows, geometry and completions."""
     input:
         evaluations=lambda w: evaluations_of(evaluated(w)),
         trajectories=lambda w: [trajectory(result) for result in trajectories(PLAN, w.group)],
@@ -167,7 +168,7 @@ rule collect_evaluations:
 
 
 rule compare_fronts:
-    """Of a group, with intervals: the paper's claims, every experiment against the base, shares of the optimum."""
+    """A group's verdicts on the paper's claims, comparisons with the base and shares of the optimum."""
     input:
         tables=TABLES,
         evaluations=lambda w: evaluations_of(evaluated(w)),

@@ -37,7 +37,7 @@ rule train_sft:
 
 
 rule train_reward_model:
-    """Bradley–Terry reward model on preference pairs, from the SFT weights; or the user's own."""
+    """Train a reward model on preference pairs (Bradley–Terry), or store a given one."""
     input:
         data=DATA,
         sft=SFT,

@@ -13,7 +13,7 @@ POINT = (
 
 
 rule train_policy:
-    """Stage 1: one RL run against its anchor; member m of iteration i of replicate r."""
+    """Stage 1: train member m of iteration i of replicate r by RL, with a KL penalty to its anchor."""
     input:
         init=lambda w: pointer(PLAN.init[stage(w)]),
         sft=SFT,
@@ -44,7 +44,7 @@ rule train_policy:
         settings=lambda w: flags(
             {"seed": config["seed"]} | SAMPLING | REWARDING | training(w) | {"save_every": None}
         ),
-        # What does not change the result, and is no part of its key.
+        # These flags do not change the result, and are no part of its key.
         runtime_args=lambda w: flags(
             {
                 "evaluate_batch_size": config["evaluate_policy"]["batch_size"],
@@ -67,7 +67,7 @@ rule train_policy:
 
 
 rule merge_policies:
-    """Stage 2: merge the M policies of an iteration; SLERP of their task vectors, by layer."""
+    """Stage 2: merge the M policies of an iteration by SLERP of their task vectors, layer by layer."""
     input:
         init=lambda w: pointer(PLAN.init[stage(w)]),
         policies=lambda w: [
@@ -97,7 +97,7 @@ rule merge_policies:
 
 
 rule interpolate_policy:
-    """Stage 3: LITI, the merge interpolated towards SFT (the front) or its own init (the next one)."""
+    """Stage 3, LITI: interpolate the merge towards SFT (the front) or its own init (the next start)."""
     input:
         init=lambda w: (SFT if w.towards == "sft" else pointer(PLAN.init[stage(w)])),
         policy=lambda w: pointer(PLAN.merged[stage(w)]),

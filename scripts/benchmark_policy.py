@@ -34,7 +34,7 @@ class Arguments:
     out: str
     """JSON file to write."""
     seed: int = 0
-    """Of few-shot examples."""
+    """The seed of few-shot examples."""
     parents: list[str] = listed()
     """The two checkpoints of a policy that is a recipe."""
 

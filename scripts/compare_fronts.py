@@ -37,7 +37,7 @@ class Arguments:
     out: str
     """Folder to write."""
     seed: int
-    """Of the resamples."""
+    """The seed of the resamples."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

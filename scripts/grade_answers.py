@@ -34,9 +34,9 @@ class Arguments:
     out: str
     """Folder for side_by_side.csv and judges.csv."""
     seed: int
-    """Of the bootstrap."""
+    """The seed of the bootstrap."""
     thresholds: list[float]
-    """Of a tie, slightly better, better."""
+    """The largest differences of a tie, of slightly better, and of better."""
     confidence: float
     """Level of the intervals."""
     pairs: str = "all"

@@ -128,7 +128,7 @@ def describe_rule(
 
 
 def hours(jobs: Sequence[Job], times: Mapping[Job, float | None]) -> str:
-    """Of all of them one after the other; with a ? where the times of some are not known."""
+    """The hours of all jobs one after the other, with a ? where the times of some are not known."""
     known = [seconds for job in jobs if (seconds := times[job]) is not None]
     total = f"{sum(known) / 3600:.{3 if sum(known) < 36000 else 0}f}"
     if len(known) == len(jobs):

@@ -174,7 +174,7 @@ def rows(schema: Mapping[str, Any], defaults: Any, prefix: str = "") -> Iterator
 
 
 def named_properties(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a mapping whose keys are names of the user's choice: the keys below any of them."""
+    """The keys below any name of a mapping whose keys are names of the user's choice."""
     below = [*node.get("patternProperties", {}).values(), node.get("additionalProperties")][0]
     options = alternatives(below) if isinstance(below, dict) else []
     return one_line(next((o["properties"] for o in options if "properties" in o), {}))

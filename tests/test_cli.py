@@ -93,4 +93,4 @@ def test_help_has_descriptions_choices_and_defaults(capsys: pytest.CaptureFixtur
     assert "--baseline none|batch|rloo" in text
     assert "--method slerp|lerp|" in text
     assert "Temperature" not in text
-    assert "alike. Paper: 0.9. Default: 0.9" in text
+    assert "in training and evaluation. Paper: 0.9. Default: 0.9" in text

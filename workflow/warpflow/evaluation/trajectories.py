@@ -77,7 +77,7 @@ def score_trajectory(
     batch_size: int,
     device: torch.device | str = "cpu",
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Of one run: a row of means and standard errors for each point, and its values of every
+    """Rows of means and standard errors for each point of one run, and rows of the values of each
     prompt.
 
     Args:

@@ -21,8 +21,8 @@ DIFFERENCE = "ema - sft"
 
 @fixed_settings
 def plot_envelopes(envelopes: pd.DataFrame, style: FigureStyle) -> Figure:
-    """For each set of runs that differ in anchor and β alone: the best reward over β that each
-    anchor has at a KL, with the β that gives it, and the difference of the two.
+    """Two panels for each set of runs that differ in anchor and β alone: the best reward over β
+    that each anchor has at a KL, with the β that gives it, and the difference of the two.
 
     Args:
         envelopes: envelopes.csv of rule compare_fronts.

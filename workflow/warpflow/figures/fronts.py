@@ -16,7 +16,7 @@ from warpflow.gold_names import gold_columns
 MESSAGE = "No policy was evaluated. Give `interpolate_policy.etas` several values."
 
 LABELLED_EXPERIMENTS = 4  # whose η are written beside the points
-# Of KL on a root scale, as far as there is room.
+# Ticks of the KL on a root scale, as far as there is room.
 
 
 @fixed_settings

@@ -392,9 +392,9 @@ def curvature_row(
     curvature: Array,
     etas: Array,
 ) -> Row:
-    """Of second derivatives [B + 1, R, triples]. Held where the mean is above 0 and no triple is
-    below it beyond noise; a single triple below beyond noise (at the level divided by their number)
-    is a counterexample."""
+    """The row of a lemma about second derivatives [B + 1, R, triples]. It held where the mean is
+    above 0 and no triple is below 0 beyond noise; a single triple below beyond noise (at the level
+    divided by their number) is a counterexample."""
     count = curvature.shape[-1]
     level = 1 - (1 - confidence) / count
     found = [measured.interval(curvature[..., k], level) for k in range(count)]

@@ -125,8 +125,8 @@ def to_dtype(name: str | None) -> torch.dtype | None:
 
 
 def output_dtypes(sources: Sequence[Tensors], dtype: torch.dtype | None) -> dict[str, torch.dtype]:
-    """Of each tensor of the result: `dtype`, or the widest of its sources (fp32 policies of a bf16
-    init would lose their small task vectors in its dtype); integers keep their own."""
+    """The dtype of each tensor of the result: `dtype`, or the widest of its sources (fp32 policies
+    of a bf16 init would lose their small task vectors in its dtype). Integers keep their own."""
     dtypes = {}
     for name, tensor in sources[0].items():
         widest = tensor.dtype

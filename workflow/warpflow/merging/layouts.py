@@ -23,9 +23,8 @@ from torch import Tensor
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
-# Of each model type, the input embedding of its causal language model. What comes before the
-# first dot is the prefix of the base model (`base_model_prefix`). Types that are not named have the
-# first one.
+# The input embedding of each model type's causal language model. What comes before the first dot is
+# the prefix of the base model (`base_model_prefix`). Types that are not named have the first one.
 EMBEDDINGS = {
     "model.embed_tokens.weight": "",
     "model.decoder.embed_tokens.weight": "opt",

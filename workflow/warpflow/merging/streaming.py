@@ -77,7 +77,7 @@ def merge_into(
     check_sources(sources)
     groups = list(layer_groups(init, granularity).items())
     scratch = new_scratch(sources)
-    # Of one policy there is nothing to merge, whatever the method: it is passed on bit for bit.
+    # A single policy is passed on bit for bit, whatever the method.
     chosen = METHODS[method] if len(policies) > 1 else lerp_coefficients
 
     def merge_group(number: int) -> list[dict[str, object]]:

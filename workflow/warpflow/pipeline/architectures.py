@@ -124,7 +124,8 @@ def config_class(model_type: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def fields(path: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """As `config_class`, of the class of that name in a file, its parents' included."""
+    """The settings of the class of that name in a file, those of its parents included. They are
+    given as `config_class` gives them."""
     defaults: dict[str, Any] = {}
     aliases: dict[str, str] = {}
     for node in read_file(path).body:

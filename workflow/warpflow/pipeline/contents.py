@@ -27,7 +27,7 @@ def file_sha256(path: Path) -> str:
 
 
 def checksum(path: Path) -> str:
-    """Of a file's content, as Snakemake records it."""
+    """The checksum of a file's content, as Snakemake records it."""
     return f"sha256:{file_sha256(path)}"
 
 

@@ -85,8 +85,8 @@ def cache_folder() -> Path:
 
 @cache
 def _cache_folder(project: Path) -> Path:
-    """As DVC finds it: the last file that names one decides, `~` is the user's home, and other
-    paths start at the folder of the file that names them."""
+    """The folder of DVC's cache, found as DVC finds it: the last file that names one decides, `~`
+    is the user's home, and other paths start at the folder of the file that names them."""
     system = os.environ.get("DVC_SYSTEM_CONFIG_DIR") or site_config_dir("dvc", "iterative")
     user = os.environ.get("DVC_GLOBAL_CONFIG_DIR") or user_config_dir("dvc", "iterative")
     repository = project / ".dvc"

@@ -97,7 +97,7 @@ class Records:
         return found
 
     def checksum(self, path: str) -> str | None:
-        """Of a file's content as Snakemake writes it; each file is read once."""
+        """The checksum of a file's content, as Snakemake writes it; each file is read once."""
         if path not in self.checksums:
             if not Path(path).is_file():
                 return None

@@ -295,7 +295,7 @@ def changed_names(recorded: Mapping[str, str] | None, path: str) -> list[str]:
 
 
 def explain(parts: Parts, waits_for: Sequence[str]) -> tuple[str, list[str]]:
-    """Of a heavy job: what would happen, in a few words, and why, a line each.
+    """What would happen to a heavy job, in a few words, and why, a line for each reason.
 
     Args:
         waits_for: results that are due before it.

@@ -36,7 +36,7 @@ Reply = dict[str, Any]  # "text" and "usage" (numbers of tokens)
 
 
 class RefusedError(Exception):
-    """The endpoint takes this one request not, however often it is sent."""
+    """The endpoint refuses this request, however often it is sent."""
 
 
 class UnreachableError(Exception):
