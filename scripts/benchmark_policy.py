@@ -80,7 +80,7 @@ def run_tasks(arguments: Arguments, settings: TaskSettings) -> dict[str, Any]:
 
 
 def begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, putting BOS before texts where it has one, as the policies here read them
+    """The tokenizer, which puts BOS before texts where it has one, as the policies here read them
     (`prompts.prompt_tokens`); of the tokenizers that come with models most do so already."""
     bos = tokenizer.bos_token
     ids = tokenizer("a")["input_ids"]

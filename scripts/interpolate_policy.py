@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def interpolate_policy(arguments: argparse.Namespace) -> None:
-    """One point at `out`, or several below it."""
+    """Write one point at `out`, or several below it."""
     parents = [read_tensors(folder) for folder in (arguments.init, arguments.policy)]
     check_vocabularies([arguments.init, arguments.policy])
     outs = [arguments.out]

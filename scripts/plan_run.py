@@ -150,7 +150,7 @@ def describe_hours(
 
 
 def describe_memory(config: Mapping[str, Any], plan: Plan, group: str) -> list[str]:
-    """The device's, of the RL runs with the least and the most."""
+    """The memory of a device in the RL runs with the least and the most."""
     peaks: dict[tuple[Any, ...], int] = {}
     for name in plan.groups[group]:
         training = policy_settings(plan.experiments[name], 1)

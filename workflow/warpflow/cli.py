@@ -109,7 +109,7 @@ def read_value(adapter: TypeAdapter[Any], text: str | list[str]) -> Any:
 
 
 def summary(error: ValidationError) -> str:
-    """Errors of pydantic's on one line; of a model's own check its words."""
+    """The errors of pydantic on one line; an error of a model's own check is given in its words."""
     lines = []
     for found in error.errors(include_url=False):
         text = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
@@ -127,7 +127,8 @@ def write_utf8() -> None:
 
 
 def hide_progress_bars() -> None:
-    """Those of transformers fill the log of a job; not every script loads it."""
+    """Hide the progress bars of transformers, which would fill the log of a job. Not every script
+    loads transformers."""
     if "transformers" in sys.modules:
         from transformers.utils import logging as transformers_logging
 

@@ -12,7 +12,7 @@ HELD_OUT = "held_out_preferences"
 
 
 def gold_columns(columns: Iterable[Hashable]) -> list[str]:
-    """Those of gold rewards, in order; not those of their standard errors."""
+    """The columns of gold rewards, in order, without those of their standard errors."""
     return [
         column
         for column in map(str, columns)

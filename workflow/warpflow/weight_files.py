@@ -50,7 +50,7 @@ def gguf_problem(path: str | Path) -> str | None:
 
 
 def reads_gguf() -> bool:
-    """Whether the package is there with which transformers reads GGUF files."""
+    """Whether the package that transformers reads GGUF files with is installed."""
     return importlib.util.find_spec("gguf") is not None
 
 
@@ -100,8 +100,9 @@ def read_value(handle: IO[bytes], kind: int) -> Any:
 
 
 def known_architectures() -> set[str]:
-    """Architectures that the installed transformers can read from GGUF, of its files' text; empty
-    where it is not installed, or has these mappings no more."""
+    """The architectures that the installed transformers can read from GGUF, taken from the text of
+    its files. The set is empty where transformers is not installed, or no longer has these
+    mappings."""
     found = importlib.util.find_spec("transformers")
     if found is None or not found.submodule_search_locations:
         return set()

@@ -85,7 +85,7 @@ def front_handles(
     looks: dict[str, Look],
     optimum: pd.DataFrame | None = None,
 ) -> list[Line2D]:
-    """Legend of the fronts: experiments, iterations, and what a thick and a thin line mean."""
+    """The legend of the fronts: experiments, iterations, and what a thick and a thin line mean."""
     fronts, singles = liti_fronts(evaluations), single_policies(evaluations)
     runs = distinct_runs(trajectories)
     drawn = [fronts["experiment"], singles["experiment"], runs["experiment"]]

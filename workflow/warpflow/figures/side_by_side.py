@@ -80,5 +80,5 @@ def cell_text(row: dict) -> str:
 
 
 def signed(value: float) -> str:
-    """+0.12, and never -0.00."""
+    """A number with its sign, as +0.12, and never -0.00."""
     return f"{round(value, 2) or 0.0:+.2f}"

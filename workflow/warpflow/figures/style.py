@@ -113,7 +113,7 @@ def experiment_looks(
 
 
 def shade(color: str, iteration: int, last: int) -> str:
-    """Lighter for earlier iterations; the last one has the full colour."""
+    """A lighter colour for earlier iterations; the last one has the full colour."""
     white = 0.0 if last <= 1 else 0.55 * (last - iteration) / (last - 1)
     red, green, blue = (channel * (1 - white) + white for channel in to_rgb(color))
     return to_hex((red, green, blue))

@@ -119,7 +119,8 @@ def t_quantile(confidence: float, degrees: float) -> float:
 
 
 def decide(low: float, high: float, reference: float = 0.0) -> Verdict:
-    """Held: the interval is above the reference. Did not hold: below it. Else undecided."""
+    """A claim held where the interval is above the reference, and did not hold where it is below.
+    Else it is undecided."""
     if np.isnan(low) or np.isnan(high):
         return "undecided"
     if low > reference:

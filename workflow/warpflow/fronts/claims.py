@@ -109,7 +109,7 @@ def anchor(measured: Measurements, confidence: float) -> Iterator[Row]:
 def anchor_rows(
     measured: Measurements, confidence: float, changes: str, arms: dict[str, Arm], kind: str
 ) -> Iterator[Row]:
-    """Both rows for one setting of all but anchor and β."""
+    """The two rows for runs that share all settings but anchor and β."""
     statement = "the EMA anchor gives a better front than the SFT anchor"
     kind += f", {changes}" if changes else ""
     same, envelopes = (
@@ -141,7 +141,7 @@ def anchor_rows(
 
 
 def at_one_beta(arms: dict[str, Arm]) -> str:
-    """Where an arm has one β alone, that is said."""
+    """Words for the statement that say where an arm has one β alone."""
     lonely = [f"{arm.name} at one β" for arm in arms.values() if len(arm.betas) == 1]
     return f"; {' and '.join(lonely)}, unlike penalties" if lonely else ""
 
@@ -178,7 +178,8 @@ def same_beta(
 
 
 def merges(measured: Measurements, method: str) -> Iterator[str]:
-    """Experiments that merge so, most members first, and those of equal weights before others."""
+    """The experiments that merge by this method, those with most members first, and those of equal
+    weights before others."""
     rows = [measured.settings(name) for name in measured.experiments]
     chosen = [s for s in rows if s["merge_method"] == method and s["members"] > 1]
     chosen.sort(key=lambda s: (-s["members"], not pd.isna(s["merge_weight"])))

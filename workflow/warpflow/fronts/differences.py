@@ -125,7 +125,7 @@ def difference_row(
 def shares_table(
     measured: Measurements, optimum: pd.DataFrame, confidence: float, seed: int
 ) -> pd.DataFrame:
-    """shares.csv: of each use of a policy, its gain in reward over SFT as a share of the optimal
+    """shares.csv: for each use of a policy, its gain in reward over SFT as a share of the optimal
     policy's gain at the same KL.
 
     The optimum is of other samples than the policies, so its own error is drawn from a normal of

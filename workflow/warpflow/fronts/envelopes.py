@@ -78,7 +78,7 @@ def envelope(arm: Arm, kl: Array) -> Array:
 
 
 def common_kls(first: Arm, second: Arm) -> Compared | None:
-    """From the smallest to the largest KL that some β of each arm has in all replicates."""
+    """KLs from the smallest to the largest that some β of each arm has in all replicates."""
     reaches = [arm.reach() for arm in (first, second)]
     low = max(float(starts.min()) for starts, _ in reaches)
     high = min(float(ends.max()) for _, ends in reaches)
@@ -96,7 +96,7 @@ def envelope_difference(first: Arm, second: Arm) -> tuple[Array, Compared] | Non
 
 
 def covered(kl: Array, *arms: Arm) -> Array:
-    """Those of the KLs that each arm reaches with some β."""
+    """The KLs that each arm reaches with some β."""
     return kl[np.all([arm.is_reached(kl).any(0) for arm in arms], axis=0)]
 
 

@@ -92,8 +92,8 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def _buffer(self, states: Tensor) -> Tensor:
-        """In the dtype in which attention computes: rotated keys come in fp32 under autocast, and
-        would all be cast again for every token."""
+        """A buffer in the dtype in which attention computes. Rotated keys come in fp32 under
+        autocast, and would all be cast again for every token."""
         batch, heads, _, width = states.shape
         kind = states.device.type
         is_cast = torch.is_autocast_enabled(kind)
@@ -108,7 +108,7 @@ class PreallocatedLayer(DynamicLayer):
         self.update(keys, values)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows: moved to the front of the buffers, of which only the filled part is
+        """Keep these rows by moving them to the front of the buffers. Only the filled part is
         copied."""
         assert self.buffers is not None
         end = self._filled()[0].shape[2]

@@ -92,7 +92,7 @@ def only_source(coefficients: Sequence[float]) -> int | None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch with one thread: on chunks of this size more of them only wait for one another, and
+    """Run torch with one thread. On chunks of this size more threads only wait for one another, and
     sums would depend on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -190,7 +190,7 @@ def check_sources(sources: Sequence[Tensors]) -> None:
 
 
 def tied_hint(missing: Sequence[str], extra: Sequence[str]) -> str:
-    """Why only a head may be missing on one side."""
+    """Words for the message that say why only a head may be missing on one side."""
     if not {*missing, *extra} <= {"lm_head.weight", "embed_out.weight"}:
         return ""
     return (

@@ -132,7 +132,7 @@ class Elementwise:
 def ties(deltas: Tensor, weights: Tensor, thresholds: Tensor) -> Tensor:
     """TIES-Merging (arXiv 2306.01708): trim, elect a sign, take the disjoint mean.
 
-    Of each task vector only the largest magnitudes stay. Each weight gets the sign of the larger
+    Only the largest magnitudes of each task vector stay. Each weight gets the sign of the larger
     sum, and the λ-weighted mean over the members that have it; 0 where none has, or where the sums
     are equal. Shapes as in `Elementwise`.
     """

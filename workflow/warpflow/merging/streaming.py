@@ -206,7 +206,7 @@ def merge(
     vectors: str = "task_vectors",
     density: float | None = None,
 ) -> dict[str, Tensor]:
-    """`merge_into` memory."""
+    """`merge_into`, with the result in memory."""
     emit, results = collector([init, *policies], 1)
     merge_into(emit, init, policies, method, granularity, weight, vectors, density)
     return results[0]

@@ -178,7 +178,7 @@ def new_checkpoints(
 
 
 def as_metadata(document: Mapping[str, Any]) -> dict[str, str]:
-    """Provenance as safetensors metadata, which is text to text."""
+    """The provenance as safetensors metadata, which maps text to text."""
     return {"provenance": json.dumps(document, sort_keys=True)}
 
 
@@ -319,7 +319,7 @@ def is_alive(pid: int) -> bool:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the process by way of its `finally` blocks."""
+    """Let SIGTERM and SIGHUP end the process by way of its `finally` blocks."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -84,7 +84,7 @@ def accept(parts: Parts, reason: str, author: str, date: str) -> dict[str, Any]:
 
 
 def author() -> str:
-    """Who accepts: as Git knows them, else the user's name."""
+    """The name of whoever accepts, as Git knows it; else the user's name."""
     name, email = output("git", "config", "user.name"), output("git", "config", "user.email")
     return f"{name} <{email}>" if name and email else name or getpass.getuser()
 

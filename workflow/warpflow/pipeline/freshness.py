@@ -51,7 +51,7 @@ class Records:
 
     @cached_property
     def problem(self) -> str | None:
-        """Why these records cannot be read; said once, and nothing is guessed."""
+        """Why these records cannot be read. It is said once, and nothing is guessed."""
         for path in self.folder.rglob("*"):
             if path.is_file():
                 try:
@@ -106,8 +106,8 @@ class Records:
 
 
 def other_models(output: Path) -> list[str]:
-    """Models of the user's that a job has read, as its provenance.json says, and that have another
-    content now: overwritten under the same name."""
+    """The user's models that a job has read, as its provenance.json says, and that have another
+    content now, because they were overwritten under the same name."""
     file = output.with_name("provenance.json")
     if output.suffix != ".json" or not file.is_file():
         return []

@@ -46,7 +46,8 @@ class GivenModel:
 
     @property
     def folder(self) -> Path | None:
-        """Where its files are; None where it is no folder, or not in the hub's cache."""
+        """Where the model's files are; None where the name is no folder and not in the hub's
+        cache."""
         return Path(self.path) if Path(self.path).is_dir() else hub_snapshot(self.path)
 
 

@@ -34,7 +34,8 @@ class Processes:
 
 
 def choose_processes(processes: int, gpus: int, nodes: int, setup: str) -> Processes:
-    """From a rule's resources; 0 processes: one to each GPU, one where there is none.
+    """The processes that a rule's resources ask for. With 0 processes there is one to each GPU, and
+    one where there is no GPU.
 
     Raises:
         ValueError: what cannot be; names the resource to change.

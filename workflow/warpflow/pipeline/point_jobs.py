@@ -69,7 +69,8 @@ class Point:
         return ["--policy", self.policy, *composed, "--out", self.out]
 
     def computed_as(self, key: str) -> Path:
-        """Where the command writes it: a file that is there is the whole result of the key."""
+        """Where the command writes the evaluation. A file that is there is the whole result of the
+        key."""
         made = Path(self.out)
         return made.with_name(f"{made.stem}.{key[:16]}{made.suffix}")
 
@@ -108,7 +109,7 @@ class Front:
 
     @classmethod
     def of(cls, words: Sequence[str]) -> Front:
-        """From the arguments of this module's command line."""
+        """The settings from the arguments of this module's command line."""
         if "--" not in words:
             sys.exit("point_jobs: expected -- and a command")
         cut = list(words).index("--")

@@ -88,7 +88,8 @@ class Parts:
 
 @dataclass(frozen=True)
 class Differences:
-    """Between a recorded result and what would go in now, in words, a line each."""
+    """The differences between a recorded result and what would go in now, in words, a line for
+    each."""
 
     settings: list[str] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)

@@ -92,8 +92,8 @@ def describe_excess(rule: str, needs: Needs, nodes: list[Needs]) -> str:
 
 
 def step_warning(rules: Collection[str]) -> str | None:
-    """Said where this is a job of SLURM without its programs, as in a container: RL runs get no
-    step of their own."""
+    """A warning where this is a job of SLURM without the programs of SLURM, as in a container: RL
+    runs get no step of their own."""
     if "train_policy" not in rules or "SLURM_JOB_ID" not in os.environ or shutil.which("srun"):
         return None
     return (
@@ -104,8 +104,8 @@ def step_warning(rules: Collection[str]) -> str | None:
 
 
 def login_node_warning(rules: Collection[str]) -> str | None:
-    """Said where training would run on what may be a cluster's login node; workstations may have
-    SLURM too, so it is no error."""
+    """A warning where training would run on what may be the login node of a cluster. Workstations
+    may have SLURM too, so it is no error."""
     training = sorted({rule for rule in rules if rule.startswith("train_")})
     if not training or "SLURM_JOB_ID" in os.environ or not shutil.which("sbatch"):
         return None

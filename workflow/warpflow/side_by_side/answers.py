@@ -84,7 +84,7 @@ def write_answers(path: str | Path, answers: Sequence[Answer], generator: str) -
 
 
 def prompt_key(prompt: Any) -> str:
-    """Two prompts are the same where this is."""
+    """A text that is the same for two prompts exactly where they are the same prompt."""
     return json.dumps(prompt, sort_keys=True)
 
 

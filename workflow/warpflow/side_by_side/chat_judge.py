@@ -40,7 +40,7 @@ class RefusedError(Exception):
 
 
 class UnreachableError(Exception):
-    """No reply after all retries."""
+    """There was no reply after all retries."""
 
 
 # --- question and verdict ----------------------------------------------------------------------
@@ -58,7 +58,7 @@ def read_template(path: str | Path) -> str:
 
 
 def fill_template(template: str, prompt: Any, first: str, second: str) -> str:
-    """In one pass: braces in an answer stay what they are."""
+    """Fill all fields in one pass, so that braces in an answer stay what they are."""
     values = dict(zip(FIELDS, (prompt_text(prompt), first, second), strict=True))
     return re.sub(r"\{(" + "|".join(FIELDS) + r")\}", lambda found: values[found[1]], template)
 
@@ -99,7 +99,7 @@ def make_body(settings: ChatSettings, question: str) -> Body:
 
 
 def body_key(settings: ChatSettings, body: Body) -> str:
-    """Hash of whom is asked what."""
+    """The hash of a request: whom it asks, and what."""
     text = json.dumps([settings.base_url, body], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -158,8 +158,8 @@ def ask(settings: ChatSettings, client: OpenAI, body: Body) -> Reply:
 
 
 def read_replies(folder: Path) -> dict[str, Reply]:
-    """Replies by key, of every file in the folder. The end of one whose writer was killed is
-    skipped."""
+    """Replies by key, of every file in the folder. Where a writer was killed, the broken end of its
+    file is skipped."""
     replies = {}
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -258,7 +258,8 @@ def ask_pending(
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row and see it on disk; after the torn end of a killed writer, on a new line."""
+    """Append a row and wait until it is on disk. After the broken end that a killed writer left, it
+    starts on a new line."""
     line = json.dumps(row, sort_keys=True) + "\n"
     with open(path, "ab+") as file:
         if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":

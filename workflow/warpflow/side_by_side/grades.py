@@ -71,7 +71,8 @@ def combine_orders(first: Sequence[float | None], swapped: Sequence[float | None
 
 
 def is_contradicting(first: Sequence[float | None], swapped: Sequence[float | None]) -> np.ndarray:
-    """Where the judge prefers one answer in one order and the other in the other, [N]."""
+    """[N] whether the judge prefers one answer in one order and the other answer in the other
+    order."""
     product = np.array(first, dtype=float) * np.array(swapped, dtype=float)
     return product < 0
 
