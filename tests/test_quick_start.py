@@ -19,6 +19,7 @@ print(gc.isenabled(), gc.get_freeze_count() > 1000)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "printed"), [("scripts", "False True True"), ("elsewhere", "True True False")]
 )

@@ -23,6 +23,8 @@ from transformers import AutoModelForCausalLM
 from warpflow.data.files import read_rows
 from warpflow.lm.models import load_reward_model
 
+pytestmark = pytest.mark.slow  # the scripts train, sample and evaluate
+
 TINY = {
     "model_type": "gemma",
     "hidden_size": 16,

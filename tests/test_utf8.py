@@ -84,6 +84,7 @@ def latin1(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return variables
 
 
+@pytest.mark.slow
 def test_a_script_reads_writes_and_prints_utf8(tmp_path: Path, latin1: dict[str, str]) -> None:
     """Prompts, a further column, and a path with characters that Latin-1 lacks; the error that
     names the path is whole."""
@@ -109,6 +110,7 @@ def test_a_script_reads_writes_and_prints_utf8(tmp_path: Path, latin1: dict[str,
     assert "prompts.jsonl, row 2: column 'text'" in failed.stderr.decode("utf-8")
 
 
+@pytest.mark.slow
 def test_answers_are_utf8(
     tmp_path: Path, latin1: dict[str, str], make_model: MakeModel, make_tokenizer: MakeTokenizer
 ) -> None:

@@ -24,6 +24,8 @@ from gpu_kit import (
     step_arguments,
 )
 
+pytestmark = pytest.mark.slow  # it starts the kit in processes of its own
+
 ROOT = Path(__file__).parents[2]
 # What a bare machine lacks.
 ABSENT = (

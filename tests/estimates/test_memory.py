@@ -168,6 +168,7 @@ def test_out_of_memory_names_the_settings_to_lower_and_the_estimate(
     assert caught.value.__cause__ is error
 
 
+@pytest.mark.slow
 def test_the_estimate_is_within_15_percent_of_a_real_run() -> None:
     """By the benchmark's own command and its smallest size; docs/memory.md has the others."""
     command = [sys.executable, str(ROOT / "benchmarks/memory.py"), "--rows", "0"]

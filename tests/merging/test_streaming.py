@@ -355,6 +355,7 @@ def test_geometry_csv_has_a_row_per_group_and_pair(parents: Parents, tmp_path: P
     assert pd.read_csv(alone / "geometry.csv").empty
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["slerp", "ties"])
 def test_memory_does_not_grow_with_the_model(method: str, tmp_path: Path) -> None:
     """3 × 120 MB of fp32 in two tensors: what the merge allocates beyond its mapped files."""
@@ -801,6 +802,7 @@ merge_policies.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "workers"),
     [

@@ -215,6 +215,7 @@ def test_rules_have_script_log_and_folder_of_one_name():
             assert f"{{RESULTS}}/{name}" in body or name == "collect_evaluations"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snakefile", ["Snakefile", "workflow/Snakefile"])
 def test_snakemake_lint(snakefile):
     command = ["snakemake", "--snakefile", snakefile, "--lint"]

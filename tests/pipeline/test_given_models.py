@@ -194,6 +194,7 @@ def test_models_that_the_run_makes_are_not_given(config):
     assert [(m.key, m.is_reward) for m in given_models(config)] == [("evaluate_policy.gold", True)]
 
 
+@pytest.mark.slow
 def test_the_command_of_each_message_writes_a_plain_folder(
     config, make_model: MakeModel, make_tokenizer: MakeTokenizer, tmp_path, monkeypatch
 ):

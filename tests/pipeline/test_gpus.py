@@ -11,6 +11,8 @@ import pytest
 from warpflow.pipeline import gpus as devices
 from warpflow.pipeline.gpus import held_gpus, visible_gpus
 
+pytestmark = pytest.mark.slow  # several jobs wait for one another
+
 ROOT = Path(__file__).parents[2]
 # Says which devices it has, and keeps them for a while.
 JOB = """\

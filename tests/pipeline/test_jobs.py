@@ -15,6 +15,8 @@ from warpflow.pipeline.code_files import file_hash
 from warpflow.pipeline.contents import folder_listing, listing_md5
 from warpflow.pipeline.dvc_cache import cached_object, cached_run, remove_broken_lock
 
+pytestmark = pytest.mark.slow  # each test starts jobs, Git or DVC
+
 SCRIPT = """\
 import pathlib, sys
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))

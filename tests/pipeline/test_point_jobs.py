@@ -16,6 +16,8 @@ from warpflow.pipeline import point_jobs
 from warpflow.pipeline.freshness import Records
 from warpflow.pipeline.point_jobs import Front, listed_files
 
+pytestmark = pytest.mark.slow  # each test starts jobs, Git or DVC
+
 # Writes each point's η, one second after the other where it is told to; η = 9 cannot be made.
 SCRIPT = """\
 import json, pathlib, sys, time

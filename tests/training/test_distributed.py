@@ -16,6 +16,8 @@ from test_scripts import GOLD, MODEL, REINFORCE, SAMPLING, flags, make_inputs
 from warpflow.training.distributed import own_part
 from warpflow.training.reinforce import start_run, train_policy
 
+pytestmark = pytest.mark.slow  # each test starts several processes
+
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
 LAUNCH = ["accelerate", "launch", "--multi_gpu", "--main_process_port", "0", *flags(**OPTIONS)]
