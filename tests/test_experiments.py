@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from warpflow.experiments import (
+    UNTOLD,
     Plan,
     Weights,
     eta_text,
@@ -18,6 +19,7 @@ from warpflow.experiments import (
     resolve_experiments,
     weights_of,
 )
+from warpflow.settings.train_policy import TrainPolicy
 
 
 def config(**experiments: Any) -> dict[str, Any]:
@@ -412,3 +414,13 @@ def test_a_front_towards_the_init_starts_there() -> None:
         row.get("towards") for row in evaluations(plan, "main") if row["experiment"] == "own"
     }
     assert towards == {"init", None}
+
+
+def test_settings_at_the_value_from_before_they_were_there_are_not_told() -> None:
+    """So that finished results keep their keys; what differs is told."""
+    base, defaults = config(), TrainPolicy()
+    assert {name: getattr(defaults, name) for name in UNTOLD} == UNTOLD
+    base["train_policy"] |= UNTOLD
+    assert not UNTOLD.keys() & policy_settings(resolve_experiments(base)["warp"], 1).keys()
+    base["train_policy"]["optimizer"] = "adamw"
+    assert policy_settings(resolve_experiments(base)["warp"], 1)["optimizer"] == "adamw"

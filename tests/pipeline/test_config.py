@@ -75,6 +75,8 @@ def test_shipped_overlays_are_valid(config, names, tmp_path, monkeypatch):
         (("train_policy", "batch_size"), 15, ["batch_size", "15", "samples_per_prompt"]),
         (("train_policy", "samples_per_prompt"), 1, ["samples_per_prompt", "rloo"]),
         (("train_policy", "anchor_memory"), "bfloat16", ["anchor_memory", "compute_dtype"]),
+        (("train_policy", "weight_decay"), 0.1, ["weight_decay: got 0.1, but optimizer adam"]),
+        (("train_policy", "optimizer"), "sgd", ["got 'sgd', expected one of adam, adamw"]),
         (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 4"]),
         (("merge_policies", "density"), 0.3, ["density", "0.3", "slerp keeps all weights"]),
         (("merge_policies", "density"), 0, ["density", "more than 0"]),
@@ -126,6 +128,16 @@ def test_bad_value_is_named_with_a_remedy(config, path, value, parts):
     assert "nothing was started" in text
     for part in parts:
         assert part in text
+
+
+def test_a_package_that_is_not_installed_is_named_before_any_job(config, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config["train_policy"]["optimizer"] = "adam_8bit"
+    text = message(config)
+    assert "train_policy.optimizer: got adam_8bit, which needs the package bitsandbytes" in text
+    assert "pip install --no-deps bitsandbytes==" in text
+    assert "or set it to adam" in text
+    check_config(config, files=False)  # an estimate needs no such package
 
 
 def test_ties_is_for_task_vectors(config):

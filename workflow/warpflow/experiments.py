@@ -165,9 +165,19 @@ def plan_iteration(
         )
 
 
+# Settings of train_policy that are younger than results of users. With these values a run is what
+# it was before they were there, so that it is not told of them and keeps its key.
+UNTOLD: dict[str, Any] = {"optimizer": "adam", "weight_decay": 0.0}
+
+
 def policy_settings(experiment: Experiment, iteration: int) -> dict[str, Any]:
-    """`train_policy` of one iteration; the last entry of a list of `steps` holds from then on."""
-    settings = dict(experiment.train_policy)
+    """`train_policy` of one iteration; the last entry of a list of `steps` holds from then on.
+    Settings that are as in `UNTOLD` are left out."""
+    settings = {
+        name: value
+        for name, value in experiment.train_policy.items()
+        if name not in UNTOLD or value != UNTOLD[name]
+    }
     if isinstance(settings["steps"], list):
         settings["steps"] = settings["steps"][min(iteration, len(settings["steps"])) - 1]
     return settings

@@ -39,6 +39,7 @@ from warpflow.lm.log_probs import (
 from warpflow.lm.models import compute_in, round_matrices_
 from warpflow.lm.sampling import casting_once, draw_tokens, make_cache
 from warpflow.lm.scoring import can_pack
+from warpflow.settings.train_policy import BY_BITSANDBYTES
 from warpflow.training.anchors import is_sft_itself
 from warpflow.training.reinforce import (
     ReinforceSettings,
@@ -163,7 +164,6 @@ def estimate_training(
             round_matrices_(sft)
             if judge:
                 round_matrices_(judge)
-    trained = sum(p.nbytes for p in theta.parameters() if p.requires_grad)
     judge_bytes = bytes_of(judge) if judge else 0
     # As the anchor it is counted there.
     sft_bytes = 0 if is_sft_itself(settings.anchor, settings.anchor_memory) else bytes_of(sft)
@@ -172,7 +172,7 @@ def estimate_training(
         "reward model": judge_bytes if settings.frozen_memory == "device" else 0,
         "anchor": anchor_bytes(anchor, settings) // shards,
         "LoRA": bytes_of(theta) - whole,
-        "Adam": 2 * trained // shards,
+        "Adam": optimizer_bytes(theta, settings.optimizer) // shards,
     }
     batch_size = settings.batch_size // shards
     rows = min(settings.micro_batch_size or batch_size, batch_size)
@@ -257,6 +257,15 @@ def make_fake_(model: PreTrainedModel) -> None:
 
 def bytes_of(model: torch.nn.Module) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def optimizer_bytes(model: torch.nn.Module, optimizer: str) -> int:
+    """Of the two moments of the weights that are trained; those in 8 bits have a fp32 scale for
+    each block of 256, and tensors of less than 4096 weights stay in fp32."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if optimizer not in BY_BITSANDBYTES:
+        return 2 * sum(parameter.nbytes for parameter in trained)
+    return 2 * sum(n + 4 * -(-n // 256) if n >= 4096 else 4 * n for n in map(torch.numel, trained))
 
 
 def anchor_bytes(model: PreTrainedModel, settings: ReinforceSettings) -> int:

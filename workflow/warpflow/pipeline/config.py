@@ -14,7 +14,13 @@ from typing import Any
 
 from warpflow.data.files import iterate_rows, read_label, require_columns
 from warpflow.evaluation.benchmark_points import check_benchmarks
-from warpflow.experiments import Experiment, experiment_groups, make_plan, resolve_experiments
+from warpflow.experiments import (
+    BASE,
+    Experiment,
+    experiment_groups,
+    make_plan,
+    resolve_experiments,
+)
 from warpflow.gold_names import gold_sources, held_out_shares, is_function
 from warpflow.pipeline.architectures import architecture_problems
 from warpflow.pipeline.code_files import module_file
@@ -30,6 +36,7 @@ from warpflow.settings.base import described
 from warpflow.settings.config import Config
 from warpflow.settings.fetch_policy import FetchPolicy
 from warpflow.settings.figures import Figures
+from warpflow.settings.train_policy import BY_BITSANDBYTES, INSTALL_BITSANDBYTES
 from warpflow.side_by_side.settings import check_comparison, read_comparisons
 from warpflow.weight_files import GGUF_MISSING, is_gguf, reads_gguf
 
@@ -75,6 +82,7 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
         yield from check_policy(config)
         yield from check_fetched(config)
         yield from check_rewards(config)
+        yield from check_installed(config)
         if config["data"] == "prepare_data":
             yield from check_files(config)
     yield from check_groups(config)
@@ -309,6 +317,19 @@ def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def check_installed(config: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the packages are there that only some settings need."""
+    for name, experiment in resolve_experiments(config).items():
+        optimizer = experiment.train_policy["optimizer"]
+        if optimizer in BY_BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:
+            where = "" if name == BASE else f"{name}: "
+            yield (
+                f"- {where}train_policy.optimizer: got {optimizer}, which needs the package "
+                f"bitsandbytes, and that is not installed: `{INSTALL_BITSANDBYTES}`, or set it to "
+                f"{optimizer.removesuffix('_8bit')}"
+            )
+
+
 def golds_by_key(config: Mapping[str, Any]) -> dict[str, str]:
     """What scores each gold reward (`gold_names.gold_sources`), by its key of the config."""
     sources = gold_sources(config["evaluate_policy"]["gold"])
@@ -375,6 +396,11 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
         yield (
             f"- {where}train_policy.anchor_memory: bfloat16 needs compute_dtype bfloat16, got "
             f"{rl['compute_dtype']}: policy and anchor would be scored in different precision"
+        )
+    if rl["weight_decay"] and not rl["optimizer"].startswith("adamw"):
+        yield (
+            f"- {where}train_policy.weight_decay: got {rl['weight_decay']:g}, but optimizer "
+            f"{rl['optimizer']} decays no weights: set it to 0, or optimizer to adamw"
         )
     if rl["anchor"] == "elastic_reset" and rl["lora_rank"]:
         yield (

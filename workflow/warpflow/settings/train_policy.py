@@ -22,6 +22,10 @@ from warpflow.settings.base import (
 )
 from warpflow.settings.sampling import Sampling
 
+# Optimisers that need a package which is not installed with the others.
+BY_BITSANDBYTES = ("adam_8bit", "adamw_8bit")
+INSTALL_BITSANDBYTES = "pip install --no-deps bitsandbytes==0.50.2"
+
 
 @section
 class TrainPolicy:
@@ -79,6 +83,13 @@ class TrainPolicy:
     frozen_memory: Literal["device", "host"] = "device"
     """Of the reward model's weights and θ_sft's between their uses: device, or host, which takes
     less GPU memory. The scores are the same."""
+    optimizer: Literal["adam", "adamw", "adam_8bit", "adamw_8bit"] = "adam"
+    """adam (the paper's), adamw, or adam_8bit and adamw_8bit, whose moments take a quarter of the
+    memory (bitsandbytes). Adam's two moments are 8 bytes a weight in fp32, and about 2 in 8 bits
+    (arXiv 2110.02861). Not with FSDP: 8 bits."""
+    weight_decay: NonNegative = 0.0
+    """Of adamw and adamw_8bit, decoupled. It draws the weights to 0, and not to the
+    initialisation. With 0 adamw is adam."""
     lora_rank: Count | None = None
     """A number: train a LoRA of this rank (peft) in place of all weights. It is on every linear
     layer; null: all weights are trained. Anchor and checkpoints hold the merged weights."""

@@ -20,7 +20,7 @@ from warpflow.lm.models import compute_in
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_in_chunks
 from warpflow.lm.scoring import Score, scores_by_part
 from warpflow.seeds import make_generator
-from warpflow.settings.train_policy import ReinforceSettings
+from warpflow.settings.train_policy import BY_BITSANDBYTES, ReinforceSettings
 from warpflow.training.adapters import add_adapters, merge_adapters
 from warpflow.training.anchors import (
     ANCHORS,
@@ -37,6 +37,7 @@ from warpflow.training.distributed import (
     own_part,
     shard,
 )
+from warpflow.training.optimizers import make_optimizer
 
 if TYPE_CHECKING:
     from warpflow.evaluation.rewards import Reward
@@ -171,8 +172,7 @@ def start_run(
         name: make_anchor(policy, settings.anchor_memory) for name in needed_averages(settings)
     }
     adapters = prepare_policy_(policy, settings, seed)
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    optimizer: torch.optim.Optimizer = torch.optim.Adam(trained, settings.learning_rate, fused=True)
+    optimizer = make_optimizer((p for p in policy.parameters() if p.requires_grad), settings)
     if accelerator and accelerator.is_fsdp2:
         check_sharding(settings)
         policy, anchor.model, optimizer = shard(policy, anchor.model, optimizer, accelerator)
@@ -200,6 +200,11 @@ def check_sharding(settings: ReinforceSettings) -> None:
             "lora_rank to null, anchor to another than elastic_reset and evaluate_weights to "
             f"[policy], got {settings.anchor_memory}, {settings.lora_rank}, {settings.anchor} and "
             f"{settings.evaluate_weights}; or start without FSDP"
+        )
+    if settings.optimizer in BY_BITSANDBYTES:
+        raise ValueError(
+            f"train_policy.optimizer: got {settings.optimizer}, whose moments FSDP cannot shard: "
+            "set it to adam or adamw, or start without FSDP"
         )
 
 
