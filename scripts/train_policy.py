@@ -128,8 +128,9 @@ def train(
 ) -> None:
     """Start or resume the run, train to the end, write the checkpoint. Once `stopped` is not
     empty: save and leave with exit status `STOPPED`."""
-    judges = load_judges(given, settings.max_new_tokens, reading(settings))
-    policy = load_policy(arguments.init)
+    attention = settings.attn_implementation
+    judges = load_judges(given, settings.max_new_tokens, reading(settings), attention)
+    policy = load_policy(arguments.init, attention)
     replicate = derive_seed(arguments.seed, "replicate", arguments.replicate)
     lora_seed = derive_seed(replicate, "lora", arguments.iteration)  # members start alike
     run = start_run(policy, judges.sft, settings, lora_seed, accelerator)

@@ -76,6 +76,11 @@ def test_shipped_overlays_are_valid(config, names, tmp_path, monkeypatch):
         (("train_policy", "samples_per_prompt"), 1, ["samples_per_prompt", "rloo"]),
         (("train_policy", "anchor_memory"), "bfloat16", ["anchor_memory", "compute_dtype"]),
         (("train_policy", "weight_decay"), 0.1, ["weight_decay: got 0.1, but optimizer adam"]),
+        (
+            ("train_policy", "attn_implementation"),
+            "flash_attention_2",
+            ["flash_attention_2 computes in bfloat16 alone, got compute_dtype float32"],
+        ),
         (("train_policy", "optimizer"), "sgd", ["got 'sgd', expected one of adam, adamw"]),
         (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 4"]),
         (("merge_policies", "density"), 0.3, ["density", "0.3", "slerp keeps all weights"]),
@@ -138,6 +143,9 @@ def test_a_package_that_is_not_installed_is_named_before_any_job(config, monkeyp
     assert "pip install --no-deps bitsandbytes==" in text
     assert "or set it to adam" in text
     check_config(config, files=False)  # an estimate needs no such package
+    flash = {"attn_implementation": "flash_attention_2", "compute_dtype": "bfloat16"}
+    config["train_policy"] |= {"optimizer": "adam"} | flash
+    assert "flash_attention_2, which needs the package flash_attn, and that" in message(config)
 
 
 def test_ties_is_for_task_vectors(config):

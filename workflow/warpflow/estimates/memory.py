@@ -152,7 +152,10 @@ def estimate_training(
             of each. The completions of a step are shared too.
     """
     with torch.device("meta"):
-        theta, anchor, sampler, sft = (build(AutoModelForCausalLM, policy) for _ in range(4))
+        attention = "eager" if settings.attn_implementation == "eager" else None
+        theta, anchor, sampler, sft = (
+            build(AutoModelForCausalLM, policy, attention) for _ in range(4)
+        )
         judge = build(AutoModelForSequenceClassification, reward) if reward else None
         whole = bytes_of(theta)
         held = {"policy": whole // shards}
@@ -232,8 +235,10 @@ def add_shards_(
     peaks["evaluation: KL"] += bytes_of(sampler)
 
 
-def build(family: Any, config: PreTrainedConfig) -> PreTrainedModel:
-    return family.from_config(config, dtype=torch.float32).eval()
+def build(family: Any, config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel:
+    """Attention other than eager, which alone holds all of its weights, is counted as sdpa."""
+    given = {"attn_implementation": attention} if attention else {}
+    return family.from_config(config, dtype=torch.float32, **given).eval()
 
 
 def make_fake_(model: PreTrainedModel) -> None:

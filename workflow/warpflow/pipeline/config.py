@@ -36,7 +36,11 @@ from warpflow.settings.base import described
 from warpflow.settings.config import Config
 from warpflow.settings.fetch_policy import FetchPolicy
 from warpflow.settings.figures import Figures
-from warpflow.settings.train_policy import BY_BITSANDBYTES, INSTALL_BITSANDBYTES
+from warpflow.settings.train_policy import (
+    BY_BITSANDBYTES,
+    FLASH_PACKAGES,
+    INSTALL_BITSANDBYTES,
+)
 from warpflow.side_by_side.settings import check_comparison, read_comparisons
 from warpflow.weight_files import GGUF_MISSING, is_gguf, reads_gguf
 
@@ -320,9 +324,18 @@ def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
 def check_installed(config: Mapping[str, Any]) -> Iterator[str]:
     """Whether the packages are there that only some settings need."""
     for name, experiment in resolve_experiments(config).items():
+        where = "" if name == BASE else f"{name}: "
+        attention = experiment.train_policy["attn_implementation"]
+        package = FLASH_PACKAGES.get(attention)
+        if package and importlib.util.find_spec(package) is None:
+            yield (
+                f"- {where}train_policy.attn_implementation: got {attention}, which needs the "
+                f"package {package}, and that is not installed: install it as the page of "
+                "flash-attn says, or set it to sdpa, which uses such a kernel of torch's where "
+                "there is one"
+            )
         optimizer = experiment.train_policy["optimizer"]
         if optimizer in BY_BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:
-            where = "" if name == BASE else f"{name}: "
             yield (
                 f"- {where}train_policy.optimizer: got {optimizer}, which needs the package "
                 f"bitsandbytes, and that is not installed: `{INSTALL_BITSANDBYTES}`, or set it to "
@@ -396,6 +409,12 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
         yield (
             f"- {where}train_policy.anchor_memory: bfloat16 needs compute_dtype bfloat16, got "
             f"{rl['compute_dtype']}: policy and anchor would be scored in different precision"
+        )
+    if rl["attn_implementation"] in FLASH_PACKAGES and rl["compute_dtype"] != "bfloat16":
+        yield (
+            f"- {where}train_policy.attn_implementation: {rl['attn_implementation']} computes in "
+            f"bfloat16 alone, got compute_dtype {rl['compute_dtype']}: set that to bfloat16, or "
+            "this to sdpa"
         )
     if rl["weight_decay"] and not rl["optimizer"].startswith("adamw"):
         yield (

@@ -26,6 +26,12 @@ from warpflow.settings.sampling import Sampling
 BY_BITSANDBYTES = ("adam_8bit", "adamw_8bit")
 INSTALL_BITSANDBYTES = "pip install --no-deps bitsandbytes==0.50.2"
 
+# Attention that needs a package which is not installed with the others, by what imports it.
+FLASH_PACKAGES = {
+    "flash_attention_2": "flash_attn",
+    "flash_attention_3": "flash_attn_interface",
+}
+
 
 @section
 class TrainPolicy:
@@ -75,6 +81,13 @@ class TrainPolicy:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of matrix products; bfloat16 is for GPUs (slower on a CPU). Master weights, optimiser, EMA
     and merges stay fp32."""
+    attn_implementation: (
+        Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None
+    ) = None
+    """Attention of policy, anchor and SFT in the RL runs, as transformers names it; null: what
+    transformers chooses, sdpa for most. Our own faster layers compute sdpa: with any other the
+    library's forward pass samples and scores. The flash ones need compute_dtype bfloat16, a GPU and
+    the package flash-attn."""
     anchor_memory: Literal["device", "host", "bfloat16"] = "device"
     """Of the anchor's fp32 weights; host or bfloat16: less GPU memory. device: they are
     with the policy. host: in host memory, sent to the device for the scoring of each step.
