@@ -186,3 +186,12 @@ def test_eager_attention_holds_its_weights_in_the_estimate(make_model: MakeModel
     ]
     assert peaks[0] == peaks[1]
     assert peaks[2]["forward and backward"] > 1.2 * peaks[0]["forward and backward"]
+
+
+def test_the_exact_kl_holds_two_distributions(make_model: MakeModel) -> None:
+    for architecture in ("llama", "gpt2"):
+        policy = make_model(architecture, words=[f"w{i}" for i in range(2000)])
+        one, two = (estimate(policy.config, kl_estimator=name) for name in ("k1", "exact"))
+        assert two.phases["anchor's scores"] == 0
+        assert two.phases["forward and backward"] > 1.2 * one.phases["forward and backward"]
+        assert two.held == one.held

@@ -81,6 +81,7 @@ def test_shipped_overlays_are_valid(config, names, tmp_path, monkeypatch):
             "flash_attention_2",
             ["flash_attention_2 computes in bfloat16 alone, got compute_dtype float32"],
         ),
+        (("train_policy", "kl_estimator"), "k4", ["got 'k4', expected one of k1, exact, k2, k3"]),
         (("train_policy", "optimizer"), "sgd", ["got 'sgd', expected one of adam, adamw"]),
         (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 4"]),
         (("merge_policies", "density"), 0.3, ["density", "0.3", "slerp keeps all weights"]),
@@ -146,6 +147,13 @@ def test_a_package_that_is_not_installed_is_named_before_any_job(config, monkeyp
     flash = {"attn_implementation": "flash_attention_2", "compute_dtype": "bfloat16"}
     config["train_policy"] |= {"optimizer": "adam"} | flash
     assert "flash_attention_2, which needs the package flash_attn, and that" in message(config)
+
+
+def test_the_exact_kl_wants_the_anchor_on_the_device(config):
+    config["train_policy"] |= {"kl_estimator": "exact", "anchor_memory": "host"}
+    assert "kl_estimator: exact needs the anchor's output layer" in message(config)
+    config["train_policy"]["anchor_memory"] = "device"
+    check_config(config)
 
 
 def test_ties_is_for_task_vectors(config):

@@ -167,7 +167,12 @@ def plan_iteration(
 
 # Settings of train_policy that are younger than results of users. With these values a run is what
 # it was before they were there, so that it is not told of them and keeps its key.
-UNTOLD: dict[str, Any] = {"attn_implementation": None, "optimizer": "adam", "weight_decay": 0.0}
+UNTOLD: dict[str, Any] = {
+    "attn_implementation": None,
+    "kl_estimator": "k1",
+    "optimizer": "adam",
+    "weight_decay": 0.0,
+}
 
 
 def policy_settings(experiment: Experiment, iteration: int) -> dict[str, Any]:

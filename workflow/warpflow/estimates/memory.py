@@ -28,9 +28,10 @@ from transformers import (
 
 from warpflow.evaluation.rewards import Reading
 from warpflow.evaluation.sample import kls_and_entropy_of_logits
-from warpflow.lm.fast.packing import Pack, pack, packed_log_probs
+from warpflow.lm.fast.packing import Pack, pack, packed_kls, packed_log_probs
 from warpflow.lm.log_probs import (
     Completions,
+    log_probs_and_kls_of,
     log_probs_of,
     predicting_logits,
     rows_per_pass,
@@ -41,6 +42,7 @@ from warpflow.lm.sampling import casting_once, draw_tokens, make_cache
 from warpflow.lm.scoring import can_pack
 from warpflow.settings.train_policy import BY_BITSANDBYTES
 from warpflow.training.anchors import is_sft_itself
+from warpflow.training.kl import KL_ESTIMATORS
 from warpflow.training.reinforce import (
     ReinforceSettings,
     needed_averages,
@@ -180,6 +182,7 @@ def estimate_training(
     batch_size = settings.batch_size // shards
     rows = min(settings.micro_batch_size or batch_size, batch_size)
     packed = full_pack([theta, anchor], rows, settings, prompt_tokens) if shards == 1 else None
+    exact = KL_ESTIMATORS[settings.kl_estimator].of_tokens is None
     with FakeTensorMode():
         for model in (theta, anchor, sampler, sft, judge):
             if model is not None:
@@ -204,8 +207,10 @@ def estimate_training(
         phases: dict[str, Callable[[], object]] = {
             "sampling": lambda: sample(drawing, drawn, each, settings.compute_dtype),
             "reward": lambda: judge_rows(judge, read, settings.compute_dtype) if judge else None,
-            "anchor's scores": lambda: score(anchor, part, settings),
-            "forward and backward": lambda: backward(theta, part, settings),
+            "anchor's scores": lambda: None if exact else score(anchor, part, settings),
+            "forward and backward": lambda: backward(
+                theta, anchor if exact else None, part, settings
+            ),
             "evaluation: sampling": lambda: sample(drawing, shown, 1, settings.compute_dtype),
             "evaluation: KL": lambda: compare(drawing, sft, compared, settings.compute_dtype),
         }
@@ -364,9 +369,32 @@ def score(model: PreTrainedModel, part: Completions | Pack, settings: ReinforceS
         log_probs(model, part, settings.temperature)
 
 
-def backward(model: PreTrainedModel, part: Completions | Pack, settings: ReinforceSettings) -> None:
+def exact_kls(
+    model: PreTrainedModel, anchor: PreTrainedModel, part: Completions | Pack, temperature: float
+) -> Tensor:
+    """Log-probabilities and KLs to the anchor, added up: a scalar."""
+    if isinstance(part, Pack):
+        found = packed_kls(model, anchor, part, temperature)
+    else:
+        with torch.no_grad():
+            others = predicting_logits(anchor, part, {})
+        found = log_probs_and_kls_of(predicting_logits(model, part, {}), others, part, temperature)
+    return torch.stack(found).sum()
+
+
+def backward(
+    model: PreTrainedModel,
+    anchor: PreTrainedModel | None,
+    part: Completions | Pack,
+    settings: ReinforceSettings,
+) -> None:
+    """The forward and backward pass of a part; with the anchor's where the KL to it is exact."""
     with computing(model, settings):
-        graph = log_probs(model, part, settings.temperature)
+        graph = (
+            log_probs(model, part, settings.temperature)
+            if anchor is None
+            else exact_kls(model, anchor, part, settings.temperature)
+        )
     # Not backward(): fake gradients are copied into .grad, where real ones are moved.
     torch.autograd.grad(graph.mean(), [p for p in model.parameters() if p.requires_grad])
 

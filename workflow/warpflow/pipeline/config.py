@@ -416,6 +416,12 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
             f"bfloat16 alone, got compute_dtype {rl['compute_dtype']}: set that to bfloat16, or "
             "this to sdpa"
         )
+    if rl["kl_estimator"] == "exact" and rl["anchor_memory"] == "host":
+        yield (
+            f"- {where}train_policy.kl_estimator: exact needs the anchor's output layer during the "
+            "backward pass, but anchor_memory is host: set that to device or bfloat16, or this to "
+            "k1"
+        )
     if rl["weight_decay"] and not rl["optimizer"].startswith("adamw"):
         yield (
             f"- {where}train_policy.weight_decay: got {rl['weight_decay']:g}, but optimizer "

@@ -55,6 +55,11 @@ class TrainPolicy:
     beta: NonNegative = 0.3
     """β of the KL penalty inside the reward (paper: 0.1). The KL is that of whole sequences. For
     the EMA anchor 0.3 gave most reward at a KL of 1.2 to 2.2 in the sweep of docs/anchors.md."""
+    kl_estimator: Annotated[str, *named_in("training/kl.py", "KL_ESTIMATORS")] = "k1"
+    """Of the KL penalty: k1 (the paper's, the log-ratio of the sequence), exact, k2, k3 (GRPO's),
+    k2_in_reward, k3_in_reward. k1 and exact have the gradient of the sequence's KL, the others are
+    biased. exact: of each token's whole distribution, in reward and loss. k2 and k3 are in the
+    loss. docs/knobs.md says what each does."""
     mu: Share = 0.03
     """μ of the EMA anchor; keep steps × μ at 5 or more. It is the rate of θ_ema ←
     (1 − μ) θ_ema + μ θ. Paper: 0.01 with 9000 steps."""
