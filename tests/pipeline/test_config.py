@@ -82,6 +82,13 @@ def test_shipped_overlays_are_valid(config, names, tmp_path, monkeypatch):
             ["flash_attention_2 computes in bfloat16 alone, got compute_dtype float32"],
         ),
         (("train_policy", "kl_estimator"), "k4", ["got 'k4', expected one of k1, exact, k2, k3"]),
+        (("train_policy", "reset_optimizer"), True, ["anchor ema is never reset"]),
+        (("train_policy", "anchor_every"), 0, ["anchor_every: got 0, expected at least 1"]),
+        (
+            ("experiments", "one"),
+            {"train_policy": {"anchor": "hard_reset", "anchor_every": 5}},
+            ["one: train_policy.anchor_every: got 5, but anchor hard_reset is not moved by mu"],
+        ),
         (("train_policy", "optimizer"), "sgd", ["got 'sgd', expected one of adam, adamw"]),
         (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 4"]),
         (("merge_policies", "density"), 0.3, ["density", "0.3", "slerp keeps all weights"]),

@@ -168,9 +168,11 @@ def plan_iteration(
 # Settings of train_policy that are younger than results of users. With these values a run is what
 # it was before they were there, so that it is not told of them and keeps its key.
 UNTOLD: dict[str, Any] = {
+    "anchor_every": 1,
     "attn_implementation": None,
     "kl_estimator": "k1",
     "optimizer": "adam",
+    "reset_optimizer": False,
     "weight_decay": 0.0,
 }
 

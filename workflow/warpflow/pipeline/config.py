@@ -422,6 +422,17 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
             "backward pass, but anchor_memory is host: set that to device or bfloat16, or this to "
             "k1"
         )
+    if rl["anchor_every"] > 1 and rl["anchor"] != "ema":
+        yield (
+            f"- {where}train_policy.anchor_every: got {rl['anchor_every']}, but anchor "
+            f"{rl['anchor']} is not moved by mu: set it to 1, or anchor to ema (anchors with "
+            "resets have reset_every)"
+        )
+    if rl["reset_optimizer"] and not rl["anchor"].endswith("_reset"):
+        yield (
+            f"- {where}train_policy.reset_optimizer: got true, but anchor {rl['anchor']} is never "
+            "reset: set it to false, or anchor to hard_reset or elastic_reset"
+        )
     if rl["weight_decay"] and not rl["optimizer"].startswith("adamw"):
         yield (
             f"- {where}train_policy.weight_decay: got {rl['weight_decay']:g}, but optimizer "

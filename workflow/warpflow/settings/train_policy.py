@@ -73,6 +73,12 @@ class TrainPolicy:
     batch. rloo: the mean of the prompt's other completions."""
     reset_every: Count = 100
     """Steps between the resets of anchors hard_reset and elastic_reset."""
+    reset_optimizer: Flag = False
+    """Whether each of these resets starts the optimiser anew too: ProRL's (arXiv 2505.24864), with
+    anchor hard_reset. The warm-up of the learning rate does not start again."""
+    anchor_every: Count = 1
+    """Steps between the moves of anchor ema, τ of TR-DPO (arXiv 2404.09656), whose α is mu. A run's
+    time constant is anchor_every / mu steps. 1: every step (the paper's)."""
     length_penalty: NonNegative = 0.0
     """Subtracted from the reward per token. Paper, Appendix E: 0.0005."""
     micro_batch_size: Count | None = None

@@ -142,7 +142,9 @@ def needed_averages(settings: ReinforceSettings) -> list[str]:
     """Averages that are not the anchor already."""
     names = {name for name in settings.evaluate_weights if name != "policy"}
     anchor = ANCHORS[settings.anchor]
-    return sorted((names | anchor.needs) - anchor.stands_for)
+    # An anchor that moves now and then is no average of all steps.
+    stands_for = anchor.stands_for if settings.anchor_every == 1 else frozenset()
+    return sorted((names | anchor.needs) - stands_for)
 
 
 def update_averages_(run: Run, settings: ReinforceSettings, step: int) -> None:
