@@ -17,7 +17,7 @@ rule train_policy:
     input:
         init=lambda w: pointer(PLAN.init[stage(w)]),
         sft=SFT,
-        reward_model=REWARD_MODEL,
+        reward_model=lambda w: training_model(w),
         data=DATA,
     output:
         f"{RESULTS}/{TRAINED}/provenance.json",
@@ -36,13 +36,17 @@ rule train_policy:
         accelerate="ddp",
     params:
         job=JOB,
-        functions=REWARD_FUNCTIONS,
-        code=code_hash("train_policy", *REWARD_FUNCTIONS),
+        functions=lambda w: training_functions(w),
+        code=lambda w: code_hash("train_policy", *training_functions(w)),
         made=f"{RESULTS}/{TRAINED}/checkpoint",
         tables=f"{RESULTS}/{TRAINED}/tables",
         states=f"{RESULTS}/states",
         settings=lambda w: flags(
-            {"seed": config["seed"]} | SAMPLING | REWARDING | training(w) | {"save_every": None}
+            {"seed": config["seed"]}
+            | SAMPLING
+            | reward_flags(w)
+            | training(w)
+            | {"save_every": None}
         ),
         # What does not change the result, and is no part of its key.
         runtime_args=lambda w: flags(

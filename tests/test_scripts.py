@@ -263,6 +263,8 @@ def test_merge_interpolate_evaluate_collect(results, tmp_path):
     config = {
         "iterations": 1,
         "members": 2,
+        "rewards": {"reward_model": 1.0},
+        "member_rewards": [],
         "train_policy": REINFORCE,
         "merge_policies": {"method": "slerp", "vectors": "task_vectors", "weight": None},
         "interpolate_policy": {

@@ -89,6 +89,31 @@ def test_shipped_overlays_are_valid(config, names, tmp_path, monkeypatch):
             {"train_policy": {"anchor": "hard_reset", "anchor_every": 5}},
             ["one: train_policy.anchor_every: got 5, but anchor hard_reset is not moved by mu"],
         ),
+        (
+            ("member_rewards",),
+            [{"reward_model": 1.0}],
+            ["- member_rewards: got 1 entries, expected one for each of members = 4"],
+        ),
+        (
+            ("experiments", "one"),
+            {"rewards": {"reward_model": 0}},
+            ["- one: rewards: every weight is 0"],
+        ),
+        (
+            ("experiments", "one"),
+            {"members": 2, "member_rewards": [{}, {"reward_model": 0}]},
+            ["- one: member_rewards.1: every weight is 0"],
+        ),
+        (
+            ("experiments", "one"),
+            {"rewards": {"my_rewards:short": 1}},
+            ["- one: rewards.my_rewards:short: no module my_rewards"],
+        ),
+        (
+            ("experiments", "one"),
+            {"rewards": {"length": 1}},
+            ["experiments.one.rewards", "length", "package.module:function"],
+        ),
         (("train_policy", "optimizer"), "sgd", ["got 'sgd', expected one of adam, adamw"]),
         (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 4"]),
         (("merge_policies", "density"), 0.3, ["density", "0.3", "slerp keeps all weights"]),

@@ -38,6 +38,7 @@ from warpflow.experiments import (
     policy_settings,
     recipe_parents,
     trajectories,
+    uses_reward_model,
     weights_of,
 )
 from warpflow.gold_names import GOLD_RESULT, held_out_shares
@@ -123,8 +124,8 @@ def is_placeholder(config: Mapping[str, Any], path: str) -> bool:
 
 def reward_config(config: Mapping[str, Any], policy: PreTrainedConfig) -> PreTrainedConfig | None:
     """The user's reward model's, or that of one trained from the policy; None where it has no
-    weight."""
-    if not config["rewards"]["reward_model"]:
+    weight in any run."""
+    if not uses_reward_model(config):
         return None
     path = config["train_reward_model"]["path"]
     if path and not is_placeholder(config, path):

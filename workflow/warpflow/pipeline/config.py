@@ -20,6 +20,8 @@ from warpflow.experiments import (
     experiment_groups,
     make_plan,
     resolve_experiments,
+    trained_rewards,
+    uses_reward_model,
 )
 from warpflow.gold_names import gold_sources, held_out_shares, is_function
 from warpflow.pipeline.architectures import architecture_problems
@@ -207,9 +209,7 @@ def smallest_share(config: Mapping[str, Any]) -> float:
 
 
 def trains_reward_model(config: Mapping[str, Any]) -> bool:
-    return bool(
-        config["rewards"].get("reward_model") and config["train_reward_model"]["path"] is None
-    )
+    return uses_reward_model(config) and config["train_reward_model"]["path"] is None
 
 
 def check_measurements(config: Mapping[str, Any]) -> Iterator[str]:
@@ -309,6 +309,11 @@ def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
     if not weights:
         yield "- rewards: every weight is 0: nothing would be learned; give one another weight"
     functions = {f"rewards.{name}": name for name in weights if name != "reward_model"}
+    for where, name in rewards_of_runs(config):
+        if name is None and weights:
+            yield f"- {where}: every weight is 0: nothing would be learned; give one another weight"
+        elif name is not None and name not in weights and name != "reward_model":
+            functions[f"{where}.{name}"] = name
     for key, name in functions.items() | golds_by_key(config).items():
         problem = function_problem(name) if is_function(name) else None
         if problem:
@@ -341,6 +346,18 @@ def check_installed(config: Mapping[str, Any]) -> Iterator[str]:
                 f"bitsandbytes, and that is not installed: `{INSTALL_BITSANDBYTES}`, or set it to "
                 f"{optimizer.removesuffix('_8bit')}"
             )
+
+
+def rewards_of_runs(config: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """Where in the config a run's reward is, with each of its terms, or None where it has none."""
+    for experiment in resolve_experiments(config).values():
+        where = "" if experiment.name == BASE else f"{experiment.name}: "
+        members = experiment.member_rewards
+        if members and len(members) != experiment.members:
+            continue  # check_experiment says so
+        for member, weights in enumerate(trained_rewards(experiment)):
+            key = f"{where}member_rewards.{member}" if members else f"{where}rewards"
+            yield from ((key, name) for name in weights or [None])
 
 
 def golds_by_key(config: Mapping[str, Any]) -> dict[str, str]:
@@ -421,6 +438,12 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
             f"- {where}train_policy.kl_estimator: exact needs the anchor's output layer during the "
             "backward pass, but anchor_memory is host: set that to device or bfloat16, or this to "
             "k1"
+        )
+    own = experiment.member_rewards
+    if own and len(own) != experiment.members:
+        yield (
+            f"- {where}member_rewards: got {len(own)} entries, expected one for each of members = "
+            f"{experiment.members}, or none: {{}} is a member that changes nothing"
         )
     if rl["anchor_every"] > 1 and rl["anchor"] != "ema":
         yield (

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 from warpflow.settings.base import MODEL_CONFIG, Count
 from warpflow.settings.interpolate_policy import InterpolatePolicy
 from warpflow.settings.merge_policies import MergePolicies
+from warpflow.settings.rewards import Rewards
 from warpflow.settings.train_policy import TrainPolicy
 
 
@@ -29,6 +30,11 @@ class Difference(TypedDict, total=False):
     policies_of: Annotated[list[str], Field(min_length=2)]
     """Merge the policies of iteration 1 of these experiments, member m of the m-th, and train
     none."""
+    rewards: Rewards
+    """Laid over the base rewards: weight 0 leaves a term out. It is what the runs are trained on;
+    all policies are measured by the base rewards (docs/knobs.md)."""
+    member_rewards: list[Rewards]
+    """What each of its members changes of its rewards."""
     iterations: Count
     members: Count
     train_policy: TrainPolicy
