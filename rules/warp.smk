@@ -18,6 +18,7 @@ rule train_policy:
         init=lambda w: pointer(PLAN.init[stage(w)]),
         sft=SFT,
         reward_model=lambda w: training_model(w),
+        optimizer=lambda w: optimizer_of(w),
         data=DATA,
     output:
         f"{RESULTS}/{TRAINED}/provenance.json",
@@ -45,6 +46,7 @@ rule train_policy:
             {"seed": config["seed"]}
             | SAMPLING
             | reward_flags(w)
+            | {"optimizer_of": optimizer_of(w) or None}
             | training(w)
             | {"save_every": None}
         ),

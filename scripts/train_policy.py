@@ -58,6 +58,7 @@ from warpflow.training.distributed import (
     share_of,
     whole_state_dict,
 )
+from warpflow.training.optimizers import carry_optimizer_, save_optimizer
 from warpflow.training.reinforce import (
     ReinforceSettings,
     Run,
@@ -89,6 +90,8 @@ class Arguments:
     """m, from 0: part of the seed."""
     evaluate_batch_size: int = 256
     """Completions of those evaluations at once."""
+    optimizer_of: str | None = None
+    """Checkpoint of the run whose optimiser this one goes on with; without: a fresh one."""
     state: str | None = None
     """Folder to save to and resume from."""
     tensorboard: str | None = None
@@ -134,6 +137,8 @@ def train(
     replicate = derive_seed(arguments.seed, "replicate", arguments.replicate)
     lora_seed = derive_seed(replicate, "lora", arguments.iteration)  # members start alike
     run = start_run(policy, judges.sft, settings, lora_seed, accelerator)
+    if arguments.optimizer_of:
+        carry_optimizer_(run.optimizer, arguments.optimizer_of)
     # θ_sft is needed on the device while the KL to it is measured; as the anchor, always.
     is_anchor = is_sft_itself(settings.anchor, settings.anchor_memory)
     if settings.compute_dtype == "bfloat16" and not is_anchor:
@@ -179,6 +184,8 @@ def train(
     if not accelerator.is_main_process:
         return
     save_checkpoint(trained, judges.tokenizer, arguments.out, weights)
+    if settings.carry_optimizer:
+        save_optimizer(run.optimizer, arguments.out)
     folder = Path(arguments.tables)
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(tables["training"]).to_csv(folder / "training.csv", index=False)

@@ -9,6 +9,7 @@ from warpflow.experiments import (
     UNTOLD,
     Plan,
     Weights,
+    carried_from,
     eta_text,
     evaluations,
     fronts,
@@ -480,3 +481,14 @@ def test_the_reward_model_is_used_where_any_run_is_trained_on_it() -> None:
     assert not uses_reward_model(none)
     assert uses_reward_model(none | {"experiments": {"x": {"rewards": {"reward_model": 1}}}})
     assert uses_reward_model(none | {"member_rewards": [{}, {"reward_model": 1}]})
+
+
+def test_a_carried_optimiser_is_that_of_the_same_member_one_iteration_before() -> None:
+    """It is part of what a run is; the first iteration's runs have a fresh one."""
+    carry = {"train_policy": {"carry_optimizer": True}}
+    plan = make_plan(config(carry=carry, again=carry | {"iterations": 1}))
+    assert carried_from(plan, "carry", 1, 1, 1) is None
+    assert carried_from(plan, "carry", 1, 2, 1) == plan.policies["carry", 1, 1, 1]
+    assert carried_from(plan, "warp", 1, 2, 1) is None
+    assert plan.policies["again", 1, 1, 0] == plan.policies["carry", 1, 1, 0]
+    assert plan.policies["carry", 1, 1, 0] != plan.policies["warp", 1, 1, 0]

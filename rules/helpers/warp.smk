@@ -1,6 +1,6 @@
 # Helpers of rules/warp.smk.
 
-from warpflow.experiments import policy_settings, reward_weights
+from warpflow.experiments import carried_from, policy_settings, reward_weights
 
 
 def training(w):
@@ -29,3 +29,9 @@ def reward_flags(w):
         "rewards": json.dumps(rewarding(w), sort_keys=True),
         "reward_model": training_model(w) or None,
     }
+
+
+def optimizer_of(w):
+    """The pointer of the run whose optimiser that one goes on with; none where it has a fresh one."""
+    result = carried_from(PLAN, *stage(w), int(w.member))
+    return pointer(result) if result else []

@@ -114,6 +114,11 @@ def test_shipped_overlays_are_valid(config, names, tmp_path, monkeypatch):
             {"rewards": {"length": 1}},
             ["experiments.one.rewards", "length", "package.module:function"],
         ),
+        (
+            ("experiments", "one"),
+            {"train_policy": {"carry_optimizer": True, "lora_rank": 4}},
+            ["one: train_policy.carry_optimizer", "(lora_rank = 4)"],
+        ),
         (("train_policy", "optimizer"), "sgd", ["got 'sgd', expected one of adam, adamw"]),
         (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 4"]),
         (("merge_policies", "density"), 0.3, ["density", "0.3", "slerp keeps all weights"]),

@@ -156,6 +156,7 @@ def plan_iteration(
     settings = policy_settings(e, i)
     for m in range(e.members):
         identity = ["train_policy", start, r, i, m, settings, reward_weights(e, m)]
+        identity.append(carried_from(plan, e.name, r, i, m))
         plan.policies[e.name, r, i, m] = (
             plan.policies[e.policies_of[m], r, i, m]
             if e.policies_of
@@ -180,11 +181,19 @@ def plan_iteration(
 UNTOLD: dict[str, Any] = {
     "anchor_every": 1,
     "attn_implementation": None,
+    "carry_optimizer": False,
     "kl_estimator": "k1",
     "optimizer": "adam",
     "reset_optimizer": False,
     "weight_decay": 0.0,
 }
+
+
+def carried_from(plan: Plan, experiment: str, r: int, i: int, m: int) -> str | None:
+    """The run whose optimiser a run goes on with: that of its member one iteration before; None
+    where it has a fresh one."""
+    carries = plan.experiments[experiment].train_policy.get("carry_optimizer")
+    return plan.policies[experiment, r, i - 1, m] if carries and i > 1 else None
 
 
 def policy_settings(experiment: Experiment, iteration: int) -> dict[str, Any]:

@@ -456,6 +456,12 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
             f"- {where}train_policy.reset_optimizer: got true, but anchor {rl['anchor']} is never "
             "reset: set it to false, or anchor to hard_reset or elastic_reset"
         )
+    if rl["carry_optimizer"] and rl["lora_rank"]:
+        yield (
+            f"- {where}train_policy.carry_optimizer: got true, but each run has a LoRA of its own "
+            f"(lora_rank = {rl['lora_rank']}), whose optimiser is of no use to the next: set it to "
+            "false, or lora_rank to null"
+        )
     if rl["weight_decay"] and not rl["optimizer"].startswith("adamw"):
         yield (
             f"- {where}train_policy.weight_decay: got {rl['weight_decay']:g}, but optimizer "

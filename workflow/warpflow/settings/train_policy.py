@@ -114,6 +114,10 @@ class TrainPolicy:
     weight_decay: NonNegative = 0.0
     """Of adamw and adamw_8bit, decoupled. It draws the weights to 0, and not to the
     initialisation. With 0 adamw is adam."""
+    carry_optimizer: Flag = False
+    """Whether member m of iteration 2, 3, … goes on with the optimiser of member m of the one
+    before; false: a fresh one. The paper does not say. Checkpoints of runs then hold it, three
+    times the bytes. Not with LoRA or FSDP."""
     lora_rank: Count | None = None
     """A number: train a LoRA of this rank (peft) in place of all weights. It is on every linear
     layer; null: all weights are trained. Anchor and checkpoints hold the merged weights."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ def by_bitsandbytes(name: str, parameters: list[Tensor], **settings: Any) -> tor
     return made
 
 
+CARRIED = "optimizer.pt"  # in a checkpoint folder, beside the weights, as in those of transformers
+
 # Another optimiser is one line here, and a name in warpflow.settings.train_policy.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),
@@ -47,3 +50,23 @@ def make_optimizer(
     return OPTIMIZERS[settings.optimizer](
         list(parameters), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, checkpoint: str | Path) -> None:
+    """Write the optimiser's state into a checkpoint folder."""
+    torch.save(optimizer.state_dict(), Path(checkpoint, CARRIED))
+
+
+def carry_optimizer_(optimizer: torch.optim.Optimizer, checkpoint: str | Path) -> None:
+    """Give a fresh optimiser the state that a run left in its checkpoint folder.
+
+    Raises:
+        FileNotFoundError: that run did not keep its optimiser.
+    """
+    path = Path(checkpoint, CARRIED)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there: the run of {checkpoint} kept no optimiser; train it with "
+            "train_policy.carry_optimizer: true"
+        )
+    optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

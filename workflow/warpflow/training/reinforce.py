@@ -210,6 +210,11 @@ def check_sharding(settings: ReinforceSettings) -> None:
             f"train_policy.optimizer: got {settings.optimizer}, whose moments FSDP cannot shard: "
             "set it to adam or adamw, or start without FSDP"
         )
+    if settings.carry_optimizer:
+        raise ValueError(
+            "train_policy.carry_optimizer: got true, but FSDP shards the optimiser, and a run "
+            "keeps a whole one: set it to false, or start without FSDP"
+        )
     if KL_ESTIMATORS[settings.kl_estimator].of_tokens is None:
         raise ValueError(
             f"train_policy.kl_estimator: got {settings.kl_estimator}, which reads policy and "
