@@ -5,6 +5,7 @@
 # track). Rules take the .dvc pointer as their input: it is small text, so content decides what runs
 # again (docs/how_reruns_work.md). How a job runs: workflow/warpflow/pipeline/jobs.py.
 
+import functools
 import json
 import shlex
 
@@ -30,6 +31,7 @@ except ConfigError as error:
 RESULTS = config["results"]
 LOGS = f"{RESULTS}/logs"
 PLAN = make_plan(config)
+code_hash = functools.cache(code_hash)  # no file changes while Snakemake runs
 COMPARISONS = read_comparisons(config)
 
 
@@ -113,7 +115,8 @@ GOLD_SHARE = next(iter(held_out_shares(config["evaluate_policy"]["gold"])), None
 GOLD_MODEL = pointer(GOLD_RESULT) if GOLD_SHARE else []
 GIVEN_GOLDS = [name for name in GOLDS.values() if name != GOLD_RESULT and not is_function(name)]
 REWARDS = {name: float(weight) for name, weight in config["rewards"].items() if weight}
-# No reward model is trained where it has no weight.
+# What all policies are measured by; an RL run may be trained on others (rules/helpers/warp.smk). No
+# reward model is trained where it has no weight.
 REWARD_MODEL = pointer("train_reward_model") if "reward_model" in REWARDS else []
 # Functions that the config names: their files are code of the jobs that call them. Training never
 # sees gold.
@@ -125,13 +128,10 @@ SAMPLING = {
     "max_new_tokens": config["policy"]["max_new_tokens"],
     "temperature": config["policy"]["temperature"],
 }
-# What scores them in training …
-REWARDING = {
+# What scores them where they are measured.
+SCORING = {
     "rewards": json.dumps(REWARDS, sort_keys=True),
     "reward_model": REWARD_MODEL or None,
-}
-# … and where they are only measured.
-SCORING = REWARDING | {
     "gold": [GOLD_MODEL if source == GOLD_RESULT else source for source in GOLDS.values()] or None,
     "gold_names": list(GOLDS) if GOLDS and list(GOLDS) != [GOLD] else None,
 }

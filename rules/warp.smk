@@ -17,7 +17,8 @@ rule train_policy:
     input:
         init=lambda w: pointer(PLAN.init[stage(w)]),
         sft=SFT,
-        reward_model=REWARD_MODEL,
+        reward_model=lambda w: training_model(w),
+        optimizer=lambda w: optimizer_of(w),
         data=DATA,
     output:
         f"{RESULTS}/{TRAINED}/provenance.json",
@@ -36,13 +37,18 @@ rule train_policy:
         accelerate="ddp",
     params:
         job=JOB,
-        functions=REWARD_FUNCTIONS,
-        code=code_hash("train_policy", *REWARD_FUNCTIONS),
+        functions=lambda w: training_functions(w),
+        code=lambda w: code_hash("train_policy", *training_functions(w)),
         made=f"{RESULTS}/{TRAINED}/checkpoint",
         tables=f"{RESULTS}/{TRAINED}/tables",
         states=f"{RESULTS}/states",
         settings=lambda w: flags(
-            {"seed": config["seed"]} | SAMPLING | REWARDING | training(w) | {"save_every": None}
+            {"seed": config["seed"]}
+            | SAMPLING
+            | reward_flags(w)
+            | {"optimizer_of": optimizer_of(w) or None}
+            | training(w)
+            | {"save_every": None}
         ),
         # These flags do not change the result, and are no part of its key.
         runtime_args=lambda w: flags(

@@ -58,6 +58,7 @@ from warpflow.training.distributed import (
     share_of,
     whole_state_dict,
 )
+from warpflow.training.optimizers import carry_optimizer_, save_optimizer
 from warpflow.training.reinforce import (
     ReinforceSettings,
     Run,
@@ -89,6 +90,8 @@ class Arguments:
     """m, from 0: part of the seed."""
     evaluate_batch_size: int = 256
     """Completions of those evaluations at once."""
+    optimizer_of: str | None = None
+    """Checkpoint of the run whose optimiser this one goes on with; without: a fresh one."""
     state: str | None = None
     """Folder to save to and resume from."""
     tensorboard: str | None = None
@@ -128,11 +131,14 @@ def train(
 ) -> None:
     """Start or resume the run, train to the end, write the checkpoint. Once `stopped` is not
     empty: save and leave with exit status `STOPPED`."""
-    judges = load_judges(given, settings.max_new_tokens, reading(settings))
-    policy = load_policy(arguments.init)
+    attention = settings.attn_implementation
+    judges = load_judges(given, settings.max_new_tokens, reading(settings), attention)
+    policy = load_policy(arguments.init, attention)
     replicate = derive_seed(arguments.seed, "replicate", arguments.replicate)
     lora_seed = derive_seed(replicate, "lora", arguments.iteration)  # members start alike
     run = start_run(policy, judges.sft, settings, lora_seed, accelerator)
+    if arguments.optimizer_of:
+        carry_optimizer_(run.optimizer, arguments.optimizer_of)
     # θ_sft is needed on the device while the KL to it is measured; as the anchor, always.
     is_anchor = is_sft_itself(settings.anchor, settings.anchor_memory)
     if settings.compute_dtype == "bfloat16" and not is_anchor:
@@ -178,6 +184,8 @@ def train(
     if not accelerator.is_main_process:
         return
     save_checkpoint(trained, judges.tokenizer, arguments.out, weights)
+    if settings.carry_optimizer:
+        save_optimizer(run.optimizer, arguments.out)
     folder = Path(arguments.tables)
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(tables["training"]).to_csv(folder / "training.csv", index=False)

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from warpflow.experiments import (
+    UNTOLD,
     Plan,
     Weights,
+    carried_from,
     eta_text,
     evaluations,
     fronts,
@@ -16,8 +18,12 @@ from warpflow.experiments import (
     policy_settings,
     recipe_parents,
     resolve_experiments,
+    reward_weights,
+    trained_rewards,
+    uses_reward_model,
     weights_of,
 )
+from warpflow.settings.train_policy import TrainPolicy
 
 
 def config(**experiments: Any) -> dict[str, Any]:
@@ -25,6 +31,8 @@ def config(**experiments: Any) -> dict[str, Any]:
     return {
         "iterations": 2,
         "members": 2,
+        "rewards": {"reward_model": 1.0},
+        "member_rewards": [],
         "train_policy": {"steps": 10, "anchor": "ema", "beta": 0.1, "mu": 0.01},
         "merge_policies": {
             "method": "slerp",
@@ -412,3 +420,75 @@ def test_a_front_towards_the_init_starts_there() -> None:
         row.get("towards") for row in evaluations(plan, "main") if row["experiment"] == "own"
     }
     assert towards == {"init", None}
+
+
+def test_settings_at_the_value_from_before_they_were_there_are_not_told() -> None:
+    """So that finished results keep their keys; what differs is told."""
+    base, defaults = config(), TrainPolicy()
+    assert {name: getattr(defaults, name) for name in UNTOLD} == UNTOLD
+    base["train_policy"] |= UNTOLD
+    assert not UNTOLD.keys() & policy_settings(resolve_experiments(base)["warp"], 1).keys()
+    base["train_policy"]["optimizer"] = "adamw"
+    assert policy_settings(resolve_experiments(base)["warp"], 1)["optimizer"] == "adamw"
+
+
+SHORT, POLITE = "my_rewards:short", "my_rewards:polite"
+
+
+def test_rewards_of_an_experiment_are_laid_over_the_base() -> None:
+    """It shares no run with the base; one that gives the base's own rewards shares all."""
+    plan = make_plan(
+        config(
+            other={"rewards": {SHORT: 0.5, "reward_model": 0}},
+            same={"rewards": {"reward_model": 1, SHORT: 0}},
+        )
+    )
+    assert reward_weights(plan.experiments["other"], 0) == {SHORT: 0.5}
+    assert reward_weights(plan.experiments["warp"], 1) == {"reward_model": 1.0}
+    assert plan.policies["other", 1, 1, 0] == "train_policy/other/replicate1/iteration1/member0"
+    assert plan.policies["same", 1, 2, 1] == plan.policies["warp", 1, 2, 1]
+    changes = {row["experiment"]: row["training_changes"] for row in evaluations(plan, "main")}
+    assert changes["warp"] == ""
+    assert changes["other"] == f"rewards {{'reward_model': 0, '{SHORT}': 0.5}}"
+
+
+def test_members_specialise_and_are_merged() -> None:
+    """A member that changes nothing is the base's own run; one of iteration 2 starts from the
+    merge of the specialists, so it is not."""
+    soup = {"member_rewards": [{}, {POLITE: 2.0}]}
+    plan = make_plan(config(soup=soup, soup_again=soup))
+    assert [reward_weights(plan.experiments["soup"], m) for m in (0, 1)] == [
+        {"reward_model": 1.0},
+        {"reward_model": 1.0, POLITE: 2.0},
+    ]
+    assert plan.policies["soup", 1, 1, 0] == plan.policies["warp", 1, 1, 0]
+    assert plan.policies["soup", 1, 1, 1] == "train_policy/soup/replicate1/iteration1/member1"
+    assert plan.policies["soup", 1, 2, 0] == "train_policy/soup/replicate1/iteration2/member0"
+    assert plan.merged["soup", 1, 1] != plan.merged["warp", 1, 1]
+    assert plan.merged["soup_again", 1, 2] == plan.merged["soup", 1, 2]
+
+
+def test_one_run_with_the_compute_of_specialists_has_the_common_rewards() -> None:
+    given = config(one={"match_compute": "steps"}, theirs={"policies_of": ["warp", "warp"]})
+    found = resolve_experiments(given | {"member_rewards": [{SHORT: 1.0}, {}]})
+    assert reward_weights(found["warp"], 0) == {"reward_model": 1.0, SHORT: 1.0}
+    assert reward_weights(found["one"], 0) == {"reward_model": 1.0}
+    assert trained_rewards(found["theirs"]) == []
+
+
+def test_the_reward_model_is_used_where_any_run_is_trained_on_it() -> None:
+    none = config() | {"rewards": {"reward_model": 0, SHORT: 1.0}}
+    assert not uses_reward_model(none)
+    assert uses_reward_model(none | {"experiments": {"x": {"rewards": {"reward_model": 1}}}})
+    assert uses_reward_model(none | {"member_rewards": [{}, {"reward_model": 1}]})
+
+
+def test_a_carried_optimiser_is_that_of_the_same_member_one_iteration_before() -> None:
+    """It is part of what a run is; the first iteration's runs have a fresh one."""
+    carry = {"train_policy": {"carry_optimizer": True}}
+    plan = make_plan(config(carry=carry, again=carry | {"iterations": 1}))
+    assert carried_from(plan, "carry", 1, 1, 1) is None
+    assert carried_from(plan, "carry", 1, 2, 1) == plan.policies["carry", 1, 1, 1]
+    assert carried_from(plan, "warp", 1, 2, 1) is None
+    assert plan.policies["again", 1, 1, 0] == plan.policies["carry", 1, 1, 0]
+    assert plan.policies["carry", 1, 1, 0] != plan.policies["warp", 1, 1, 0]

@@ -265,6 +265,8 @@ def test_merge_interpolate_evaluate_collect(results, tmp_path):
     config = {
         "iterations": 1,
         "members": 2,
+        "rewards": {"reward_model": 1.0},
+        "member_rewards": [],
         "train_policy": REINFORCE,
         "merge_policies": {"method": "slerp", "vectors": "task_vectors", "weight": None},
         "interpolate_policy": {
@@ -432,3 +434,37 @@ def test_config_docs_are_current():
 def test_unknown_flag_is_an_error(script, capsys):
     with pytest.raises((SystemExit, ValueError)):
         script.main(["--no_such_flag", "1"])
+
+
+def test_an_optimiser_is_carried_into_the_next_run(results, tmp_path):
+    """A run of 2 steps, and one from its end with its optimiser: the moments of 4 steps. The file
+    has the same bytes each time."""
+    first = [tmp_path / name / "checkpoint" for name in ("first", "again")]
+    for out in first:
+        run_train_policy(results, 0, out, steps=2, carry_optimizer=True)
+    assert (first[0] / "optimizer.pt").read_bytes() == (first[1] / "optimizer.pt").read_bytes()
+    carried, fresh = (tmp_path / name / "checkpoint" for name in ("carried", "fresh"))
+    given = {"steps": 2, "iteration": 2, "carry_optimizer": True}
+    run_train_policy(results, 0, carried, **given, optimizer_of=first[0])
+    run_train_policy(results, 0, fresh, **given)
+    counts = [
+        {int(state["step"]) for state in torch.load(out / "optimizer.pt")["state"].values()}
+        for out in (carried, fresh)
+    ]
+    assert counts == [{4}, {2}]
+    one, other = (load_file(out / "model.safetensors") for out in (carried, fresh))
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    without = results / "train_policy/member0/checkpoint"
+    assert not (without / "optimizer.pt").exists()
+    with pytest.raises(FileNotFoundError, match="kept no optimiser; train it with train_policy"):
+        run_train_policy(results, 0, tmp_path / "x/checkpoint", **given, optimizer_of=without)
+
+
+def test_a_merge_leaves_the_optimisers_of_its_members_behind(results, tmp_path):
+    policies = [tmp_path / f"member{m}" / "checkpoint" for m in (0, 1)]
+    for member, out in enumerate(policies):
+        run_train_policy(results, member, out, steps=1, carry_optimizer=True)
+    words = ["--init", str(results / "sft"), "--policies", *map(str, policies)]
+    merge_policies.main([*words, "--out", str(tmp_path / "merged")])
+    assert not (tmp_path / "merged/optimizer.pt").exists()
+    assert (tmp_path / "merged/model.safetensors").is_file()

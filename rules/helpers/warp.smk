@@ -1,8 +1,37 @@
 # Helpers of rules/warp.smk.
 
-from warpflow.experiments import policy_settings
+from warpflow.experiments import carried_from, policy_settings, reward_weights
 
 
 def training(w):
     """Settings of section train_policy for the RL run with these wildcards."""
     return policy_settings(PLAN.experiments[w.experiment], int(w.iteration))
+
+
+def rewarding(w):
+    """Term → its weight in the reward of that run."""
+    return reward_weights(PLAN.experiments[w.experiment], int(w.member))
+
+
+def training_model(w):
+    """The pointer of the reward model, where it has a weight there."""
+    return pointer("train_reward_model") if "reward_model" in rewarding(w) else []
+
+
+def training_functions(w):
+    """The functions of that reward: their files are code of the job."""
+    return [name for name in rewarding(w) if name != "reward_model"]
+
+
+def reward_flags(w):
+    """What scores completions in that run."""
+    return {
+        "rewards": json.dumps(rewarding(w), sort_keys=True),
+        "reward_model": training_model(w) or None,
+    }
+
+
+def optimizer_of(w):
+    """The pointer of the run whose optimiser that one goes on with; none where it has a fresh one."""
+    result = carried_from(PLAN, *stage(w), int(w.member))
+    return pointer(result) if result else []

@@ -321,3 +321,38 @@ def test_replicates_repeat_all_but_what_comes_before_rl(finished, overlay):
     jobs = planned(finished, *overlay(replicates=3))
     assert jobs["train_policy"] == 2 * 5  # those of two more replicates
     assert "train_sft" not in jobs
+
+
+def test_an_optimiser_is_carried_from_member_to_member(tmp_path):
+    folder = copy_project(tmp_path / "project")
+    carry = {"train_policy": {"carry_optimizer": True}}
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"experiments": {"carry": carry}}))
+    printed = snakemake(folder, "-n", "-p", *SMOKE, "mine.yaml")
+    commands = [line for line in printed.splitlines() if "scripts/train_policy.py" in line]
+    made = "--out results/train_policy/carry/replicate1/iteration2/member1/"
+    (second,) = [line for line in commands if made in line]
+    before = "results/train_policy/carry/replicate1/iteration1/member1/checkpoint.dvc"
+    assert f"--optimizer_of {before} " in second
+    assert before in second.partition("--inputs")[2].partition("--states")[0]
+    assert sum("--optimizer_of" in line for line in commands) == 2
+    assert sum("--carry_optimizer True" in line for line in commands) == 4
+
+
+def test_a_member_with_rewards_of_its_own_is_trained_on_them(tmp_path):
+    """Its command has them, its functions, and no reward model; the base's runs have none of it."""
+    folder = copy_project(tmp_path / "project")
+    (folder / "my_rewards.py").write_text("def short(completions, **_):\n    return []\n")
+    other = {"reward_model": 0, "my_rewards:short": 0.5}
+    soup = {"iterations": 1, "members": 2, "member_rewards": [{}, other]}
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"experiments": {"soup": soup}}))
+    printed = snakemake(folder, "-n", "-p", *SMOKE, "mine.yaml")
+    commands = [line for line in printed.splitlines() if "scripts/train_policy.py" in line]
+    (own,) = [line for line in commands if "train_policy/soup/" in line]
+    assert "/iteration1/member1/" in own  # member 0 is the base experiment's run
+    assert "--functions my_rewards:short --inputs" in own
+    assert """--rewards '{"my_rewards:short": 0.5}'""" in own
+    assert "reward_model" not in own
+    others = [line for line in commands if line != own]
+    assert others
+    assert all("""--rewards '{"reward_model": 1.0}'""" in line for line in others)
+    assert not any("my_rewards" in line for line in others)

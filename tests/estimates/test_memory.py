@@ -177,3 +177,22 @@ def test_the_estimate_is_within_15_percent_of_a_real_run() -> None:
     cells = done.stdout.splitlines()[-1].split(" | ")
     expected, measured = float(cells[2]), float(cells[3])
     assert abs(expected / measured - 1) < 0.15
+
+
+def test_eager_attention_holds_its_weights_in_the_estimate(make_model: MakeModel) -> None:
+    policy = make_model("llama", words=[f"w{i}" for i in range(500)])
+    peaks = [
+        estimate(policy.config, max_new_tokens=200, attn_implementation=attention).phases
+        for attention in (None, "sdpa", "eager")
+    ]
+    assert peaks[0] == peaks[1]
+    assert peaks[2]["forward and backward"] > 1.2 * peaks[0]["forward and backward"]
+
+
+def test_the_exact_kl_holds_two_distributions(make_model: MakeModel) -> None:
+    for architecture in ("llama", "gpt2"):
+        policy = make_model(architecture, words=[f"w{i}" for i in range(2000)])
+        one, two = (estimate(policy.config, kl_estimator=name) for name in ("k1", "exact"))
+        assert two.phases["anchor's scores"] == 0
+        assert two.phases["forward and backward"] > 1.2 * one.phases["forward and backward"]
+        assert two.held == one.held

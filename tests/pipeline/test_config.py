@@ -75,6 +75,51 @@ def test_shipped_overlays_are_valid(config, names, tmp_path, monkeypatch):
         (("train_policy", "batch_size"), 15, ["batch_size", "15", "samples_per_prompt"]),
         (("train_policy", "samples_per_prompt"), 1, ["samples_per_prompt", "rloo"]),
         (("train_policy", "anchor_memory"), "bfloat16", ["anchor_memory", "compute_dtype"]),
+        (("train_policy", "weight_decay"), 0.1, ["weight_decay: got 0.1, but optimizer adam"]),
+        (
+            ("train_policy", "attn_implementation"),
+            "flash_attention_2",
+            ["flash_attention_2 computes in bfloat16 alone, got compute_dtype float32"],
+        ),
+        (("train_policy", "kl_estimator"), "k4", ["got 'k4', expected one of k1, exact, k2, k3"]),
+        (("train_policy", "reset_optimizer"), True, ["anchor ema is never reset"]),
+        (("train_policy", "anchor_every"), 0, ["anchor_every: got 0, expected at least 1"]),
+        (
+            ("experiments", "one"),
+            {"train_policy": {"anchor": "hard_reset", "anchor_every": 5}},
+            ["one: train_policy.anchor_every: got 5, but anchor hard_reset is not moved by mu"],
+        ),
+        (
+            ("member_rewards",),
+            [{"reward_model": 1.0}],
+            ["- member_rewards: got 1 entries, expected one for each of members = 4"],
+        ),
+        (
+            ("experiments", "one"),
+            {"rewards": {"reward_model": 0}},
+            ["- one: rewards: every weight is 0"],
+        ),
+        (
+            ("experiments", "one"),
+            {"members": 2, "member_rewards": [{}, {"reward_model": 0}]},
+            ["- one: member_rewards.1: every weight is 0"],
+        ),
+        (
+            ("experiments", "one"),
+            {"rewards": {"my_rewards:short": 1}},
+            ["- one: rewards.my_rewards:short: no module my_rewards"],
+        ),
+        (
+            ("experiments", "one"),
+            {"rewards": {"length": 1}},
+            ["experiments.one.rewards", "length", "package.module:function"],
+        ),
+        (
+            ("experiments", "one"),
+            {"train_policy": {"carry_optimizer": True, "lora_rank": 4}},
+            ["one: train_policy.carry_optimizer", "(lora_rank = 4)"],
+        ),
+        (("train_policy", "optimizer"), "sgd", ["got 'sgd', expected one of adam, adamw"]),
         (("merge_policies", "weight"), 0.3, ["weight", "two policies", "members = 4"]),
         (("merge_policies", "density"), 0.3, ["density", "0.3", "slerp keeps all weights"]),
         (("merge_policies", "density"), 0, ["density", "more than 0"]),
@@ -126,6 +171,26 @@ def test_bad_value_is_named_with_a_remedy(config, path, value, parts):
     assert "nothing was started" in text
     for part in parts:
         assert part in text
+
+
+def test_a_package_that_is_not_installed_is_named_before_any_job(config, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config["train_policy"]["optimizer"] = "adam_8bit"
+    text = message(config)
+    assert "train_policy.optimizer: got adam_8bit, which needs the package bitsandbytes" in text
+    assert "pip install --no-deps bitsandbytes==" in text
+    assert "or set it to adam" in text
+    check_config(config, files=False)  # an estimate needs no such package
+    flash = {"attn_implementation": "flash_attention_2", "compute_dtype": "bfloat16"}
+    config["train_policy"] |= {"optimizer": "adam"} | flash
+    assert "flash_attention_2, which needs the package flash_attn, and that" in message(config)
+
+
+def test_the_exact_kl_wants_the_anchor_on_the_device(config):
+    config["train_policy"] |= {"kl_estimator": "exact", "anchor_memory": "host"}
+    assert "kl_estimator: exact needs the anchor's output layer" in message(config)
+    config["train_policy"]["anchor_memory"] = "device"
+    check_config(config)
 
 
 def test_ties_is_for_task_vectors(config):

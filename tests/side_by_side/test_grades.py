@@ -194,6 +194,8 @@ def plan_of(**changes: Any) -> Any:
     config = {
         "iterations": 2,
         "members": 1,
+        "rewards": {"reward_model": 1.0},
+        "member_rewards": [],
         "train_policy": {"steps": 1, "anchor": "ema", "beta": 0, "mu": 0},
         "merge_policies": {"method": "slerp", "weight": None, "dtype": None},
         "interpolate_policy": {"etas": [0, 0.5], "towards": "sft", "next_eta": 0.3},

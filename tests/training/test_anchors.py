@@ -1,16 +1,23 @@
 """The EMA; and where the anchor's weights live changes what they cost, not what they are."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import MakeModel, Perturb
-from test_reinforce import run, settings, weights
+from conftest import EOS, PAD, MakeModel, Perturb
+from test_reinforce import PROMPTS, count_fives, run, settings, weights
 from test_resume import train
 
 from warpflow.training.anchors import make_anchor, move_anchor_, update_ema_
-from warpflow.training.reinforce import start_run
+from warpflow.training.reinforce import (
+    ReinforceSettings,
+    Run,
+    StepRow,
+    start_run,
+    train_policy,
+)
 from warpflow.training.resume import load_state, save_state
 
 
@@ -216,3 +223,46 @@ def test_weights_of_another_name_are_refused() -> None:
     """A list that came as one text would be a third average, without a word."""
     with pytest.raises(ValueError, match="'policy', 'ema' or 'average'"):
         settings(evaluate_weights=["['policy']"])
+
+
+def test_an_ema_that_moves_every_third_step(make_model: MakeModel) -> None:
+    """TR-DPO's soft update; the average of all steps, where asked for, is kept beside it."""
+    chosen = settings(steps=7, anchor_every=3, evaluate_weights=["ema"])
+    policy = make_model("llama")
+    state = start_run(policy, make_model("llama"), chosen)
+    anchor = average = weights(policy).double()
+    for row in steps_of(state, chosen):
+        average = (1 - chosen.mu) * average + chosen.mu * weights(policy).double()
+        if row.step % 3 == 0:
+            anchor = (1 - chosen.mu) * anchor + chosen.mu * weights(policy).double()
+        for model, expected in (
+            (state.anchor.model, anchor),
+            (state.weights("ema").model, average),
+        ):
+            torch.testing.assert_close(weights(model).double(), expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(anchor, average, atol=1e-4)
+
+
+def steps_of(state: Run, chosen: ReinforceSettings) -> Iterator[StepRow]:
+    return train_policy(state, count_fives, PROMPTS, chosen, eos_ids=[EOS], pad_id=PAD, seed=0)
+
+
+@pytest.mark.parametrize("anchor", ["hard_reset", "elastic_reset"])
+@pytest.mark.parametrize("resets", [True, False])
+def test_a_reset_starts_the_optimiser_anew_where_asked_for(
+    make_model: MakeModel, tmp_path: Path, anchor: str, resets: bool
+) -> None:
+    """ProRL. Also a run that was saved right after a reset goes on so."""
+    chosen = settings(steps=5, anchor=anchor, reset_every=2, reset_optimizer=resets)
+    state = start_run(make_model("llama"), make_model("llama"), chosen)
+    counted = []
+    for row in steps_of(state, chosen):
+        moments = state.optimizer.state.values()
+        counted.append({int(moment["step"]) for moment in moments})
+        if row.step == 2:
+            save_state(tmp_path, state, {}, {})
+    assert counted == ([{1}, set(), {1}, set(), {1}] if resets else [{1}, {2}, {3}, {4}, {5}])
+    again = start_run(make_model("llama"), make_model("llama"), chosen)
+    load_state(tmp_path, again, {})
+    assert len(list(steps_of(again, chosen))) == 3
+    assert torch.equal(weights(again.policy), weights(state.policy))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BOS, EOS, PAD, Enumerate, MakeModel, Perturb
+from conftest import BOS, EOS, PAD, WORDS, Enumerate, MakeModel, Perturb
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -500,3 +500,32 @@ def test_bf16_compute_moves_the_policy_as_fp32_does_and_plain_bf16_does_not(
         assert torch.cosine_similarity(fp32, bf16, dim=0) > 0.8
     rounded = (start.bfloat16() + moved["float32"][0].bfloat16()) - start.bfloat16()
     assert rounded.float().norm() < 0.5 * moved["float32"][0].norm()
+
+
+def test_attention_is_the_one_that_was_asked_for(
+    make_model: MakeModel, make_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eager and sdpa train alike; with eager nothing of ours computes sdpa in its place, and the
+    checkpoint does not remember it."""
+    tokenizer = make_tokenizer(WORDS)
+    save_checkpoint(make_model("llama"), tokenizer, tmp_path / "sft")
+    trained, saved = [], []
+    for attention in (None, "sdpa", "eager"):
+        if attention == "eager":
+
+            def refuse(*_: object, **__: object) -> None:
+                raise AssertionError("sdpa was computed")
+
+            for module in ("decoding", "packing"):
+                name = f"warpflow.lm.fast.{module}.scaled_dot_product_attention"
+                monkeypatch.setattr(name, refuse)
+            monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", refuse)
+        policy, sft = (load_policy(tmp_path / "sft", attention) for _ in range(2))
+        run(policy, sft, settings(learning_rate=1e-3))
+        trained.append(weights(policy))
+        save_checkpoint(policy, tokenizer, tmp_path / "out")
+        saved.append((tmp_path / "out/config.json").read_bytes())
+    assert torch.equal(trained[0], trained[1])
+    torch.testing.assert_close(trained[0], trained[2], atol=1e-4, rtol=0)
+    assert not torch.equal(trained[0], trained[2])
+    assert saved[0] == saved[1] == saved[2]

@@ -28,22 +28,33 @@ BASE = "warp"
 MAIN = "main"  # the group of section `experiments`
 
 # The parts of the config that an experiment may change.
-VARIABLE = ("iterations", "members", "train_policy", "merge_policies", "interpolate_policy")
+VARIABLE = (
+    *("iterations", "members", "rewards", "member_rewards"),
+    *("train_policy", "merge_policies", "interpolate_policy"),
+)
 # All that the names of results depend on.
 PLANNED = (*VARIABLE, "replicates", "experiments", "ablations")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The settings of one experiment after its differences were applied to the base."""
+    """The settings of one experiment after its differences were applied to the base.
+
+    Attributes:
+        rewards: term → its weight, in training. member_rewards: what each member changes of them;
+            empty where members are alike.
+        policies_of: experiments whose policies it merges, none of its own.
+    """
 
     name: str
     iterations: int
     members: int
+    rewards: dict[str, float]
+    member_rewards: list[dict[str, float]]
     train_policy: dict[str, Any]
     merge_policies: dict[str, Any]
     interpolate_policy: dict[str, Any]
-    policies_of: tuple[str, ...] = ()  # experiments whose policies it merges, none of its own
+    policies_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ def resolve_experiment(name: str, base: Mapping[str, Any], given: Mapping[str, A
     settings = {part: copy.deepcopy(base[part]) for part in VARIABLE}
     others = tuple(given.get("policies_of", ()))
     if others:
-        settings |= {"iterations": 1, "members": len(others)}
+        settings |= {"iterations": 1, "members": len(others), "member_rewards": []}
     if "match_compute" in given:
         whole = Experiment(BASE, **settings)
         steps = sum(policy_settings(whole, i)["steps"] for i in range(1, whole.iterations + 1))
@@ -106,7 +117,7 @@ def resolve_experiment(name: str, base: Mapping[str, Any], given: Mapping[str, A
             matched["steps"] = steps * whole.members
         else:
             matched |= {"steps": steps, "batch_size": matched["batch_size"] * whole.members}
-        settings |= {"iterations": 1, "members": 1}
+        settings |= {"iterations": 1, "members": 1, "member_rewards": []}
     for part in VARIABLE:
         if part in given:
             value = given[part]
@@ -144,12 +155,12 @@ def plan_iteration(
     plan.init[e.name, r, i] = start
     settings = policy_settings(e, i)
     for m in range(e.members):
+        identity = ["train_policy", start, r, i, m, settings, reward_weights(e, m)]
+        identity.append(carried_from(plan, e.name, r, i, m))
         plan.policies[e.name, r, i, m] = (
             plan.policies[e.policies_of[m], r, i, m]
             if e.policies_of
-            else shared(
-                ["train_policy", start, r, i, m, settings], f"train_policy/{where}/member{m}"
-            )
+            else shared(identity, f"train_policy/{where}/member{m}")
         )
     policies = [plan.policies[e.name, r, i, m] for m in range(e.members)]
     method: Any = e.merge_policies
@@ -165,12 +176,59 @@ def plan_iteration(
         )
 
 
+# Settings of train_policy that are younger than results of users. With these values a run is what
+# it was before they were there, so that it is not told of them and keeps its key.
+UNTOLD: dict[str, Any] = {
+    "anchor_every": 1,
+    "attn_implementation": None,
+    "carry_optimizer": False,
+    "kl_estimator": "k1",
+    "optimizer": "adam",
+    "reset_optimizer": False,
+    "weight_decay": 0.0,
+}
+
+
+def carried_from(plan: Plan, experiment: str, r: int, i: int, m: int) -> str | None:
+    """The run whose optimiser a run goes on with: that of its member one iteration before; None
+    where it has a fresh one."""
+    carries = plan.experiments[experiment].train_policy.get("carry_optimizer")
+    return plan.policies[experiment, r, i - 1, m] if carries and i > 1 else None
+
+
 def policy_settings(experiment: Experiment, iteration: int) -> dict[str, Any]:
-    """`train_policy` of one iteration; the last entry of a list of `steps` holds from then on."""
-    settings = dict(experiment.train_policy)
+    """`train_policy` of one iteration; the last entry of a list of `steps` holds from then on.
+    Settings that are as in `UNTOLD` are left out."""
+    settings = {
+        name: value
+        for name, value in experiment.train_policy.items()
+        if name not in UNTOLD or value != UNTOLD[name]
+    }
     if isinstance(settings["steps"], list):
         settings["steps"] = settings["steps"][min(iteration, len(settings["steps"])) - 1]
     return settings
+
+
+def reward_weights(experiment: Experiment, member: int) -> dict[str, float]:
+    """Term → its weight in the reward that a member is trained on; terms of weight 0 left out."""
+    given = experiment.rewards
+    for changes in experiment.member_rewards[member : member + 1]:
+        given = given | changes
+    return {name: float(weight) for name, weight in given.items() if weight}
+
+
+def trained_rewards(experiment: Experiment) -> list[dict[str, float]]:
+    """`reward_weights` of each RL run of an iteration; none where it trains no policies."""
+    if experiment.policies_of:
+        return []
+    return [reward_weights(experiment, member) for member in range(experiment.members)]
+
+
+def uses_reward_model(config: Mapping[str, Any]) -> bool:
+    """Whether the reward model has a weight, where policies are measured or in any RL run."""
+    experiments = resolve_experiments(config).values()
+    used = [config["rewards"], *(w for e in experiments for w in trained_rewards(e))]
+    return any(weights.get("reward_model") for weights in used)
 
 
 def points_of(experiment: Experiment, iteration: int) -> list[tuple[str, str]]:
@@ -296,12 +354,20 @@ UNLISTED = (
 
 
 def training_changes(e: Experiment, base: Experiment) -> str:
-    """In which settings of train_policy, beside anchor and β, an experiment differs from the base
-    one, as text ("batch_size 32, mu 0.06"); empty where in none."""
-    return ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+    """In which settings of train_policy, beside anchor and β, and in which rewards an experiment
+    differs from the base one, as text ("batch_size 32, mu 0.06"); empty where in none."""
+    changed = [
+        (name, value)
         for name, value in e.train_policy.items()
         if name not in UNLISTED and value != base.train_policy[name]
+    ]
+    if trained_rewards(e) and e.rewards != base.rewards:
+        changed.append(("rewards", e.rewards))
+    if trained_rewards(e) and e.member_rewards != base.member_rewards and e.members > 1:
+        changed.append(("member_rewards", e.member_rewards))
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in changed
     )
 
 

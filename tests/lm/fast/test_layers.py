@@ -29,9 +29,10 @@ def quantised(model: PreTrainedModel) -> None:
         lambda model: model.model.layers[1].register_forward_hook(lambda *_: None),
         lambda model: setattr(model.model.norm, "forward", lambda x: x),
         lambda model: setattr(model.model.rotary_emb, "rope_type", "dynamic"),
+        lambda model: model.set_attn_implementation("eager"),
         quantised,
     ],
-    ids=["adapters", "dropout", "dtype", "hook", "patch", "angles", "quantised"],
+    ids=["adapters", "dropout", "dtype", "hook", "patch", "angles", "attention", "quantised"],
 )
 def test_what_would_be_passed_over_is_left_to_the_library(
     make_model: MakeModel, change: object

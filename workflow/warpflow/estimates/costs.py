@@ -38,10 +38,12 @@ from warpflow.experiments import (
     policy_settings,
     recipe_parents,
     trajectories,
+    uses_reward_model,
     weights_of,
 )
 from warpflow.gold_names import GOLD_RESULT, held_out_shares
 from warpflow.lm.models import load_config, load_tokenizer
+from warpflow.settings.train_policy import BY_BITSANDBYTES
 from warpflow.side_by_side.answers import list_pairs
 from warpflow.side_by_side.settings import Comparison, policy_result, read_comparisons
 from warpflow.training.reinforce import ReinforceSettings
@@ -123,8 +125,8 @@ def is_placeholder(config: Mapping[str, Any], path: str) -> bool:
 
 def reward_config(config: Mapping[str, Any], policy: PreTrainedConfig) -> PreTrainedConfig | None:
     """The user's reward model's, or that of one trained from the policy; None where it has no
-    weight."""
-    if not config["rewards"]["reward_model"]:
+    weight in any run."""
+    if not uses_reward_model(config):
         return None
     path = config["train_reward_model"]["path"]
     if path and not is_placeholder(config, path):
@@ -192,7 +194,8 @@ def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
         if name in members:
             given = (config, members[name], iteration, size)
             work, sampling = training_work(*given, judge), training_sampling(*given)
-            jobs.append(Job(result, work, 4 * size, sampling))
+            kept = 4 * size + optimizer_bytes_kept(members[name], size)
+            jobs.append(Job(result, work, kept, sampling))
     jobs += [
         Job(result, None, 4 * size) for (name, *_), result in plan.merged.items() if name in members
     ]
@@ -284,6 +287,13 @@ def recipe_jobs(config: Mapping[str, Any], plan: Plan) -> list[Job]:
         given = [contestant.get("policy") for contestant in comparison.contestants.values()]
         read += [policy_result(plan, policy) for policy in given if policy]
     return [Job(result) for result in read if recipe_parents(plan, result)]
+
+
+def optimizer_bytes_kept(experiment: Experiment, size: int) -> int:
+    """Of the moments in the checkpoint of an RL run, where the next iteration goes on with them."""
+    training = experiment.train_policy
+    each = 2 if training["optimizer"] in BY_BITSANDBYTES else 8
+    return each * size if training["carry_optimizer"] else 0
 
 
 def training_work(

@@ -28,9 +28,10 @@ from transformers import (
 
 from warpflow.evaluation.rewards import Reading
 from warpflow.evaluation.sample import kls_and_entropy_of_logits
-from warpflow.lm.fast.packing import Pack, pack, packed_log_probs
+from warpflow.lm.fast.packing import Pack, pack, packed_kls, packed_log_probs
 from warpflow.lm.log_probs import (
     Completions,
+    log_probs_and_kls_of,
     log_probs_of,
     predicting_logits,
     rows_per_pass,
@@ -39,7 +40,9 @@ from warpflow.lm.log_probs import (
 from warpflow.lm.models import compute_in, round_matrices_
 from warpflow.lm.sampling import casting_once, draw_tokens, make_cache
 from warpflow.lm.scoring import can_pack
+from warpflow.settings.train_policy import BY_BITSANDBYTES
 from warpflow.training.anchors import is_sft_itself
+from warpflow.training.kl import KL_ESTIMATORS
 from warpflow.training.reinforce import (
     ReinforceSettings,
     needed_averages,
@@ -151,7 +154,10 @@ def estimate_training(
             of each. The completions of a step are shared too.
     """
     with torch.device("meta"):
-        theta, anchor, sampler, sft = (build(AutoModelForCausalLM, policy) for _ in range(4))
+        attention = "eager" if settings.attn_implementation == "eager" else None
+        theta, anchor, sampler, sft = (
+            build(AutoModelForCausalLM, policy, attention) for _ in range(4)
+        )
         judge = build(AutoModelForSequenceClassification, reward) if reward else None
         whole = bytes_of(theta)
         held = {"policy": whole // shards}
@@ -163,7 +169,6 @@ def estimate_training(
             round_matrices_(sft)
             if judge:
                 round_matrices_(judge)
-    trained = sum(p.nbytes for p in theta.parameters() if p.requires_grad)
     judge_bytes = bytes_of(judge) if judge else 0
     # As the anchor it is counted there.
     sft_bytes = 0 if is_sft_itself(settings.anchor, settings.anchor_memory) else bytes_of(sft)
@@ -172,11 +177,12 @@ def estimate_training(
         "reward model": judge_bytes if settings.frozen_memory == "device" else 0,
         "anchor": anchor_bytes(anchor, settings) // shards,
         "LoRA": bytes_of(theta) - whole,
-        "Adam": 2 * trained // shards,
+        "Adam": optimizer_bytes(theta, settings.optimizer) // shards,
     }
     batch_size = settings.batch_size // shards
     rows = min(settings.micro_batch_size or batch_size, batch_size)
     packed = full_pack([theta, anchor], rows, settings, prompt_tokens) if shards == 1 else None
+    exact = KL_ESTIMATORS[settings.kl_estimator].of_tokens is None
     with FakeTensorMode():
         for model in (theta, anchor, sampler, sft, judge):
             if model is not None:
@@ -201,8 +207,10 @@ def estimate_training(
         phases: dict[str, Callable[[], object]] = {
             "sampling": lambda: sample(drawing, drawn, each, settings.compute_dtype),
             "reward": lambda: judge_rows(judge, read, settings.compute_dtype) if judge else None,
-            "anchor's scores": lambda: score(anchor, part, settings),
-            "forward and backward": lambda: backward(theta, part, settings),
+            "anchor's scores": lambda: None if exact else score(anchor, part, settings),
+            "forward and backward": lambda: backward(
+                theta, anchor if exact else None, part, settings
+            ),
             "evaluation: sampling": lambda: sample(drawing, shown, 1, settings.compute_dtype),
             "evaluation: KL": lambda: compare(drawing, sft, compared, settings.compute_dtype),
         }
@@ -232,8 +240,10 @@ def add_shards_(
     peaks["evaluation: KL"] += bytes_of(sampler)
 
 
-def build(family: Any, config: PreTrainedConfig) -> PreTrainedModel:
-    return family.from_config(config, dtype=torch.float32).eval()
+def build(family: Any, config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel:
+    """Attention other than eager, which alone holds all of its weights, is counted as sdpa."""
+    given = {"attn_implementation": attention} if attention else {}
+    return family.from_config(config, dtype=torch.float32, **given).eval()
 
 
 def make_fake_(model: PreTrainedModel) -> None:
@@ -257,6 +267,15 @@ def make_fake_(model: PreTrainedModel) -> None:
 
 def bytes_of(model: torch.nn.Module) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def optimizer_bytes(model: torch.nn.Module, optimizer: str) -> int:
+    """Of the two moments of the weights that are trained; those in 8 bits have a fp32 scale for
+    each block of 256, and tensors of less than 4096 weights stay in fp32."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if optimizer not in BY_BITSANDBYTES:
+        return 2 * sum(parameter.nbytes for parameter in trained)
+    return 2 * sum(n + 4 * -(-n // 256) if n >= 4096 else 4 * n for n in map(torch.numel, trained))
 
 
 def anchor_bytes(model: PreTrainedModel, settings: ReinforceSettings) -> int:
@@ -350,9 +369,32 @@ def score(model: PreTrainedModel, part: Completions | Pack, settings: ReinforceS
         log_probs(model, part, settings.temperature)
 
 
-def backward(model: PreTrainedModel, part: Completions | Pack, settings: ReinforceSettings) -> None:
+def exact_kls(
+    model: PreTrainedModel, anchor: PreTrainedModel, part: Completions | Pack, temperature: float
+) -> Tensor:
+    """Log-probabilities and KLs to the anchor, added up: a scalar."""
+    if isinstance(part, Pack):
+        found = packed_kls(model, anchor, part, temperature)
+    else:
+        with torch.no_grad():
+            others = predicting_logits(anchor, part, {})
+        found = log_probs_and_kls_of(predicting_logits(model, part, {}), others, part, temperature)
+    return torch.stack(found).sum()
+
+
+def backward(
+    model: PreTrainedModel,
+    anchor: PreTrainedModel | None,
+    part: Completions | Pack,
+    settings: ReinforceSettings,
+) -> None:
+    """The forward and backward pass of a part; with the anchor's where the KL to it is exact."""
     with computing(model, settings):
-        graph = log_probs(model, part, settings.temperature)
+        graph = (
+            log_probs(model, part, settings.temperature)
+            if anchor is None
+            else exact_kls(model, anchor, part, settings.temperature)
+        )
     # Not backward(): fake gradients are copied into .grad, where real ones are moved.
     torch.autograd.grad(graph.mean(), [p for p in model.parameters() if p.requires_grad])
 

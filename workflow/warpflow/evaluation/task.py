@@ -78,11 +78,17 @@ class Judges(Scorers):
     sft: PreTrainedModel
 
 
-def load_judges(given: JudgeArguments, max_new_tokens: int, reading: Reading = READING) -> Judges:
+def load_judges(
+    given: JudgeArguments,
+    max_new_tokens: int,
+    reading: Reading = READING,
+    attention: str | None = None,
+) -> Judges:
     """Load them to the device.
 
     Args:
         reading: of a reward model.
+        attention: of θ_sft; see `lm.models.load_whole`.
 
     Raises:
         ValueError: as `load_scorers`; a longest prompt and completion that exceed the policy's
@@ -92,7 +98,8 @@ def load_judges(given: JudgeArguments, max_new_tokens: int, reading: Reading = R
     require_context(config, tokens, given.sft)
     require_room(config, tokens, given.sft)
     scorers = load_scorers(given, reading)
-    return Judges(**vars(scorers), sft=load_policy(given.sft).requires_grad_(False))
+    sft = load_policy(given.sft, attention).requires_grad_(False)
+    return Judges(**vars(scorers), sft=sft)
 
 
 def load_scorers(given: JudgeArguments, reading: Reading = READING) -> Scorers:

@@ -208,6 +208,41 @@ def recomputed_in_parts(
     return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])
 
 
+def log_probs_and_kls_of(
+    logits: Tensor, others: Tensor, batch: Completions, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """[B, C] `log_probs_of`, and [B, C] KL(π ‖ π_other) of each step's whole distribution; 0 on
+    pads.
+
+    Args:
+        logits: [B, C, V] of π. others: [B, C, V] of the model that it is compared with.
+    """
+
+    def of_tokens(part: Tensor, other: Tensor, ids: Tensor) -> Tensor:
+        return log_probs_beside_kls(part, other, ids, temperature)
+
+    tensors = logits.flatten(0, 1), others.flatten(0, 1), batch.response_ids.flatten()
+    size = tokens_per_pass(1, logits.shape[-1])
+    values = recomputed_in_parts(of_tokens, tensors, [size] * len(tensors))
+    values = values.view(*batch.response_ids.shape, 2)
+    log_probs, kls = values.masked_fill(~batch.is_response[..., None], 0.0).unbind(-1)
+    return log_probs, kls
+
+
+def log_probs_beside_kls(logits: Tensor, others: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """[N, 2] of N tokens: log π(id), and KL(π ‖ π_other) over all words.
+
+    Args:
+        logits, others: [N, V]. ids: [N].
+    """
+    log_p, log_q = ((x.float() / temperature).log_softmax(-1) for x in (logits, others))
+    # − p + q adds up to 0. With it no summand is below 0, and equal models have no gradient at all,
+    # not even one of rounding, which Adam would turn into steps.
+    p, q = log_p.exp(), log_q.exp()
+    kl = (p * (log_p - log_q) - p + q).sum(-1)
+    return torch.stack([log_p.gather(-1, ids[:, None])[:, 0], kl], -1)
+
+
 def _gather(logits: Tensor, ids: Tensor) -> Tensor:
     return logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
 

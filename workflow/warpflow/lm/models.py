@@ -147,8 +147,11 @@ def load_config(path: str | Path) -> PreTrainedConfig:
         ) from error
 
 
-def load_whole(kind: Any, path: str | Path) -> PreTrainedModel:
+def load_whole(kind: Any, path: str | Path, attention: str | None = None) -> PreTrainedModel:
     """A model of an Auto class in fp32 on the device, every weight from the files.
+
+    Args:
+        attention: `attn_implementation` of transformers; None: what it chooses.
 
     Raises:
         ValueError: a weight is not in the files, and Hugging Face would draw it at random; or they
@@ -162,7 +165,11 @@ def load_whole(kind: Any, path: str | Path) -> PreTrainedModel:
             "or see docs/your_models.md"
         )
     model, report = kind.from_pretrained(
-        **location(path), dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        **location(path),
+        dtype=torch.float32,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **({"attn_implementation": attention} if attention else {}),
     )
     if is_gguf(path):
         forget_quantisation_(model)
@@ -198,10 +205,13 @@ def forget_quantisation_(model: PreTrainedModel) -> None:
         del model.config.quantization_config
 
 
-def load_policy(path: str | Path) -> PreTrainedModel:
+def load_policy(path: str | Path, attention: str | None = None) -> PreTrainedModel:
     """A causal language model in fp32 masters, dropout off, on the device.
 
     Without `dtype` a bf16 checkpoint would stay bf16, where steps of lr 1e-6 round to nothing.
+
+    Args:
+        attention: see `load_whole`.
 
     Raises:
         ValueError: the folder is a recipe, which has no weights of its own; see also `load_whole`.
@@ -212,7 +222,7 @@ def load_policy(path: str | Path) -> PreTrainedModel:
             "it with warpflow.merging.points.load_point, or write its weights first with "
             f"`python scripts/interpolate_policy.py --export {path} --out FOLDER`"
         )
-    return load_whole(AutoModelForCausalLM, path)
+    return load_whole(AutoModelForCausalLM, path, attention)
 
 
 def warn_of_half_precision(path: str | Path) -> None:

@@ -5,24 +5,43 @@ covered (`lm.fast.packing`), else by the library's forward pass on parts of rows
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from warpflow.lm.fast.layers import agrees, is_covered
-from warpflow.lm.fast.packing import Pack, pack, packed_log_probs, packed_logits
+from warpflow.lm.fast.packing import pack, packed_kls, packed_log_probs, packed_logits
 from warpflow.lm.log_probs import (
     Completions,
+    log_probs_and_kls_of,
     logits_by_part,
+    predicting_logits,
     reads_prompts_once,
     rows_per_pass,
     split_by_length,
     token_log_probs,
 )
 
-Score = Callable[[PreTrainedModel], Tensor]  # [B] log π(y|x) of a part's completions
 COMPARED = 8  # rows of which our scores are compared with the library's
+
+
+@dataclass(frozen=True)
+class Score:
+    """What scores the completions of a part; called with a model: [B] log π(y|x).
+
+    Attributes:
+        tokens: of a model, [B, C] log π of each response token; 0 on pads.
+        kls: of a model and another, [B, C] `tokens` of the model, and [B, C] the KL from it to the
+            other, which has no gradient, of each token's whole distribution; 0 on pads.
+    """
+
+    tokens: Callable[[PreTrainedModel], Tensor]
+    kls: Callable[[PreTrainedModel, PreTrainedModel], tuple[Tensor, Tensor]]
+
+    def __call__(self, model: PreTrainedModel) -> Tensor:
+        return self.tokens(model).sum(1)
 
 
 def scores_by_part(
@@ -61,19 +80,37 @@ def can_pack(model: PreTrainedModel, batch: Completions) -> bool:
 
 
 def library_score(batch: Completions, temperature: float, together: int) -> Score:
-    return lambda model: token_log_probs(model, batch, temperature, together).sum(1)
+    return Score(
+        lambda model: token_log_probs(model, batch, temperature, together),
+        lambda model, other: library_kls(model, other, batch, temperature),
+    )
+
+
+def library_kls(
+    model: PreTrainedModel, other: PreTrainedModel, batch: Completions, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """`Score.kls` by the library's forward pass, each row by itself."""
+    with torch.no_grad():
+        others = predicting_logits(other, batch)
+    return log_probs_and_kls_of(predicting_logits(model, batch), others, batch, temperature)
 
 
 def packed_score(batch: Completions, temperature: float, each: int) -> Score:
     """By `packed_log_probs`, if that gives a few of the rows the library's scores."""
     packed = pack(batch, each)
 
-    def score(model: PreTrainedModel) -> Tensor:
+    def tokens(model: PreTrainedModel) -> Tensor:
         if packing_agrees(model, batch, temperature, each):
-            return sums_of_packed(model, batch, packed, temperature)
-        return library_score(batch, temperature, 1)(model)
+            return in_rows(packed_log_probs(model, packed, temperature), batch)
+        return library_score(batch, temperature, 1).tokens(model)
 
-    return score
+    def kls(model: PreTrainedModel, other: PreTrainedModel) -> tuple[Tensor, Tensor]:
+        if not all(packing_agrees(m, batch, temperature, each) for m in (model, other)):
+            return library_kls(model, other, batch, temperature)
+        log_probs, values = packed_kls(model, other, packed, temperature)
+        return in_rows(log_probs, batch), in_rows(values, batch)
+
+    return Score(tokens, kls)
 
 
 def packing_agrees(
@@ -83,19 +120,16 @@ def packing_agrees(
 
     def of_few() -> tuple[Tensor, Tensor]:
         few = batch.rows(slice(max(COMPARED // each, 1) * each))
-        ours = sums_of_packed(model, few, pack(few, each), temperature)
+        ours = in_rows(packed_log_probs(model, pack(few, each), temperature), few).sum(1)
         return ours, library_score(few, temperature, 1)(model)
 
     return agrees(model, "scoring", of_few)
 
 
-def sums_of_packed(
-    model: PreTrainedModel, batch: Completions, packed: Pack, temperature: float
-) -> Tensor:
-    """[B] log π(y|x)."""
-    values = packed_log_probs(model, packed, temperature)
+def in_rows(values: Tensor, batch: Completions) -> Tensor:
+    """[B, C] of the response tokens' values [M]; 0 on pads."""
     table = values.new_zeros(batch.is_response.shape)
-    return table.masked_scatter(batch.is_response, values).sum(1)
+    return table.masked_scatter(batch.is_response, values)
 
 
 def logits_of_tokens(

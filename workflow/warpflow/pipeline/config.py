@@ -14,7 +14,15 @@ from typing import Any
 
 from warpflow.data.files import iterate_rows, read_label, require_columns
 from warpflow.evaluation.benchmark_points import check_benchmarks
-from warpflow.experiments import Experiment, experiment_groups, make_plan, resolve_experiments
+from warpflow.experiments import (
+    BASE,
+    Experiment,
+    experiment_groups,
+    make_plan,
+    resolve_experiments,
+    trained_rewards,
+    uses_reward_model,
+)
 from warpflow.gold_names import gold_sources, held_out_shares, is_function
 from warpflow.pipeline.architectures import architecture_problems
 from warpflow.pipeline.code_files import module_file
@@ -30,6 +38,11 @@ from warpflow.settings.base import described
 from warpflow.settings.config import Config
 from warpflow.settings.fetch_policy import FetchPolicy
 from warpflow.settings.figures import Figures
+from warpflow.settings.train_policy import (
+    BY_BITSANDBYTES,
+    FLASH_PACKAGES,
+    INSTALL_BITSANDBYTES,
+)
 from warpflow.side_by_side.settings import check_comparison, read_comparisons
 from warpflow.weight_files import GGUF_MISSING, is_gguf, reads_gguf
 
@@ -75,6 +88,7 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
         yield from check_policy(config)
         yield from check_fetched(config)
         yield from check_rewards(config)
+        yield from check_installed(config)
         if config["data"] == "prepare_data":
             yield from check_files(config)
     yield from check_groups(config)
@@ -195,9 +209,7 @@ def smallest_share(config: Mapping[str, Any]) -> float:
 
 
 def trains_reward_model(config: Mapping[str, Any]) -> bool:
-    return bool(
-        config["rewards"].get("reward_model") and config["train_reward_model"]["path"] is None
-    )
+    return uses_reward_model(config) and config["train_reward_model"]["path"] is None
 
 
 def check_measurements(config: Mapping[str, Any]) -> Iterator[str]:
@@ -297,6 +309,11 @@ def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
     if not weights:
         yield "- rewards: every weight is 0: nothing would be learned; give one another weight"
     functions = {f"rewards.{name}": name for name in weights if name != "reward_model"}
+    for where, name in rewards_of_runs(config):
+        if name is None and weights:
+            yield f"- {where}: every weight is 0: nothing would be learned; give one another weight"
+        elif name is not None and name not in weights and name != "reward_model":
+            functions[f"{where}.{name}"] = name
     for key, name in functions.items() | golds_by_key(config).items():
         problem = function_problem(name) if is_function(name) else None
         if problem:
@@ -307,6 +324,40 @@ def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
             f"- evaluate_policy.gold: got {len(shares)} golds with held_out_preferences, expected "
             "at most one: there is one share that training never sees"
         )
+
+
+def check_installed(config: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the packages are there that only some settings need."""
+    for name, experiment in resolve_experiments(config).items():
+        where = "" if name == BASE else f"{name}: "
+        attention = experiment.train_policy["attn_implementation"]
+        package = FLASH_PACKAGES.get(attention)
+        if package and importlib.util.find_spec(package) is None:
+            yield (
+                f"- {where}train_policy.attn_implementation: got {attention}, which needs the "
+                f"package {package}, and that is not installed: install it as the page of "
+                "flash-attn says, or set it to sdpa, which uses such a kernel of torch's where "
+                "there is one"
+            )
+        optimizer = experiment.train_policy["optimizer"]
+        if optimizer in BY_BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:
+            yield (
+                f"- {where}train_policy.optimizer: got {optimizer}, which needs the package "
+                f"bitsandbytes, and that is not installed: `{INSTALL_BITSANDBYTES}`, or set it to "
+                f"{optimizer.removesuffix('_8bit')}"
+            )
+
+
+def rewards_of_runs(config: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """Where in the config a run's reward is, with each of its terms, or None where it has none."""
+    for experiment in resolve_experiments(config).values():
+        where = "" if experiment.name == BASE else f"{experiment.name}: "
+        members = experiment.member_rewards
+        if members and len(members) != experiment.members:
+            continue  # check_experiment says so
+        for member, weights in enumerate(trained_rewards(experiment)):
+            key = f"{where}member_rewards.{member}" if members else f"{where}rewards"
+            yield from ((key, name) for name in weights or [None])
 
 
 def golds_by_key(config: Mapping[str, Any]) -> dict[str, str]:
@@ -375,6 +426,46 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
         yield (
             f"- {where}train_policy.anchor_memory: bfloat16 needs compute_dtype bfloat16, got "
             f"{rl['compute_dtype']}: policy and anchor would be scored in different precision"
+        )
+    if rl["attn_implementation"] in FLASH_PACKAGES and rl["compute_dtype"] != "bfloat16":
+        yield (
+            f"- {where}train_policy.attn_implementation: {rl['attn_implementation']} computes in "
+            f"bfloat16 alone, got compute_dtype {rl['compute_dtype']}: set that to bfloat16, or "
+            "this to sdpa"
+        )
+    if rl["kl_estimator"] == "exact" and rl["anchor_memory"] == "host":
+        yield (
+            f"- {where}train_policy.kl_estimator: exact needs the anchor's output layer during the "
+            "backward pass, but anchor_memory is host: set that to device or bfloat16, or this to "
+            "k1"
+        )
+    own = experiment.member_rewards
+    if own and len(own) != experiment.members:
+        yield (
+            f"- {where}member_rewards: got {len(own)} entries, expected one for each of members = "
+            f"{experiment.members}, or none: {{}} is a member that changes nothing"
+        )
+    if rl["anchor_every"] > 1 and rl["anchor"] != "ema":
+        yield (
+            f"- {where}train_policy.anchor_every: got {rl['anchor_every']}, but anchor "
+            f"{rl['anchor']} is not moved by mu: set it to 1, or anchor to ema (anchors with "
+            "resets have reset_every)"
+        )
+    if rl["reset_optimizer"] and not rl["anchor"].endswith("_reset"):
+        yield (
+            f"- {where}train_policy.reset_optimizer: got true, but anchor {rl['anchor']} is never "
+            "reset: set it to false, or anchor to hard_reset or elastic_reset"
+        )
+    if rl["carry_optimizer"] and rl["lora_rank"]:
+        yield (
+            f"- {where}train_policy.carry_optimizer: got true, but each run has a LoRA of its own "
+            f"(lora_rank = {rl['lora_rank']}), whose optimiser is of no use to the next: set it to "
+            "false, or lora_rank to null"
+        )
+    if rl["weight_decay"] and not rl["optimizer"].startswith("adamw"):
+        yield (
+            f"- {where}train_policy.weight_decay: got {rl['weight_decay']:g}, but optimizer "
+            f"{rl['optimizer']} decays no weights: set it to 0, or optimizer to adamw"
         )
     if rl["anchor"] == "elastic_reset" and rl["lora_rank"]:
         yield (

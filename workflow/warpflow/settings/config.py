@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from warpflow.settings.base import Count, Natural, Number, section
+from warpflow.settings.base import Count, Natural, listed, section
 from warpflow.settings.benchmark_policy import BenchmarkPolicy
 from warpflow.settings.compare_answers import Comparisons
 from warpflow.settings.compare_fronts import CompareFronts
@@ -21,16 +21,10 @@ from warpflow.settings.interpolate_policy import InterpolatePolicy
 from warpflow.settings.merge_policies import MergePolicies
 from warpflow.settings.policy import Policy
 from warpflow.settings.prepare_data import PrepareData
+from warpflow.settings.rewards import Rewards
 from warpflow.settings.train_policy import TrainPolicy
 from warpflow.settings.train_reward_model import TrainRewardModel
 from warpflow.settings.train_sft import TrainSft
-
-
-def is_reward(name: str) -> str:
-    if name != "reward_model" and not re.fullmatch(r"[\w.]+:\w+", name):
-        raise ValueError("unknown key; known keys: package.module:function, reward_model")
-    return name
-
 
 FOLDER = r"^[^.:][^:]*$"
 
@@ -72,9 +66,7 @@ class Config:
     prepare_data: PrepareData = PrepareData()
     train_sft: TrainSft = TrainSft()
     train_reward_model: TrainRewardModel = TrainRewardModel()
-    rewards: dict[Annotated[str, AfterValidator(is_reward)], Number] = Field(
-        default_factory=lambda: {"reward_model": 1.0}
-    )
+    rewards: Rewards = Field(default_factory=lambda: {"reward_model": 1.0})
     """The reward r(x, y), in training and evaluation: the sum of these, each times its weight. Of
     weight 0, the reward model is not trained, loaded or reported, and preferences are not needed.
     Beside `reward_model` any `package.module:function: weight`: a function of (prompts,
@@ -89,6 +81,11 @@ class Config:
     members: Count = 4
     """M, the number of RL runs in an iteration. They differ in the order of prompts and in
     sampling. Paper: 2."""
+    member_rewards: list[Rewards] = listed()
+    """What each member changes of `rewards`; an empty list changes nothing. It has one entry for
+    each of the M members, such as [{my_rewards:short: 1.0}, {my_rewards:polite: 1.0}]. Weight 0
+    leaves a term out. So members specialise, and the merge joins them (rewarded soups, arXiv
+    2306.04488). All policies are measured by `rewards` (docs/knobs.md)."""
     train_policy: TrainPolicy = TrainPolicy()
     merge_policies: MergePolicies = MergePolicies()
     interpolate_policy: InterpolatePolicy = InterpolatePolicy()

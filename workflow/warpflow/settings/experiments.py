@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 from warpflow.settings.base import MODEL_CONFIG, Count
 from warpflow.settings.interpolate_policy import InterpolatePolicy
 from warpflow.settings.merge_policies import MergePolicies
+from warpflow.settings.rewards import Rewards
 from warpflow.settings.train_policy import TrainPolicy
 
 
@@ -29,6 +30,11 @@ class Difference(TypedDict, total=False):
     policies_of: Annotated[list[str], Field(min_length=2)]
     """Merges policies of other experiments and trains none. From the m-th of these experiments it
     takes member m of iteration 1."""
+    rewards: Rewards
+    """What the experiment changes of the base rewards; weight 0 leaves a term out. Its runs are
+    trained on the result, while all policies are measured by the base rewards (docs/knobs.md)."""
+    member_rewards: list[Rewards]
+    """What each member of the experiment changes of the rewards."""
     iterations: Count
     members: Count
     train_policy: TrainPolicy

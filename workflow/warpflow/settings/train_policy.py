@@ -22,6 +22,16 @@ from warpflow.settings.base import (
 )
 from warpflow.settings.sampling import Sampling
 
+# Optimisers that need a package which is not installed with the others.
+BY_BITSANDBYTES = ("adam_8bit", "adamw_8bit")
+INSTALL_BITSANDBYTES = "pip install --no-deps bitsandbytes==0.50.2"
+
+# Attention that needs a package which is not installed with the others, by what imports it.
+FLASH_PACKAGES = {
+    "flash_attention_2": "flash_attn",
+    "flash_attention_3": "flash_attn_interface",
+}
+
 
 @section
 class TrainPolicy:
@@ -45,6 +55,11 @@ class TrainPolicy:
     beta: NonNegative = 0.3
     """β of the KL penalty inside the reward (paper: 0.1). The KL is that of whole sequences. For
     the EMA anchor 0.3 gave most reward at a KL of 1.2 to 2.2 in the sweep of docs/anchors.md."""
+    kl_estimator: Annotated[str, *named_in("training/kl.py", "KL_ESTIMATORS")] = "k1"
+    """Of the KL penalty: k1 (the paper's, the log-ratio of the sequence), exact, k2, k3 (GRPO's),
+    k2_in_reward, k3_in_reward. k1 and exact have the gradient of the sequence's KL, the others are
+    biased. exact: of each token's whole distribution, in reward and loss. k2 and k3 are in the
+    loss. docs/knobs.md says what each does."""
     mu: Share = 0.03
     """μ of the EMA anchor; keep steps × μ at 5 or more. It is the rate of θ_ema ←
     (1 − μ) θ_ema + μ θ. Paper: 0.01 with 9000 steps."""
@@ -58,6 +73,12 @@ class TrainPolicy:
     batch. rloo: the mean of the prompt's other completions."""
     reset_every: Count = 100
     """Steps between the resets of anchors hard_reset and elastic_reset."""
+    reset_optimizer: Flag = False
+    """Whether each of these resets starts the optimiser anew too: ProRL's (arXiv 2505.24864), with
+    anchor hard_reset. The warm-up of the learning rate does not start again."""
+    anchor_every: Count = 1
+    """Steps between the moves of anchor ema, τ of TR-DPO (arXiv 2404.09656), whose α is mu. A run's
+    time constant is anchor_every / mu steps. 1: every step (the paper's)."""
     length_penalty: NonNegative = 0.0
     """Subtracted from the reward per token. Paper, Appendix E: 0.0005."""
     micro_batch_size: Count | None = None
@@ -71,6 +92,13 @@ class TrainPolicy:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of matrix products; bfloat16 is for GPUs (slower on a CPU). Master weights, optimiser, EMA
     and merges stay fp32."""
+    attn_implementation: (
+        Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None
+    ) = None
+    """Attention of policy, anchor and SFT in the RL runs, as transformers names it; null: what
+    transformers chooses, sdpa for most. Our own faster layers compute sdpa: with any other the
+    library's forward pass samples and scores. The flash ones need compute_dtype bfloat16, a GPU and
+    the package flash-attn."""
     anchor_memory: Literal["device", "host", "bfloat16"] = "device"
     """Of the anchor's fp32 weights; host or bfloat16: less GPU memory. device: they are
     with the policy. host: in host memory, sent to the device for the scoring of each step.
@@ -79,6 +107,17 @@ class TrainPolicy:
     frozen_memory: Literal["device", "host"] = "device"
     """Of the reward model's weights and θ_sft's between their uses: device, or host, which takes
     less GPU memory. The scores are the same."""
+    optimizer: Literal["adam", "adamw", "adam_8bit", "adamw_8bit"] = "adam"
+    """adam (the paper's), adamw, or adam_8bit and adamw_8bit, whose moments take a quarter of the
+    memory (bitsandbytes). Adam's two moments are 8 bytes a weight in fp32, and about 2 in 8 bits
+    (arXiv 2110.02861). Not with FSDP: 8 bits."""
+    weight_decay: NonNegative = 0.0
+    """Of adamw and adamw_8bit, decoupled. It draws the weights to 0, and not to the
+    initialisation. With 0 adamw is adam."""
+    carry_optimizer: Flag = False
+    """Whether member m of iteration 2, 3, … goes on with the optimiser of member m of the one
+    before; false: a fresh one. The paper does not say. Checkpoints of runs then hold it, three
+    times the bytes. Not with LoRA or FSDP."""
     lora_rank: Count | None = None
     """A number: train a LoRA of this rank (peft) in place of all weights. It is on every linear
     layer; null: all weights are trained. Anchor and checkpoints hold the merged weights."""

@@ -116,14 +116,23 @@ def stay_(run: Run, settings: ReinforceSettings, step: int) -> None:
 
 
 def follow_(run: Run, settings: ReinforceSettings, step: int) -> None:
-    """The EMA of the policy, moved at every step: WARP's anchor (Algorithm 1)."""
-    move_anchor_(run.anchor, run.policy, settings.mu)
+    """The EMA of the policy: WARP's anchor, moved at every step (Algorithm 1), or every
+    `anchor_every` steps (TR-DPO's soft update, arXiv 2404.09656)."""
+    if step % settings.anchor_every == 0:
+        move_anchor_(run.anchor, run.policy, settings.mu)
+
+
+def forget_moments_(run: Run, settings: ReinforceSettings) -> None:
+    """Start the optimiser anew where `reset_optimizer` asks for it (ProRL, arXiv 2505.24864)."""
+    if settings.reset_optimizer:
+        run.optimizer.state.clear()
 
 
 def reset_hard_(run: Run, settings: ReinforceSettings, step: int) -> None:
     """A copy of the policy, renewed every `reset_every` steps."""
     if step % settings.reset_every == 0:
         move_anchor_(run.anchor, run.policy, 1.0)
+        forget_moments_(run, settings)
 
 
 @torch.no_grad()
@@ -138,6 +147,7 @@ def reset_elastically_(run: Run, settings: ReinforceSettings, step: int) -> None
     for weight, start in zip(ema.weights, run.anchor.weights, strict=True):
         weight.copy_(start)
     ema.refresh()
+    forget_moments_(run, settings)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +20,7 @@ from warpflow.lm.models import compute_in
 from warpflow.lm.sampling import draw_uniforms, pad_left, sample_in_chunks
 from warpflow.lm.scoring import Score, scores_by_part
 from warpflow.seeds import make_generator
-from warpflow.settings.train_policy import ReinforceSettings
+from warpflow.settings.train_policy import BY_BITSANDBYTES, ReinforceSettings
 from warpflow.training.adapters import add_adapters, merge_adapters
 from warpflow.training.anchors import (
     ANCHORS,
@@ -37,6 +37,8 @@ from warpflow.training.distributed import (
     own_part,
     shard,
 )
+from warpflow.training.kl import KL_ESTIMATORS, k1
+from warpflow.training.optimizers import make_optimizer
 
 if TYPE_CHECKING:
     from warpflow.evaluation.rewards import Reward
@@ -56,13 +58,14 @@ class StepRow:
     learning_rate: float
 
 
-def penalised_rewards(rewards: Tensor, log_ratio: Tensor, beta: float) -> Tensor:
+def penalised_rewards(rewards: Tensor, kl: Tensor, beta: float) -> Tensor:
     """r_β = r − β · log(π_θ(y|x) / π_anchor(y|x)): [B], part of the reward, no gradient.
 
     Args:
-        rewards: [B]. log_ratio: [B], of whole sequences.
+        rewards: [B]. kl: [B], the log-ratio of whole sequences, or another estimate of the KL
+            (`warpflow.training.kl`).
     """
-    return rewards - beta * log_ratio.detach()
+    return rewards - beta * kl.detach()
 
 
 def advantages(rewards: Tensor, baseline: str, samples_per_prompt: int) -> Tensor:
@@ -139,7 +142,9 @@ def needed_averages(settings: ReinforceSettings) -> list[str]:
     """Averages that are not the anchor already."""
     names = {name for name in settings.evaluate_weights if name != "policy"}
     anchor = ANCHORS[settings.anchor]
-    return sorted((names | anchor.needs) - anchor.stands_for)
+    # An anchor that moves now and then is no average of all steps.
+    stands_for = anchor.stands_for if settings.anchor_every == 1 else frozenset()
+    return sorted((names | anchor.needs) - stands_for)
 
 
 def update_averages_(run: Run, settings: ReinforceSettings, step: int) -> None:
@@ -171,8 +176,7 @@ def start_run(
         name: make_anchor(policy, settings.anchor_memory) for name in needed_averages(settings)
     }
     adapters = prepare_policy_(policy, settings, seed)
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    optimizer: torch.optim.Optimizer = torch.optim.Adam(trained, settings.learning_rate, fused=True)
+    optimizer = make_optimizer((p for p in policy.parameters() if p.requires_grad), settings)
     if accelerator and accelerator.is_fsdp2:
         check_sharding(settings)
         policy, anchor.model, optimizer = shard(policy, anchor.model, optimizer, accelerator)
@@ -200,6 +204,21 @@ def check_sharding(settings: ReinforceSettings) -> None:
             "lora_rank to null, anchor to another than elastic_reset and evaluate_weights to "
             f"[policy], got {settings.anchor_memory}, {settings.lora_rank}, {settings.anchor} and "
             f"{settings.evaluate_weights}; or start without FSDP"
+        )
+    if settings.optimizer in BY_BITSANDBYTES:
+        raise ValueError(
+            f"train_policy.optimizer: got {settings.optimizer}, whose moments FSDP cannot shard: "
+            "set it to adam or adamw, or start without FSDP"
+        )
+    if settings.carry_optimizer:
+        raise ValueError(
+            "train_policy.carry_optimizer: got true, but FSDP shards the optimiser, and a run "
+            "keeps a whole one: set it to false, or start without FSDP"
+        )
+    if KL_ESTIMATORS[settings.kl_estimator].of_tokens is None:
+        raise ValueError(
+            f"train_policy.kl_estimator: got {settings.kl_estimator}, which reads policy and "
+            "anchor at once, and FSDP shards both: set it to k1, or start without FSDP"
         )
 
 
@@ -301,49 +320,84 @@ def compute_gradient(
         undivided=is_sharded(run.policy),
     )
 
-    def log_probs(model: PreTrainedModel, score: Score) -> Tensor:
-        with compute_in(settings.compute_dtype, device), recomputing(model):
-            return score(model)
-
-    anchor_log_probs, policy_log_probs = torch.empty(2, rows, device=device)
-    with torch.no_grad(), run.anchor.scoring(device) as anchor:
-        for part, score in parts:
-            anchor_log_probs[part] = log_probs(anchor, score)
-    graphs: list[Tensor] = []
+    estimator = KL_ESTIMATORS[settings.kl_estimator]
+    anchored: list[Tensor | None] = [None] * len(parts)
+    if estimator.of_tokens is not None:
+        with torch.no_grad(), run.anchor.scoring(device) as anchor:
+            anchored = [token_scores(anchor, score, settings) for _, score in parts]
+    graphs: list[Scored] = []
+    log_prob, kl, measured = torch.empty(3, rows, device=device)
     # Without micro-batches one forward pass serves both the reward and the gradient.
     with torch.set_grad_enabled(size is None):
-        for part, score in parts:
-            graphs.append(log_probs(run.policy, score))
-            policy_log_probs[part] = graphs[-1].detach()
+        for (part, score), under_anchor in zip(parts, anchored, strict=True):
+            graphs.append(score_policy(run, score, under_anchor, settings))
+            log_prob[part], kl[part], measured[part] = (t.detach() for t in graphs[-1])
     lengths, finished = gather(batch.lengths), gather(batch.finished)
-    every_reward, every_policy_log_prob = gather(rewards), gather(policy_log_probs)
-    log_ratio = every_policy_log_prob - gather(anchor_log_probs)
-    advantage = advantages(
-        penalised_rewards(
-            every_reward - settings.length_penalty * lengths, log_ratio, settings.beta
-        ),
-        settings.baseline,
-        settings.samples_per_prompt,
-    )
+    every_reward, every_log_prob, every_kl = gather(rewards), gather(log_prob), gather(kl)
+    shaped = every_reward - settings.length_penalty * lengths
+    if estimator.in_reward:
+        shaped = penalised_rewards(shaped, every_kl, settings.beta)
+    advantage = advantages(shaped, settings.baseline, settings.samples_per_prompt)
     mine = advantage[own_part(len(advantage), "train_policy.batch_size")]
+    beta_of_loss = settings.beta if estimator.in_loss else 0.0
     run.optimizer.zero_grad(set_to_none=True)
-    for (part, score), graph in zip(parts, graphs, strict=True):
-        if not graph.requires_grad:
-            graph = log_probs(run.policy, score)
-        term = reinforce_loss(graph, mine[part]) * (len(part) / rows)
-        term.backward()  # type: ignore[no-untyped-call]
+    for (part, score), under_anchor, graph in zip(parts, anchored, graphs, strict=True):
+        if not graph.log_prob.requires_grad:
+            graph = score_policy(run, score, under_anchor, settings)
+        term = reinforce_loss(graph.log_prob, mine[part])
+        if beta_of_loss:
+            term = term + beta_of_loss * graph.kl.mean()
+        (term * (len(part) / rows)).backward()  # type: ignore[no-untyped-call]
     average_gradients_(run.policy)
     norm = torch.nn.utils.clip_grad_norm_(run.policy.parameters(), settings.max_grad_norm)
     return StepRow(
         step=step,
-        loss=reinforce_loss(every_policy_log_prob, advantage).item(),
+        loss=(reinforce_loss(every_log_prob, advantage) + beta_of_loss * every_kl.mean()).item(),
         reward=every_reward.mean().item(),
-        kl_to_anchor=log_ratio.mean().item(),
+        kl_to_anchor=gather(measured).mean().item(),
         length=lengths.float().mean().item(),
         unfinished=1 - finished.float().mean().item(),
         grad_norm=norm.item(),
         learning_rate=run.optimizer.param_groups[0]["lr"],
     )
+
+
+class Scored(NamedTuple):
+    """Of the completions of a part, [B] each: log π_θ(y|x), what the estimator says of the KL to
+    the anchor, both with gradient where one is wanted, and an unbiased estimate of that KL."""
+
+    log_prob: Tensor
+    kl: Tensor
+    measured: Tensor
+
+
+def token_scores(model: PreTrainedModel, score: Score, settings: ReinforceSettings) -> Tensor:
+    """[B, C] log-probabilities of a part's tokens, in the run's precision."""
+    with compute_in(settings.compute_dtype, model.device), recomputing(model):
+        return score.tokens(model)
+
+
+def score_policy(
+    run: Run, score: Score, under_anchor: Tensor | None, settings: ReinforceSettings
+) -> Scored:
+    """Score a part's completions under the policy, and estimate the KL to the anchor.
+
+    Args:
+        under_anchor: `token_scores` of the anchor; None: the estimator wants its distributions.
+    """
+    estimate, policy = KL_ESTIMATORS[settings.kl_estimator].of_tokens, run.policy
+    if estimate is None or under_anchor is None:
+        with (
+            run.anchor.scoring(policy.device) as anchor,
+            compute_in(settings.compute_dtype, policy.device),
+            recomputing(policy),
+        ):
+            tokens, kls = score.kls(policy, anchor)
+        exact = kls.sum(1)
+        return Scored(tokens.sum(1), exact, exact)
+    tokens = token_scores(policy, score, settings)
+    kl = estimate(tokens, under_anchor)
+    return Scored(tokens.sum(1), kl, k1(tokens.detach(), under_anchor))
 
 
 @contextmanager

@@ -116,7 +116,9 @@ def load_state(
         anchor.refresh()
     for parameter, values in zip(trained_parameters(run), state["optimizer"], strict=True):
         run.optimizer.state[parameter] = {
-            name: like(value.to(parameter.device), parameter) for name, value in values.items()
+            # The 8-bit optimisers count their steps in a number that is no tensor.
+            name: like(value.to(parameter.device), parameter) if torch.is_tensor(value) else value
+            for name, value in values.items()
         }
     run.step = state["step"]
     return state["tables"]

@@ -67,7 +67,7 @@ def is_covered(model: PreTrainedModel) -> bool:
     """Whether `Network` computes what this model's forward pass does: a family of `FAMILIES`
     exactly (no subclass, so nothing that FSDP shards), fp32 weights (of matrices also what autocast
     makes of them) in plain linear layers (no quantisation, no adapters), without hooks and without
-    patches. Sliding windows are the caller's to know."""
+    patches, whose attention is sdpa, as ours is. Sliding windows are the caller's to know."""
     if type(model) not in FAMILIES or model.training:
         return False
     modules = dict(model.named_modules())
@@ -86,6 +86,7 @@ def is_covered(model: PreTrainedModel) -> bool:
             module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
             for module in modules.values()
         )
+        and model.config._attn_implementation == "sdpa"
         and model.model.rotary_emb.rope_type in ROTARY_TYPES
         and not getattr(model.config, "use_bidirectional_attention", False)
     )

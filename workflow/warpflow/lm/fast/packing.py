@@ -16,6 +16,7 @@ from warpflow.lm.fast.layers import Network
 from warpflow.lm.log_probs import (
     LOGITS_AT_ONCE,
     Completions,
+    log_probs_beside_kls,
     recomputed_in_parts,
     split_by_length,
 )
@@ -132,6 +133,26 @@ def packed_log_probs(model: PreTrainedModel, packed: Pack, temperature: float) -
     hidden = packed_hidden(network, packed)
     size = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     return recomputed_in_parts(of_tokens, (hidden, packed.targets), [size, size])
+
+
+def packed_kls(
+    model: PreTrainedModel, other: PreTrainedModel, packed: Pack, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """[M] `packed_log_probs`, and [M] the KL from `model` to `other`, which has no gradient, of
+    each response token's whole distribution. Logits are there as there."""
+    network, beside = Network(model), Network(other)
+    hidden = packed_hidden(network, packed)
+    with torch.no_grad():
+        compared = packed_hidden(beside, packed)
+
+    def of_tokens(hidden: Tensor, compared: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            others = beside.logits(compared)
+        return log_probs_beside_kls(network.logits(hidden), others, targets, temperature)
+
+    size = max(1, LOGITS_AT_ONCE // (2 * model.config.vocab_size))
+    values = recomputed_in_parts(of_tokens, (hidden, compared, packed.targets), [size] * 3)
+    return values[:, 0], values[:, 1]
 
 
 @torch.no_grad()
