@@ -250,6 +250,35 @@ def test_files_of_stages_that_are_left_out_are_not_needed(config, tmp_path):
     check_config(config)
 
 
+def test_columns_of_known_formats_need_no_key(config, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = {"prompt": "a", "completion": "b", "chosen": "c", "rejected": "d"}
+    path.write_text(f"{json.dumps(row)}\n" * 600)
+    config = files_config(config, path)
+    for key in list(config["prepare_data"]):
+        if key.endswith(("_completion", "_text", "_label", "_column")):
+            del config["prepare_data"][key]
+    check_config(config)
+    config["prepare_data"]["sft_prompt"] = "prompt"
+    assert "prepare_data.sft_completion: missing, since sft_prompt is set" in message(config)
+    del config["prepare_data"]["sft_prompt"]
+    path.write_text('{"question": "a", "best": "b"}\n')
+    text = message(config)
+    assert f"{path}: its columns are question, best." in text
+    assert "Name the columns in these keys" in text
+
+
+def test_datasets_of_the_hub_are_no_files(config, monkeypatch):
+    config = files_config(config, "hub:org/name?split=test")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    check_config(config)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "prepare_data.sft_path: hub:org/name?split=test: datasets of the hub" in message(config)
+    assert "prompts_path: hub:org/name?of=b: got of=b" in message(
+        files_config(config, "hub:org/name?of=b")
+    )
+
+
 @pytest.mark.parametrize("where", [None, "tokenizer_config.json", "chat_template.jinja"])
 def test_messages_need_a_chat_template(config, tmp_path, where):
     path, policy = tmp_path / "rows.jsonl", tmp_path / "policy"

@@ -12,7 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from warpflow.data.files import iterate_rows, read_label, require_columns
+from warpflow.data.dataset_formats import COLUMN_KEYS, columns_of, named_columns
+from warpflow.data.files import read_label, require_columns
+from warpflow.data.hub import hub_problem, is_hub
+from warpflow.data.sources import iterate_rows
 from warpflow.evaluation.benchmark_points import check_benchmarks
 from warpflow.experiments import Experiment, experiment_groups, make_plan, resolve_experiments
 from warpflow.gold_names import gold_sources, held_out_shares, is_function
@@ -400,9 +403,9 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
 
 def needed_file_keys(config: Mapping[str, Any]) -> list[str]:
     """Keys of `prepare_data` that the stages ahead read: a stage that is left out needs no file."""
-    keys = ["prompts_path", "prompts_column", "eval_prompts"]
+    keys = ["prompts_path", "eval_prompts"]
     if config["train_sft"]["steps"]:
-        keys += ["sft_path", "sft_completion"]
+        keys += ["sft_path"]
     if held_out_pairs(config) is not None:
         keys += ["preferences_path"]
     texts = [config["prepare_data"].get(key) for key in ("sft_path", "preferences_path")]
@@ -410,37 +413,46 @@ def needed_file_keys(config: Mapping[str, Any]) -> list[str]:
 
 
 def check_files(config: Mapping[str, Any]) -> Iterator[str]:
-    """Missing keys and files of the user's data, and columns absent from their first row."""
+    """Missing keys and files of the user's data, and columns absent from their first row. Of a
+    dataset of the hub `prepare_data`, the first job, says the rest."""
     section, policy_path = config["prepare_data"], config["policy"]["path"]
     missing = [key for key in needed_file_keys(config) if section.get(key) is None]
     yield from (f"- prepare_data.{key}: missing; see config/README.md" for key in missing)
     if policy_path is None and section.get("vocab_size") is None:
         yield "- prepare_data.vocab_size: missing; policy.path is null, so a tokenizer is trained"
+    if section.get("sft_prompt") is not None and section.get("sft_completion") is None:
+        yield "- prepare_data.sft_completion: missing, since sft_prompt is set"
     pairs = [section.get("preferences_chosen"), section.get("preferences_rejected")]
     labelled = [section.get("preferences_text"), section.get("preferences_label")]
-    if section.get("preferences_path") is not None and (None in pairs) == (None in labelled):
+    is_named = named_columns(section, "preferences")
+    if (
+        section.get("preferences_path") is not None
+        and is_named
+        and (None in pairs) == (None in labelled)
+    ):
         yield (
             "- prepare_data: give either preferences_chosen and preferences_rejected, or "
             "preferences_text and preferences_label"
         )
-    for kind in ("sft", "preferences", "prompts"):
+    for kind in COLUMN_KEYS:
         path = section.get(f"{kind}_path")
         if path is None:
             continue
-        columns = {
-            key: column
-            for key, column in section.items()
-            if key.startswith(f"{kind}_") and isinstance(column, str) and key != f"{kind}_path"
-        }
+        if is_hub(path):
+            if problem := hub_problem(path):
+                yield f"- prepare_data.{kind}_path: {problem}"
+            continue
         if not Path(path).is_file():
+            columns = named_columns(section, kind)
             yield (
                 f"- prepare_data.{kind}_path: {path} is not a file (from {Path.cwd().name}/): "
                 "bring it there (the head of a config that is ours says where its files come "
-                "from), or name another one: JSON lines, a JSON list or CSV, plain or .gz, with "
+                "from), or name another one: JSON lines, a JSON list or CSV, plain or .gz, or "
+                "Parquet, or a dataset of the hub (hub:org/name), with "
                 f"the columns {', '.join(columns.values()) or 'that the other keys name'}"
             )
             continue
-        problems = list(check_columns(path, columns, policy_path))
+        problems = list(check_columns(path, section, kind, policy_path))
         if not problems and kind == "preferences" and held_out_pairs(config) is not None:
             problems = list(check_pairs(config, path))
         yield from problems
@@ -459,7 +471,9 @@ def check_pairs(config: Mapping[str, Any], path: str) -> Iterator[str]:
         yield from too_few_pairs(pairs, config)
 
 
-def check_columns(path: str, columns: Mapping[str, str], policy_path: str | None) -> Iterator[str]:
+def check_columns(
+    path: str, section: Mapping[str, Any], kind: str, policy_path: str | None
+) -> Iterator[str]:
     """Whether a file has a row and that row the columns, and a chat template where one of them
     holds messages; `prepare_data` checks the other rows."""
     try:
@@ -467,7 +481,9 @@ def check_columns(path: str, columns: Mapping[str, str], policy_path: str | None
         if first is None:
             yield f"- {path}: the dataset is empty; expected at least one row"
             return
-        for key, column in columns.items():
+        for key, column in columns_of(section, kind, first, path).items():
+            if column is None:
+                continue
             require_columns([first], [column], path, f"prepare_data.{key}")
             if isinstance(first[column], list) and lacks_template(policy_path):
                 yield (
@@ -476,7 +492,7 @@ def check_columns(path: str, columns: Mapping[str, str], policy_path: str | None
                     f"{policy_path or 'null, and a tokenizer trained here has none'}; set it to a "
                     "model whose tokenizer has one, or give text"
                 )
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:
         yield f"- {error}"
 
 
