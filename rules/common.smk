@@ -18,6 +18,7 @@ from warpflow.pipeline.config import ConfigError, check_config, check_config_fil
 from warpflow.pipeline.config_files import expand_paths
 from warpflow.pipeline.dvc_cache import tracking_problem
 from warpflow.pipeline.gpus import visible_gpus
+from warpflow.reward_terms import endpoint_calls, reward_terms
 from warpflow.side_by_side.settings import read_comparisons
 
 try:
@@ -112,12 +113,12 @@ GOLDS = gold_sources(config["evaluate_policy"]["gold"])
 GOLD_SHARE = next(iter(held_out_shares(config["evaluate_policy"]["gold"])), None)
 GOLD_MODEL = pointer(GOLD_RESULT) if GOLD_SHARE else []
 GIVEN_GOLDS = [name for name in GOLDS.values() if name != GOLD_RESULT and not is_function(name)]
-REWARDS = {name: float(weight) for name, weight in config["rewards"].items() if weight}
+REWARDS = reward_terms(config["rewards"])
 # No reward model is trained where it has no weight.
 REWARD_MODEL = pointer("train_reward_model") if "reward_model" in REWARDS else []
 # Functions that the config names: their files are code of the jobs that call them. Training never
 # sees gold.
-REWARD_FUNCTIONS = [name for name in REWARDS if name != "reward_model"]
+REWARD_FUNCTIONS = [name for name in REWARDS if is_function(name)]
 SCORERS = [*REWARD_FUNCTIONS, *filter(is_function, GOLDS.values())]
 # How completions are sampled.
 SAMPLING = {
@@ -130,6 +131,9 @@ REWARDING = {
     "rewards": json.dumps(REWARDS, sort_keys=True),
     "reward_model": REWARD_MODEL or None,
 }
+# How endpoints are called, which changes no result.
+CALLING = {"endpoints": json.dumps(endpoint_calls(config["rewards"]), sort_keys=True)}
+CALLING = CALLING if endpoint_calls(config["rewards"]) else {}
 # … and where they are only measured.
 SCORING = REWARDING | {
     "gold": [GOLD_MODEL if source == GOLD_RESULT else source for source in GOLDS.values()] or None,

@@ -51,6 +51,7 @@ rule train_policy:
                 "save_every": training(w)["save_every"],
                 "tensorboard": f"{LOGS}/tensorboard/{TRAINED.format(**dict(w.items()))}",
             }
+            | CALLING
         ),
     # Under SLURM in a step of its own: there SIGTERM comes to it, and not to Snakemake alone. Over
     # several nodes warpflow.pipeline.launch makes the step. A container may have no srun.

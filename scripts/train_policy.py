@@ -97,7 +97,10 @@ class Arguments:
 
 Tables = dict[str, list[dict[str, Any]]]
 # Of how a run is started, and no part of what it computes.
-NOT_OF_THE_RUN = ("out", "tables", "state", "tensorboard", "save_every", "evaluate_batch_size")
+NOT_OF_THE_RUN = (
+    *("out", "tables", "state", "tensorboard", "save_every", "evaluate_batch_size"),
+    "endpoints",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

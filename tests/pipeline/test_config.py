@@ -268,6 +268,32 @@ def test_columns_of_known_formats_need_no_key(config, tmp_path):
     assert "Name the columns in these keys" in text
 
 
+def test_an_endpoint_is_a_reward(config):
+    config["rewards"]["served"] = {"url": "http://localhost:8000/score", "weight": 0.5}
+    check_config(config)
+    config["rewards"] = {"reward_model": 0, "served": {"url": "$HOST/score", "weight": 0}}
+    assert "rewards: every weight is 0" in message(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("served", {"weight": 1}, "rewards.served.url: missing"),
+        ("served", {"url": "http://a"}, "rewards.served.weight: missing"),
+        ("served", {"url": "localhost:8000", "weight": 1}, "rewards.served.url: got 'localhost"),
+        ("served", {"url": "http://a", "weight": 1, "wait": 3}, "rewards.served.wait: unknown key"),
+        ("served", {"url": "http://a", "weight": 1, "timeout": 0}, "rewards.served.timeout: got 0"),
+        ("served", 0.5, "write served: {url: http://…, weight: 0.5} for an endpoint"),
+        ("reward_model", {"url": "http://a", "weight": 1}, "an endpoint has another name"),
+        ("a:b", {"url": "http://a", "weight": 1}, "an endpoint has another name"),
+        ("a b", {"url": "http://a", "weight": 1}, "rewards.a b: unknown key"),
+    ],
+)
+def test_endpoints_that_cannot_be(config, name, value, said):
+    config["rewards"][name] = value
+    assert said in message(config)
+
+
 def test_datasets_of_the_hub_are_no_files(config, monkeypatch):
     config = files_config(config, "hub:org/name?split=test")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)

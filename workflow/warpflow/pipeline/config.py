@@ -29,10 +29,12 @@ from warpflow.pipeline.given_models import (
     read_model_config,
 )
 from warpflow.pipeline.wrong_values import missing_keys, wrong_values
+from warpflow.reward_terms import reward_weights
 from warpflow.settings.base import described
 from warpflow.settings.config import Config
 from warpflow.settings.fetch_policy import FetchPolicy
 from warpflow.settings.figures import Figures
+from warpflow.settings.rewards import KNOWN
 from warpflow.side_by_side.settings import check_comparison, read_comparisons
 from warpflow.weight_files import GGUF_MISSING, is_gguf, reads_gguf
 
@@ -74,6 +76,7 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
     if config["policy"]["path"] is None:
         yield from architecture_problems(config["policy"]["architecture"])
     yield from check_held_out(config)
+    yield from check_reward_names(config["rewards"])
     if files:
         yield from check_policy(config)
         yield from check_fetched(config)
@@ -294,12 +297,25 @@ def check_labels(model: GivenModel) -> Iterator[str]:
         )
 
 
+def check_reward_names(rewards: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the reward model and functions have a weight, and endpoints an address."""
+    for name, given in rewards.items():
+        has_weight = name == "reward_model" or is_function(name)
+        if has_weight and isinstance(given, Mapping):
+            yield f"- rewards.{name}: got {given}, expected a weight; an endpoint has another name"
+        elif not has_weight and not isinstance(given, Mapping):
+            yield (
+                f"- rewards.{name}: unknown key; {KNOWN}; or write {name}: "
+                f"{{url: http://…, weight: {given}}} for an endpoint (docs/your_rewards.md)"
+            )
+
+
 def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
     """Whether anything is rewarded, and the functions that the config names are there."""
-    weights = {name: weight for name, weight in config["rewards"].items() if weight}
+    weights = reward_weights(config["rewards"])
     if not weights:
         yield "- rewards: every weight is 0: nothing would be learned; give one another weight"
-    functions = {f"rewards.{name}": name for name in weights if name != "reward_model"}
+    functions = {f"rewards.{name}": name for name in weights if is_function(name)}
     for key, name in functions.items() | golds_by_key(config).items():
         problem = function_problem(name) if is_function(name) else None
         if problem:

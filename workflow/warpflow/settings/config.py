@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from warpflow.settings.base import Count, Natural, Number, section
+from warpflow.settings.base import Count, Natural, section
 from warpflow.settings.benchmark_policy import BenchmarkPolicy
 from warpflow.settings.compare_answers import Comparisons
 from warpflow.settings.compare_fronts import CompareFronts
@@ -21,16 +21,10 @@ from warpflow.settings.interpolate_policy import InterpolatePolicy
 from warpflow.settings.merge_policies import MergePolicies
 from warpflow.settings.policy import Policy
 from warpflow.settings.prepare_data import PrepareData
+from warpflow.settings.rewards import Rewards
 from warpflow.settings.train_policy import TrainPolicy
 from warpflow.settings.train_reward_model import TrainRewardModel
 from warpflow.settings.train_sft import TrainSft
-
-
-def is_reward(name: str) -> str:
-    if name != "reward_model" and not re.fullmatch(r"[\w.]+:\w+", name):
-        raise ValueError("unknown key; known keys: package.module:function, reward_model")
-    return name
-
 
 FOLDER = r"^[^.:][^:]*$"
 
@@ -72,14 +66,13 @@ class Config:
     prepare_data: PrepareData = PrepareData()
     train_sft: TrainSft = TrainSft()
     train_reward_model: TrainRewardModel = TrainRewardModel()
-    rewards: dict[Annotated[str, AfterValidator(is_reward)], Number] = Field(
-        default_factory=lambda: {"reward_model": 1.0}
-    )
+    rewards: Rewards = Field(default_factory=lambda: Rewards({"reward_model": 1.0}))
     """The reward r(x, y), in training and evaluation: the sum of these, each times its weight. Of
     weight 0, the reward model is not trained, loaded or reported, and preferences are not needed.
     Beside `reward_model` any `package.module:function: weight`: a function of (prompts,
     completions, finished, columns), called by keyword, that returns a float per completion (README,
-    "Rewards of your own")."""
+    "Rewards of your own"); and any `name: {url: http://…, weight: 1.0}`, an endpoint
+    (docs/your_rewards.md)."""
     iterations: Count = 2
     """I, the number of iterations of the WARP loop. Paper: 5."""
     replicates: Count = 1
