@@ -49,7 +49,9 @@ rule train_policy:
             {
                 "evaluate_batch_size": config["evaluate_policy"]["batch_size"],
                 "save_every": training(w)["save_every"],
-                "tensorboard": f"{LOGS}/tensorboard/{TRAINED.format(**dict(w.items()))}",
+                "report_to": config["report_to"] or None,
+                "trackers": LOGS,
+                "run": TRAINED.format(**dict(w.items())).partition("/")[2],
             }
             | CALLING
         ),

@@ -222,7 +222,8 @@ def test_a_kept_completion_scores_as_it_did_when_it_was_sampled(results, tmp_pat
 
 
 def test_train_policy_is_deterministic_and_members_differ(results, tmp_path):
-    run_train_policy(results, 0, tmp_path / "again", tensorboard=tmp_path / "events")
+    tracked = {"report_to": "tensorboard", "trackers": tmp_path / "logs", "run": "warp/member0"}
+    run_train_policy(results, 0, tmp_path / "again", **tracked)
     member0, member1 = (results / f"train_policy/member{m}/checkpoint" for m in (0, 1))
     for path in sorted((member0.parent / "tables").iterdir()):
         assert path.read_bytes() == (tmp_path / "tables" / path.name).read_bytes(), path.name
@@ -230,7 +231,7 @@ def test_train_policy_is_deterministic_and_members_differ(results, tmp_path):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
     weights = "model.safetensors"
     assert (member0 / weights).read_bytes() != (member1 / weights).read_bytes()
-    assert list((tmp_path / "events").glob("events.out.tfevents*"))
+    assert list((tmp_path / "logs/tensorboard/warp/member0").glob("events.out.tfevents*"))
 
 
 def test_train_policy_refuses_a_long_prompt(results, tmp_path):

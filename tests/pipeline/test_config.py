@@ -268,6 +268,16 @@ def test_columns_of_known_formats_need_no_key(config, tmp_path):
     assert "Name the columns in these keys" in text
 
 
+def test_trackers_must_be_installed(config, monkeypatch):
+    config["report_to"] = ["tensorboard", "tensorbord"]
+    assert "report_to.1: got 'tensorbord', expected one of tensorboard, wandb" in message(config)
+    config["report_to"] = ["tensorboard", "mlflow"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name != "mlflow" or None)
+    assert "report_to: mlflow is not installed: `pip install mlflow-skinny`" in message(config)
+    config["report_to"] = []
+    check_config(config)
+
+
 def test_an_endpoint_is_a_reward(config):
     config["rewards"]["served"] = {"url": "http://localhost:8000/score", "weight": 0.5}
     check_config(config)

@@ -77,6 +77,7 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
         yield from architecture_problems(config["policy"]["architecture"])
     yield from check_held_out(config)
     yield from check_reward_names(config["rewards"])
+    yield from check_trackers(config["report_to"])
     if files:
         yield from check_policy(config)
         yield from check_fetched(config)
@@ -139,6 +140,14 @@ def check_palette(palette: str) -> Iterator[str]:
         near = difflib.get_close_matches(palette, list(colormaps), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "okabe_ito or viridis, say"
         yield f"- figures.palette: got {palette!r}, expected a matplotlib colour map; {hint}"
+
+
+def check_trackers(names: Iterable[str]) -> Iterator[str]:
+    """Whether the packages of the trackers are installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            package = "mlflow-skinny" if name == "mlflow" else name
+            yield f"- report_to: {name} is not installed: `pip install {package}`, or leave it out"
 
 
 def check_held_out(config: Mapping[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from warpflow.settings.base import Count, Natural, section
+from warpflow.settings.base import Count, Natural, Unique, listed, section
 from warpflow.settings.benchmark_policy import BenchmarkPolicy
 from warpflow.settings.compare_answers import Comparisons
 from warpflow.settings.compare_fronts import CompareFronts
@@ -26,6 +26,7 @@ from warpflow.settings.train_policy import TrainPolicy
 from warpflow.settings.train_reward_model import TrainRewardModel
 from warpflow.settings.train_sft import TrainSft
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "dvclive"]
 FOLDER = r"^[^.:][^:]*$"
 
 
@@ -83,6 +84,10 @@ class Config:
     """M, the number of RL runs in an iteration. They differ in the order of prompts and in
     sampling. Paper: 2."""
     train_policy: TrainPolicy = TrainPolicy()
+    report_to: Annotated[list[Tracker], *Unique] = listed("tensorboard")
+    """Trackers that RL runs are told to (docs/trackers.md): tensorboard, wandb, mlflow, trackio,
+    dvclive. They write below `results`/logs, and to a server only where the environment names one.
+    A change of it computes nothing again."""
     merge_policies: MergePolicies = MergePolicies()
     interpolate_policy: InterpolatePolicy = InterpolatePolicy()
     evaluate_policy: EvaluatePolicy = EvaluatePolicy()
