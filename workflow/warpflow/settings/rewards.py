@@ -25,13 +25,14 @@ class Calls:
     """How an endpoint is called. It changes no result, and is in no key."""
 
     batch_size: Count = 64
-    """Completions of one request."""
+    """One request holds so many completions."""
     retries: Natural = 5
-    """Of one request, each after a longer pause."""
+    """A request that fails is sent again so often, each time after a longer pause."""
     timeout: Positive = 60.0
-    """Of one request, in seconds."""
+    """A request is given up after so many seconds."""
     api_key_env: Annotated[str, Field(pattern=r"^\w+$")] | None = None
-    """Name of the environment variable with a key, sent as `Authorization: Bearer`; null: none."""
+    """The environment variable of this name holds a key, sent as `Authorization: Bearer`. null:
+    there is none."""
 
 
 @section
@@ -39,12 +40,12 @@ class Endpoint(Calls):
     """A reward that is served elsewhere, over HTTP (docs/your_rewards.md)."""
 
     url: Annotated[str, Field(pattern=r"^(https?://|\$)")] = Field(kw_only=True)
-    """Where completions are sent to. Variables of the environment ($HOST) are replaced when it is
-    called, so that the same reward may be at another place."""
+    """The address that completions are sent to. Variables of the environment ($HOST) are replaced
+    when it is called, so that the same reward may be at another place."""
     weight: Number = Field(kw_only=True)
-    """In the sum."""
+    """The weight of this reward in the sum."""
     version: str | None = Field(default=None, kw_only=True)
-    """Write another one when what is served has changed: the runs are due then."""
+    """Write another one when what is served has changed. The runs are due then."""
 
 
 # By name.
