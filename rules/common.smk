@@ -19,6 +19,7 @@ from warpflow.pipeline.config import ConfigError, check_config, check_config_fil
 from warpflow.pipeline.config_files import expand_paths
 from warpflow.pipeline.dvc_cache import tracking_problem
 from warpflow.pipeline.gpus import visible_gpus
+from warpflow.reward_terms import endpoint_calls, reward_terms
 from warpflow.side_by_side.settings import read_comparisons
 
 try:
@@ -114,13 +115,13 @@ GOLDS = gold_sources(config["evaluate_policy"]["gold"])
 GOLD_SHARE = next(iter(held_out_shares(config["evaluate_policy"]["gold"])), None)
 GOLD_MODEL = pointer(GOLD_RESULT) if GOLD_SHARE else []
 GIVEN_GOLDS = [name for name in GOLDS.values() if name != GOLD_RESULT and not is_function(name)]
-REWARDS = {name: float(weight) for name, weight in config["rewards"].items() if weight}
+REWARDS = reward_terms(config["rewards"])
 # What all policies are measured by; an RL run may be trained on others (rules/helpers/warp.smk). No
 # reward model is trained where it has no weight.
 REWARD_MODEL = pointer("train_reward_model") if "reward_model" in REWARDS else []
 # Functions that the config names: their files are code of the jobs that call them. Training never
 # sees gold.
-REWARD_FUNCTIONS = [name for name in REWARDS if name != "reward_model"]
+REWARD_FUNCTIONS = [name for name in REWARDS if is_function(name)]
 SCORERS = [*REWARD_FUNCTIONS, *filter(is_function, GOLDS.values())]
 # How completions are sampled.
 SAMPLING = {
@@ -135,6 +136,15 @@ SCORING = {
     "gold": [GOLD_MODEL if source == GOLD_RESULT else source for source in GOLDS.values()] or None,
     "gold_names": list(GOLDS) if GOLDS and list(GOLDS) != [GOLD] else None,
 }
+
+
+def calling(rewards):
+    """How the endpoints among these rewards are called, which changes no result."""
+    calls = endpoint_calls(rewards)
+    return {"endpoints": json.dumps(calls, sort_keys=True)} if calls else {}
+
+
+CALLING = calling(config["rewards"])
 
 # Jobs that use a GPU where there is one; each holds its own (warpflow.pipeline.gpus), so that as many
 # run at once as there are.

@@ -1,11 +1,14 @@
 # Nothing, or the user's files → RESULTS/generate_data/data or RESULTS/prepare_data/data:
 # sft.jsonl, preferences.jsonl, train_prompts.jsonl, eval_prompts.jsonl, tokenizer/.
 
+from warpflow.data.hub import is_hub
 from warpflow.pipeline.config import held_out_pairs
 
-USER_FILES = sorted(
+USER_DATA = sorted(
     {path for key, path in config["prepare_data"].items() if key.endswith("_path") and path}
 )
+USER_FILES = [path for path in USER_DATA if not is_hub(path)]
+HUB_DATASETS = [path for path in USER_DATA if is_hub(path)]
 # Pairs that the training of reward models wants beside those that they learn from.
 HELD_OUT_PAIRS = held_out_pairs(config)
 
@@ -33,7 +36,7 @@ rule generate_data:
 
 
 rule prepare_data:
-    """The user's corpus, preferences and prompts, read from JSONL or CSV files."""
+    """The user's corpus, preferences and prompts, from files or datasets of the hub."""
     input:
         files=USER_FILES,
         policy=FETCHED,
@@ -51,7 +54,7 @@ rule prepare_data:
         job=JOB,
         code=code_hash("prepare_data"),
         made=f"{RESULTS}/prepare_data/data",
-        reads=reading(GIVEN_POLICY),
+        reads=reading(GIVEN_POLICY, *HUB_DATASETS),
         settings=flags(
             {
                 "seed": config["seed"],

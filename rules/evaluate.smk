@@ -58,7 +58,7 @@ rule evaluate_front:
             | SCORING
             | {"batch_size": None, "points_per_job": None}
         ),
-        runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
+        runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]} | CALLING),
     shell:
         "{params.job} --points {params.points:q} --index {output.index:q} --log {log:q} "
         "--gpus {resources.gpu} --functions {params.functions} {params.reads} "
@@ -94,7 +94,7 @@ rule score_trajectories:
         code=code_hash("score_trajectories", *SCORERS),
         members=lambda w: list(scored_runs(w)),
         settings=flags({"max_prompt_tokens": config["policy"]["max_prompt_tokens"]} | SCORING),
-        runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]}),
+        runtime_args=flags({"batch_size": config["evaluate_policy"]["batch_size"]} | CALLING),
     shell:
         "{params.job} --makes {output.trajectories:q} --log {log:q} --gpus {resources.gpu} "
         "--functions {params.functions} {params.reads} --inputs {input:q} "
@@ -134,7 +134,7 @@ rule estimate_optimum:
             | config["estimate_optimum"]
             | {"batch_size": None}
         ),
-        runtime_args=flags({"batch_size": config["estimate_optimum"]["batch_size"]}),
+        runtime_args=flags({"batch_size": config["estimate_optimum"]["batch_size"]} | CALLING),
     shell:
         "{params.job} --makes {output.optimum:q} --log {log:q} --gpus {resources.gpu} "
         "--functions {params.functions} {params.reads} --inputs {input:q} "

@@ -55,8 +55,11 @@ rule train_policy:
             {
                 "evaluate_batch_size": config["evaluate_policy"]["batch_size"],
                 "save_every": training(w)["save_every"],
-                "tensorboard": f"{LOGS}/tensorboard/{TRAINED.format(**dict(w.items()))}",
+                "report_to": config["report_to"] or None,
+                "trackers": LOGS,
+                "run": TRAINED.format(**dict(w.items())).partition("/")[2],
             }
+            | calling(rewarding(w))
         ),
     # Under SLURM in a step of its own: there SIGTERM comes to it, and not to Snakemake alone. Over
     # several nodes warpflow.pipeline.launch makes the step. A container may have no srun.

@@ -21,7 +21,7 @@ import warpflow.quick_start  # noqa: F401  # first: see there
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -32,11 +32,10 @@ from warpflow.evaluation.evaluate import (
     Samples,
     evaluate,
     gold_values,
-    mean_and_error,
     prompt_values,
     summarise,
+    summarise_terms,
 )
-from warpflow.evaluation.rewards import Reward
 from warpflow.evaluation.task import JudgeArguments, Judges, load_judges
 from warpflow.lm.texts import prompt_texts, response_texts
 from warpflow.merging.points import Composer, load_point
@@ -177,18 +176,6 @@ def evaluation(
         "completions": completion_rows(samples, prompts, responses, each, settings.completions),
         "prompts": prompt_values(samples, each),
     }
-
-
-def summarise_terms(
-    samples: Samples, terms: Mapping[str, Reward], samples_per_prompt: int
-) -> dict[str, float]:
-    """Mean and error of each term of the reward, unweighted: which of them a policy raised."""
-    row: dict[str, float] = {}
-    for name, term in terms.items():
-        values = torch.cat([term(batch) for batch in samples.batch]).cpu()
-        mean, error = mean_and_error(values, samples_per_prompt)
-        row |= {f"reward.{name}": mean, f"reward.{name}_se": error}
-    return row
 
 
 def completion_rows(

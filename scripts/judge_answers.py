@@ -15,7 +15,8 @@ from typing import Any
 
 from warpflow.cli import parse_arguments
 from warpflow.evaluation.rewards import load_function
-from warpflow.lm.models import load_reward_model, load_reward_tokenizer, load_tokenizer
+from warpflow.lm.classifiers import load_classifier
+from warpflow.lm.models import load_reward_tokenizer, load_tokenizer
 from warpflow.settings.base import section
 from warpflow.side_by_side.answers import Answer, list_pairs, match_answers, read_answers
 from warpflow.side_by_side.chat_judge import ChatSettings, judge_pairs
@@ -70,7 +71,7 @@ def judge(answers: dict[str, list[Answer]], arguments: Arguments) -> dict[str, A
         function = load_function(name)
         return {"scores": {who: function_scores(function, name, a) for who, a in answers.items()}}
     path = arguments.reward_model or given["reward_model"]
-    model, tokenizer = load_reward_model(path), load_reward_tokenizer(path)
+    model, tokenizer = load_classifier(path), load_reward_tokenizer(path)
     reads_policy_ids = bool(
         arguments.sft and load_tokenizer(arguments.sft).get_vocab() == tokenizer.get_vocab()
     )

@@ -3,7 +3,7 @@
 Writes the final policy θ_m to `--out`, and to `--tables` `training.csv` (a row per logged step) and
 `completions.jsonl`: what the policy answered to held-out prompts along the way, with its KL to SFT.
 Rule score_trajectories scores these answers, so that what is measured is no part of a run. What
-depends on the clock (progress, tokens/s, TensorBoard) goes to the log and to `--tensorboard`, so
+depends on the clock (progress, tokens/s) goes to the log and to the trackers of `--report_to`, so
 that the bytes written depend on the inputs alone.
 With `--state` the run saves itself every `--save_every` steps and on SIGTERM (exit status 75), and
 goes on from there when started again, to the same bytes. Several processes share the work when it
@@ -19,8 +19,8 @@ import importlib
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from warpflow.cli import parse_arguments
@@ -47,7 +46,7 @@ from warpflow.lm.models import (
     save_checkpoint,
 )
 from warpflow.seeds import derive_seed
-from warpflow.settings.base import section
+from warpflow.settings.base import listed, section
 from warpflow.training.anchors import is_sft_itself
 from warpflow.training.distributed import (
     any_process,
@@ -94,13 +93,21 @@ class Arguments:
     """Checkpoint of the run whose optimiser this one goes on with; without: a fresh one."""
     state: str | None = None
     """Folder to save to and resume from."""
-    tensorboard: str | None = None
-    """Folder for event files."""
+    report_to: list[str] = listed()
+    """Trackers: tensorboard, wandb, mlflow, trackio, dvclive."""
+    trackers: str = "."
+    """Folder for what they write."""
+    run: str = "warp/replicate1/iteration1/member0"
+    """The run's name there."""
 
 
+Log = Callable[[int, Mapping[str, float]], None]
 Tables = dict[str, list[dict[str, Any]]]
 # Of how a run is started, and no part of what it computes.
-NOT_OF_THE_RUN = ("out", "tables", "state", "tensorboard", "save_every", "evaluate_batch_size")
+NOT_OF_THE_RUN = (
+    *("out", "tables", "state", "save_every", "evaluate_batch_size"),
+    *("endpoints", "report_to", "trackers", "run"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -167,17 +174,18 @@ def train(
         pad_id=judges.tokenizer.pad_token_id,
         seed=seed,
     )
-    for row in show_progress(steps, run.step, settings, arguments.tensorboard):
-        if row.step % settings.log_every == 0:
-            tables["training"].append(asdict(row))
-        if row.step % settings.evaluate_every == 0 or row.step == settings.steps:
-            tables["completions"] += sample_along(*measured)
-        stopping = any_process(bool(stopped), run.policy.device)
-        if state and (stopping or row.step % settings.save_every == 0):
-            save_state(state, run, fingerprint, tables)
-        if stopping:
-            logging.info("stopped by SIGTERM after step %d", row.step)
-            sys.exit(STOPPED)
+    with trackers(arguments, settings) as log:
+        for row in show_progress(steps, run.step, settings, log):
+            if row.step % settings.log_every == 0:
+                tables["training"].append(asdict(row))
+            if row.step % settings.evaluate_every == 0 or row.step == settings.steps:
+                tables["completions"] += sample_along(*measured)
+            stopping = any_process(bool(stopped), run.policy.device)
+            if state and (stopping or row.step % settings.save_every == 0):
+                save_state(state, run, fingerprint, tables)
+            if stopping:
+                logging.info("stopped by SIGTERM after step %d", row.step)
+                sys.exit(STOPPED)
     if run.policy.device.type == "cuda":
         logging.info("peak GPU memory: %.0f MB", torch.cuda.max_memory_allocated() / 1e6)
     trained, weights = finish_run(run), whole_state_dict(run.policy)
@@ -216,12 +224,24 @@ def explain_out_of_memory(
         raise MemoryError(memory.advise(settings, estimate)) from error
 
 
+def trackers(arguments: Arguments, settings: ReinforceSettings) -> AbstractContextManager[Log]:
+    """What tells the trackers of a step; of several processes the first one does."""
+    # By name: a tracker is no part of a result, and a change to it must not train anew.
+    module = importlib.import_module("warpflow.training.trackers")
+    names = arguments.report_to if process_index() == 0 else []
+    run = module.RunName(arguments.run)
+    return module.tracking(names, Path(arguments.trackers), run, asdict(settings))
+
+
 def show_progress(
-    steps: Iterator[StepRow], done: int, settings: ReinforceSettings, tensorboard: str | None
+    steps: Iterator[StepRow], done: int, settings: ReinforceSettings, log: Log
 ) -> Iterator[StepRow]:
-    """Pass the rows on, with a progress bar on standard error and TensorBoard event files."""
+    """Pass the rows on, with a progress bar on standard error, and tell the trackers.
+
+    Args:
+        log: takes a step and its values by name.
+    """
     is_main = process_index() == 0
-    writer = SummaryWriter(tensorboard) if tensorboard and is_main else None
     started, tokens = time.monotonic(), 0.0
     bar = tqdm(
         steps,
@@ -237,12 +257,9 @@ def show_progress(
         bar.set_postfix(
             reward=f"{row.reward:.2f}", kl=f"{row.kl_to_anchor:.2f}", tok_s=f"{rate:.0f}"
         )
-        if writer:
-            for name, value in (asdict(row) | {"tokens_per_second": rate}).items():
-                writer.add_scalar(f"train/{name}", value, row.step)
+        values = asdict(row) | {"tokens_per_second": rate}
+        log(row.step, {f"train/{name}": value for name, value in values.items()})
         yield row
-    if writer:
-        writer.close()
 
 
 def sample_along(

@@ -22,8 +22,8 @@ from transformers import AutoModelForSequenceClassification
 from warpflow.cli import parse_arguments
 from warpflow.data.files import Row, read_rows
 from warpflow.data.preferences import share_of_preferences
+from warpflow.lm.classifiers import load_classifier
 from warpflow.lm.models import (
-    load_reward_model,
     load_reward_tokenizer,
     load_tokenizer,
     pad_id_beside_eos,
@@ -63,7 +63,7 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments, settings = parse_arguments(__doc__, argv, Arguments, TrainRewardModel)
     if settings.path:
-        model = load_reward_model(settings.path)
+        model = load_classifier(settings.path)
         tokenizer = load_reward_tokenizer(settings.path)
         require_vocabulary(tokenizer, model.config, settings.path)
         save_checkpoint(model, tokenizer, arguments.out)

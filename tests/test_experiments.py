@@ -18,7 +18,7 @@ from warpflow.experiments import (
     policy_settings,
     recipe_parents,
     resolve_experiments,
-    reward_weights,
+    run_rewards,
     trained_rewards,
     uses_reward_model,
     weights_of,
@@ -443,8 +443,8 @@ def test_rewards_of_an_experiment_are_laid_over_the_base() -> None:
             same={"rewards": {"reward_model": 1, SHORT: 0}},
         )
     )
-    assert reward_weights(plan.experiments["other"], 0) == {SHORT: 0.5}
-    assert reward_weights(plan.experiments["warp"], 1) == {"reward_model": 1.0}
+    assert run_rewards(plan.experiments["other"], 0) == {SHORT: 0.5}
+    assert run_rewards(plan.experiments["warp"], 1) == {"reward_model": 1.0}
     assert plan.policies["other", 1, 1, 0] == "train_policy/other/replicate1/iteration1/member0"
     assert plan.policies["same", 1, 2, 1] == plan.policies["warp", 1, 2, 1]
     changes = {row["experiment"]: row["training_changes"] for row in evaluations(plan, "main")}
@@ -457,7 +457,7 @@ def test_members_specialise_and_are_merged() -> None:
     merge of the specialists, so it is not."""
     soup = {"member_rewards": [{}, {POLITE: 2.0}]}
     plan = make_plan(config(soup=soup, soup_again=soup))
-    assert [reward_weights(plan.experiments["soup"], m) for m in (0, 1)] == [
+    assert [run_rewards(plan.experiments["soup"], m) for m in (0, 1)] == [
         {"reward_model": 1.0},
         {"reward_model": 1.0, POLITE: 2.0},
     ]
@@ -471,8 +471,8 @@ def test_members_specialise_and_are_merged() -> None:
 def test_one_run_with_the_compute_of_specialists_has_the_common_rewards() -> None:
     given = config(one={"match_compute": "steps"}, theirs={"policies_of": ["warp", "warp"]})
     found = resolve_experiments(given | {"member_rewards": [{SHORT: 1.0}, {}]})
-    assert reward_weights(found["warp"], 0) == {"reward_model": 1.0, SHORT: 1.0}
-    assert reward_weights(found["one"], 0) == {"reward_model": 1.0}
+    assert run_rewards(found["warp"], 0) == {"reward_model": 1.0, SHORT: 1.0}
+    assert run_rewards(found["one"], 0) == {"reward_model": 1.0}
     assert trained_rewards(found["theirs"]) == []
 
 
@@ -492,3 +492,16 @@ def test_a_carried_optimiser_is_that_of_the_same_member_one_iteration_before() -
     assert carried_from(plan, "warp", 1, 2, 1) is None
     assert plan.policies["again", 1, 1, 0] == plan.policies["carry", 1, 1, 0]
     assert plan.policies["carry", 1, 1, 0] != plan.policies["warp", 1, 1, 0]
+
+
+def test_a_member_may_have_an_endpoint_of_its_own() -> None:
+    """How it is called is no part of what the run is, so that it shares the other member's run."""
+    served = {"url": "http://judge:1", "weight": 0.5}
+    calls = [{"judge": served}, {"judge": served | {"timeout": 9.0}}]
+    plan = make_plan(config(**{f"e{i}": {"member_rewards": [{}, c]} for i, c in enumerate(calls)}))
+    assert run_rewards(plan.experiments["e1"], 1) == {
+        "reward_model": 1.0,
+        "judge": served | {"timeout": 9.0},
+    }
+    assert plan.policies["e1", 1, 1, 1] == plan.policies["e0", 1, 1, 1]
+    assert plan.policies["e1", 1, 1, 1] != plan.policies["warp", 1, 1, 1]

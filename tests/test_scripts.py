@@ -18,6 +18,7 @@ import train_sft
 import write_config_docs
 import write_tables
 from safetensors.torch import load_file
+from test_endpoints import served
 from transformers import AutoModelForCausalLM
 
 from warpflow.data.files import read_rows
@@ -35,6 +36,7 @@ TINY = {
     "head_dim": 8,
 }
 GOLD = "warpflow.data.toy_reviews:gold_score"
+NO_RETRIES = json.dumps({"mine": {"retries": 0}})
 MODEL = '{"reward_model": 1.0}'
 
 
@@ -222,7 +224,8 @@ def test_a_kept_completion_scores_as_it_did_when_it_was_sampled(results, tmp_pat
 
 
 def test_train_policy_is_deterministic_and_members_differ(results, tmp_path):
-    run_train_policy(results, 0, tmp_path / "again", tensorboard=tmp_path / "events")
+    tracked = {"report_to": "tensorboard", "trackers": tmp_path / "logs", "run": "warp/member0"}
+    run_train_policy(results, 0, tmp_path / "again", **tracked)
     member0, member1 = (results / f"train_policy/member{m}/checkpoint" for m in (0, 1))
     for path in sorted((member0.parent / "tables").iterdir()):
         assert path.read_bytes() == (tmp_path / "tables" / path.name).read_bytes(), path.name
@@ -230,7 +233,7 @@ def test_train_policy_is_deterministic_and_members_differ(results, tmp_path):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
     weights = "model.safetensors"
     assert (member0 / weights).read_bytes() != (member1 / weights).read_bytes()
-    assert list((tmp_path / "events").glob("events.out.tfevents*"))
+    assert list((tmp_path / "logs/tensorboard/warp/member0").glob("events.out.tfevents*"))
 
 
 def test_train_policy_refuses_a_long_prompt(results, tmp_path):
@@ -301,6 +304,29 @@ def test_merge_interpolate_evaluate_collect(results, tmp_path):
 def test_sft_evaluates_to_zero_kl(results, tmp_path):
     document = run_evaluate(results, results / "sft", tmp_path / "evaluation.json")
     assert document["metrics"]["kl"] == document["metrics"]["kl_exact"] == 0
+
+
+def test_an_endpoint_rewards_training_and_evaluation(results, tmp_path):
+    """By the same contract; how it is called is no part of the run."""
+
+    def words(body):
+        return 200, {"scores": [float(len(text.split())) for text in body["completions"]]}
+
+    with served(words) as stub:
+        rewards = {"rewards": json.dumps({"mine": {"url": stub.address, "weight": 2.0}})}
+        calls = {"endpoints": json.dumps({"mine": {"batch_size": 3}})}
+        run_train_policy(results, 0, tmp_path / "policy", **rewards, **calls)
+        asked = len(stub.bodies)
+        assert max(len(body["prompts"]) for body in stub.bodies) == 3
+        document = run_evaluate(results, results / "sft", tmp_path / "e.json", **rewards, **calls)
+    assert len(stub.bodies) > asked
+    training = pd.read_csv(tmp_path / "tables/training.csv")
+    assert (training.reward % 1).isin([0, 0.5, 0.25, 0.75]).all() and training.reward.max() > 0
+    for row in document["completions"]:
+        assert row["reward"] == 2 * len(row["completion"].split())
+    with pytest.raises(ConnectionError, match=r"mine at .* did not answer"):
+        run_train_policy(results, 0, tmp_path / "other", **rewards, endpoints=NO_RETRIES)
+    assert not (tmp_path / "other").exists()
 
 
 def test_functions_reward_without_a_reward_model_and_are_weighted_beside_it(results, tmp_path):

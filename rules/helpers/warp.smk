@@ -1,6 +1,6 @@
 # Helpers of rules/warp.smk.
 
-from warpflow.experiments import carried_from, policy_settings, reward_weights
+from warpflow.experiments import carried_from, policy_settings, run_rewards
 
 
 def training(w):
@@ -9,8 +9,8 @@ def training(w):
 
 
 def rewarding(w):
-    """Term → its weight in the reward of that run."""
-    return reward_weights(PLAN.experiments[w.experiment], int(w.member))
+    """The terms of the reward of that run, as the config has them."""
+    return run_rewards(PLAN.experiments[w.experiment], int(w.member))
 
 
 def training_model(w):
@@ -20,13 +20,13 @@ def training_model(w):
 
 def training_functions(w):
     """The functions of that reward: their files are code of the job."""
-    return [name for name in rewarding(w) if name != "reward_model"]
+    return [name for name in rewarding(w) if is_function(name)]
 
 
 def reward_flags(w):
     """What scores completions in that run."""
     return {
-        "rewards": json.dumps(rewarding(w), sort_keys=True),
+        "rewards": json.dumps(reward_terms(rewarding(w)), sort_keys=True),
         "reward_model": training_model(w) or None,
     }
 

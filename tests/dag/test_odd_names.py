@@ -82,6 +82,33 @@ def test_everything_is_made_where_names_are_odd(tmp_path, make_model, make_token
     assert load_file(pointer.with_suffix("") / "model.safetensors")
 
 
+def test_a_whole_run_on_a_scratch_file_system(tmp_path, monkeypatch):
+    """Named by a variable, from data to report, with a tracker; the project itself stays as it is,
+    and a setting that is set back is computed again, since there is no cache."""
+    folder, scratch = copy_project(tmp_path / "project"), tmp_path / "scratch space"
+    monkeypatch.setenv("SCRATCH_OF_ADA", str(scratch))
+    settings = {"results": "$SCRATCH_OF_ADA/run1", "iterations": 1}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(settings))
+    commit(folder, "a config")
+    configs = ("--configfile", "config/smoke.yaml", "mine.yaml")
+    assert f"{scratch}/run1 lies outside this folder" in snakemake(folder, *configs)
+    results = scratch / "run1"
+    assert (results / "report/main.html").is_file()
+    assert (results / "figures/main/fronts.svg").is_file()
+    run = "warp/replicate1/iteration1/member0"
+    assert list((results / f"logs/tensorboard/{run}").glob("events.out.tfevents*"))
+    changed = {line.split()[1] for line in git(folder, "status", "--short").splitlines()}
+    assert changed <= {".snakemake/"}
+    assert not (folder / ".dvc/cache/files").exists()
+    assert planned(folder, *configs) == {}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(settings | {"report_to": []}))
+    assert "train_sft" not in planned(folder, *configs)
+    weights = results / f"train_policy/{run}/checkpoint/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    snakemake(folder, *configs)
+    assert weights.stat().st_mtime_ns == before, "another tracker trains nothing"
+
+
 @pytest.mark.parametrize("place", ["link", "absolute"])
 def test_results_on_another_file_system(tmp_path, place):
     """They are made and kept there, untracked by DVC; it is said, and nothing is due afterwards."""

@@ -4,7 +4,8 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import fmean
+from itertools import combinations
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -20,9 +21,11 @@ from warpflow.evaluation.evaluate import (
     entropy_per_token,
     evaluate,
     mean_and_error,
+    pass_at_k,
     prompt_values,
     self_similarity,
     summarise,
+    summarise_terms,
 )
 from warpflow.evaluation.sample import completion_rows, kls_and_entropy, sample_and_measure
 from warpflow.lm import log_probs, scoring
@@ -314,3 +317,55 @@ def test_summary_with_and_without_gold(make_model: MakeModel, with_gold: bool) -
     else:
         assert row["gold"] is None
         assert row["gold_se"] is None
+
+
+def test_pass_at_k_counts_prompts_with_a_right_answer_among_k() -> None:
+    """By all choices of k of the K completions, one after the other."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 2, (6, 5), generator=generator).float()
+    found = pass_at_k("gold", values.flatten(), 5)
+    assert list(found) == [
+        *("pass_at_2.gold", "pass_at_2.gold_se", "pass_at_4.gold", "pass_at_4.gold_se"),
+        *("pass_at_5.gold", "pass_at_5.gold_se"),
+    ]
+    for k in (2, 4, 5):
+        chosen = [fmean(max(part) for part in combinations(row, k)) for row in values.tolist()]
+        assert found[f"pass_at_{k}.gold"] == pytest.approx(fmean(chosen))
+        assert found[f"pass_at_{k}.gold_se"] == pytest.approx(stdev(chosen) / math.sqrt(6))
+
+
+def test_pass_at_k_is_of_right_and_wrong_alone() -> None:
+    assert pass_at_k("gold", torch.tensor([0.0, 1.0, 0.5, 1.0]), 2) == {}
+    assert pass_at_k("gold", torch.tensor([0.0, 1.0]), 1) == {}
+    assert pass_at_k("gold", torch.tensor([0.0, 1.0, 0.0, 0.0]), 2)["pass_at_2.gold"] == 0.5
+
+
+def test_pass_at_k_is_beside_the_mean(make_model: MakeModel, perturb: Perturb) -> None:
+    policy = make_model("llama")
+
+    def is_even(batch: Completions) -> Tensor:
+        return (batch.lengths % 2 == 0).float()
+
+    samples = evaluate_on(policy, policy, gold=is_even)
+    row = summarise(samples, ["a"] * len(samples.reward), 2)
+    assert row["gold"] <= row["pass_at_2.gold"]
+    assert "pass_at_2.reward" not in row
+
+
+def test_terms_that_do_not_apply_to_all_are_means_over_those_they_apply_to(
+    make_model: MakeModel,
+) -> None:
+    policy = make_model("llama")
+    samples = evaluate_on(policy, policy)
+    scores = iter([[1.0, math.nan, math.nan, math.nan], [5.0, 7.0]])
+    term_of = {
+        "mine:some": lambda batch: torch.tensor(next(scores)),
+        "mine:none": lambda batch: torch.full_like(count_tokens(batch), math.nan),
+        "mine:all": count_tokens,
+    }
+    row = summarise_terms(samples, term_of, 2)
+    assert row["reward.mine:some"] == pytest.approx((1 + 6) / 2)
+    assert row["applies.mine:some"] == pytest.approx(3 / 6)
+    assert (row["reward.mine:none"], row["applies.mine:none"]) == (None, 0)
+    assert "applies.mine:all" not in row
+    assert row["reward.mine:all"] == pytest.approx(samples.length.mean().item())

@@ -1,5 +1,6 @@
 """Rewards: sequence classifiers, functions named in the config, and their sum."""
 
+import asyncio
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from warpflow.evaluation.rewards import (
     Reading,
     Reward,
     Scorer,
+    applying,
     function_reward,
     index_rows,
     load_function,
@@ -205,9 +207,9 @@ def test_terms_are_weighted_and_summed(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer()
     model = model_reward(classifier(), tokenizer, tokenizer, {})
     function = reward_of(lambda **_: [1, 2, 3], tokenizer)
-    both = weighted_sum([(1.0, model), (-0.5, function)])(batch())
+    both = weighted_sum([(1.0, model), (-0.5, function)], tokenizer)(batch())
     torch.testing.assert_close(both, model(batch()) - 0.5 * torch.tensor([1.0, 2.0, 3.0]))
-    assert torch.equal(weighted_sum([(1.0, model)])(batch()), model(batch()))
+    assert torch.equal(weighted_sum([(1.0, model)], tokenizer)(batch()), model(batch()))
 
 
 def test_texts_leave_out_special_tokens(make_tokenizer: MakeTokenizer) -> None:
@@ -331,3 +333,66 @@ def test_functions_are_loaded_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_function_of_another_form_is_refused_before_it_is_called(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_function(name)
+
+
+# --- async, and rewards that do not apply to all ------------------------------------------------
+
+
+def test_an_async_function_is_a_reward(make_tokenizer: MakeTokenizer) -> None:
+    """All calls share one event loop: connections that it keeps open would not work in another."""
+    loops = []
+
+    async def scorer(completions: list[str], **_: Any) -> list[float]:
+        loops.append(asyncio.get_running_loop())
+        return list(await asyncio.gather(*(count_words(text) for text in completions)))
+
+    async def count_words(text: str) -> float:
+        await asyncio.sleep(0)
+        return len(text.split())
+
+    reward = reward_of(scorer, make_tokenizer())
+    assert reward(batch()).tolist() == reward(batch()).tolist() == [1.0, 2.0, 0.0]
+    assert loops[0] is loops[1]
+
+
+def test_an_async_function_that_raises_shows_the_example(make_tokenizer: MakeTokenizer) -> None:
+    async def scorer(completions: list[str], **_: Any) -> list[float]:
+        return [1 / (2 - len(text.split())) for text in completions]
+
+    with pytest.raises(ZeroDivisionError) as error:
+        reward_of(scorer, make_tokenizer())(batch())
+    assert "completion 'w4 w5'" in error.value.__notes__[0]
+
+
+def test_none_leaves_a_term_out_and_is_counted(
+    make_tokenizer: MakeTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    tokenizer = make_tokenizer()
+    some = reward_of(lambda **_: [1.0, None, 3.0], tokenizer)
+    assert some(batch()).isnan().tolist() == [False, True, False]
+    always = reward_of(lambda **_: [10.0, 20.0, 30.0], tokenizer)
+    both = weighted_sum([(2.0, some), (0.5, always)], tokenizer)
+    for _ in range(20):
+        assert both(batch()).tolist() == [7.0, 10.0, 21.0]
+    said = [record.message for record in caplog.records if "did not apply" in record.message]
+    assert said == [
+        "mine:scorer did not apply to 1 of 3 completions so far",
+        "mine:scorer did not apply to 10 of 30 completions so far",
+    ]
+
+
+def test_a_completion_without_any_term_is_an_error(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer()
+    some = reward_of(lambda **_: [1.0, None, 3.0], tokenizer)
+    with pytest.raises(ValueError, match=r"no term .* completion 'w4 w5' of prompt 'w1 w2'"):
+        weighted_sum([(1.0, some), (1.0, some)], tokenizer)(batch())
+
+
+def test_what_is_measured_applies_to_every_completion(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer()
+    always = reward_of(lambda **_: [1.0, 2.0, 3.0], tokenizer)
+    assert applying(always, "gold", tokenizer)(batch()).tolist() == [1.0, 2.0, 3.0]
+    some = reward_of(lambda **_: [1.0, 2.0, None], tokenizer)
+    with pytest.raises(ValueError, match="gold returned None for prompt '', completion ''"):
+        applying(some, "gold", tokenizer)(batch())

@@ -315,6 +315,71 @@ def test_files_of_stages_that_are_left_out_are_not_needed(config, tmp_path):
     check_config(config)
 
 
+def test_columns_of_known_formats_need_no_key(config, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = {"prompt": "a", "completion": "b", "chosen": "c", "rejected": "d"}
+    path.write_text(f"{json.dumps(row)}\n" * 600)
+    config = files_config(config, path)
+    for key in list(config["prepare_data"]):
+        if key.endswith(("_completion", "_text", "_label", "_column")):
+            del config["prepare_data"][key]
+    check_config(config)
+    config["prepare_data"]["sft_prompt"] = "prompt"
+    assert "prepare_data.sft_completion: missing, since sft_prompt is set" in message(config)
+    del config["prepare_data"]["sft_prompt"]
+    path.write_text('{"question": "a", "best": "b"}\n')
+    text = message(config)
+    assert f"{path}: its columns are question, best." in text
+    assert "Name the columns in these keys" in text
+
+
+def test_trackers_must_be_installed(config, monkeypatch):
+    config["report_to"] = ["tensorboard", "tensorbord"]
+    assert "report_to.1: got 'tensorbord', expected one of tensorboard, wandb" in message(config)
+    config["report_to"] = ["tensorboard", "mlflow"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name != "mlflow" or None)
+    assert "report_to: mlflow is not installed: `pip install mlflow-skinny`" in message(config)
+    config["report_to"] = []
+    check_config(config)
+
+
+def test_an_endpoint_is_a_reward(config):
+    config["rewards"]["served"] = {"url": "http://localhost:8000/score", "weight": 0.5}
+    check_config(config)
+    config["rewards"] = {"reward_model": 0, "served": {"url": "$HOST/score", "weight": 0}}
+    assert "rewards: every weight is 0" in message(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("served", {"weight": 1}, "rewards.served.url: missing"),
+        ("served", {"url": "http://a"}, "rewards.served.weight: missing"),
+        ("served", {"url": "localhost:8000", "weight": 1}, "rewards.served.url: got 'localhost"),
+        ("served", {"url": "http://a", "weight": 1, "wait": 3}, "rewards.served.wait: unknown key"),
+        ("served", {"url": "http://a", "weight": 1, "timeout": 0}, "rewards.served.timeout: got 0"),
+        ("served", 0.5, "write served: {url: http://…, weight: 0.5} for an endpoint"),
+        ("reward_model", {"url": "http://a", "weight": 1}, "an endpoint has another name"),
+        ("a:b", {"url": "http://a", "weight": 1}, "an endpoint has another name"),
+        ("a b", {"url": "http://a", "weight": 1}, "rewards.a b: unknown key"),
+    ],
+)
+def test_endpoints_that_cannot_be(config, name, value, said):
+    config["rewards"][name] = value
+    assert said in message(config)
+
+
+def test_datasets_of_the_hub_are_no_files(config, monkeypatch):
+    config = files_config(config, "hub:org/name?split=test")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    check_config(config)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "prepare_data.sft_path: hub:org/name?split=test: datasets of the hub" in message(config)
+    assert "prompts_path: hub:org/name?of=b: got of=b" in message(
+        files_config(config, "hub:org/name?of=b")
+    )
+
+
 @pytest.mark.parametrize("where", [None, "tokenizer_config.json", "chat_template.jinja"])
 def test_messages_need_a_chat_template(config, tmp_path, where):
     path, policy = tmp_path / "rows.jsonl", tmp_path / "policy"

@@ -476,7 +476,7 @@ def test_keys_depend_on_the_role_of_each_input(folder: Path) -> None:
 def test_runtime_args_arguments_reach_the_command_but_not_the_key(repository: Path) -> None:
     make_and_track()
     assert runs() == 1
-    run(CHECKPOINT, "--value", "1", runtime_args="--tensorboard logs/1")
+    run(CHECKPOINT, "--value", "1", runtime_args="--trackers logs/1")
     run(CHECKPOINT, "--value", "2", runtime_args="--value 3")
     assert runs() == 2
     assert contents(CHECKPOINT)["model.txt"] == "3"

@@ -116,8 +116,8 @@ def test_a_section_that_others_do_not_need_is_no_code_of_their_jobs(
         "train_sft": {"train_sft", "supervised"},
         "train_reward_model": {"train_reward_model", "supervised"},
         "merge_policies": {"merge_policies"},
-        "evaluate_front": {"evaluate_policy", "sampling"},
-        "estimate_optimum": {"estimate_optimum", "sampling"},
+        "evaluate_front": {"evaluate_policy", "rewards", "sampling"},
+        "estimate_optimum": {"estimate_optimum", "rewards", "sampling"},
         "generate_data": {"generate_data"},
         "plot_fronts": {"figures"},
     }.items():

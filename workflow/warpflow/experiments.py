@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from warpflow.eta_names import eta_text
+from warpflow.reward_terms import reward_terms, reward_weights
 
 SFT = "train_sft"
 BASE = "warp"
@@ -155,7 +156,7 @@ def plan_iteration(
     plan.init[e.name, r, i] = start
     settings = policy_settings(e, i)
     for m in range(e.members):
-        identity = ["train_policy", start, r, i, m, settings, reward_weights(e, m)]
+        identity = ["train_policy", start, r, i, m, settings, reward_terms(run_rewards(e, m))]
         identity.append(carried_from(plan, e.name, r, i, m))
         plan.policies[e.name, r, i, m] = (
             plan.policies[e.policies_of[m], r, i, m]
@@ -209,26 +210,27 @@ def policy_settings(experiment: Experiment, iteration: int) -> dict[str, Any]:
     return settings
 
 
-def reward_weights(experiment: Experiment, member: int) -> dict[str, float]:
-    """Term → its weight in the reward that a member is trained on; terms of weight 0 left out."""
+def run_rewards(experiment: Experiment, member: int) -> dict[str, Any]:
+    """The terms of the reward that a member is trained on, as the config has them: a weight or an
+    endpoint by name. Terms of weight 0 are left out."""
     given = experiment.rewards
     for changes in experiment.member_rewards[member : member + 1]:
         given = given | changes
-    return {name: float(weight) for name, weight in given.items() if weight}
+    return {name: given[name] for name in reward_weights(given)}
 
 
-def trained_rewards(experiment: Experiment) -> list[dict[str, float]]:
-    """`reward_weights` of each RL run of an iteration; none where it trains no policies."""
+def trained_rewards(experiment: Experiment) -> list[dict[str, Any]]:
+    """`run_rewards` of each RL run of an iteration; none where it trains no policies."""
     if experiment.policies_of:
         return []
-    return [reward_weights(experiment, member) for member in range(experiment.members)]
+    return [run_rewards(experiment, member) for member in range(experiment.members)]
 
 
 def uses_reward_model(config: Mapping[str, Any]) -> bool:
     """Whether the reward model has a weight, where policies are measured or in any RL run."""
     experiments = resolve_experiments(config).values()
-    used = [config["rewards"], *(w for e in experiments for w in trained_rewards(e))]
-    return any(weights.get("reward_model") for weights in used)
+    used = [config["rewards"], *(r for e in experiments for r in trained_rewards(e))]
+    return any("reward_model" in reward_weights(rewards) for rewards in used)
 
 
 def points_of(experiment: Experiment, iteration: int) -> list[tuple[str, str]]:

@@ -12,21 +12,28 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import Field
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from warpflow.data.dataset_formats import (
+    Columns,
+    columns_of,
+    named_columns,
+    split_common_start,
+)
 from warpflow.data.files import (
     Row,
     read_label,
-    read_rows,
     read_texts,
     require_columns,
     require_whole,
     texts_of,
     write_jsonl,
 )
+from warpflow.data.sources import read_rows
 from warpflow.data.tokenizers import train_tokenizer
 from warpflow.lm.models import (
     load_config,
@@ -171,7 +178,6 @@ class PrepareArguments(PrepareData):
     """
 
     prompts_path: str = Field(kw_only=True)
-    prompts_column: str = Field(kw_only=True)
     eval_prompts: Count = Field(kw_only=True)
     seed: int = Field(kw_only=True)
     """Base seed of the split and of pairing by label."""
@@ -188,12 +194,12 @@ class PrepareArguments(PrepareData):
                 "prepare_data: set either vocab_size (a tokenizer is trained) or tokenizer_path "
                 "(or policy.path; it is copied), and leave the other null"
             )
-        if self.sft_path is not None and self.sft_completion is None:
-            raise ValueError("prepare_data: sft_path needs sft_completion, a column of that file")
+        if self.sft_prompt is not None and self.sft_completion is None:
+            raise ValueError("prepare_data: sft_prompt needs sft_completion, a column of that file")
         texts = self.sft_path or self.preferences_path
         if texts is not None and self.max_text_tokens is None:
             raise ValueError(f"prepare_data: {texts} needs max_text_tokens, its texts' limit")
-        if self.preferences_path is not None:
+        if self.preferences_path is not None and named_columns(asdict(self), "preferences"):
             _require_one_preference_form(self)
 
 
@@ -262,8 +268,10 @@ def read_sft(settings: PrepareArguments) -> list[Row]:
     if path is None:
         return []
     rows = read_rows(path)
-    prompts = _read_cells(rows, settings.sft_prompt, path, "sft_prompt")
-    answers = _read_cells(rows, settings.sft_completion, path, "sft_completion")
+    columns = columns_of(asdict(settings), "sft", rows[0], path)
+    prompts, answers = (
+        _read_cells(rows, columns[key], path, key) for key in ("sft_prompt", "sft_completion")
+    )
     result = []
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), start=1):
         prompt, completion = split_answer(prompt, answer, f"{path}, row {number}")
@@ -307,17 +315,22 @@ def read_preferences(settings: PrepareArguments) -> list[Row]:
             return pair_by_label(texts, labels, rng)
         except ValueError as error:
             raise ValueError(f"{path}, column {column!r} (preferences_label): {error}") from error
-    return _read_pairs(rows, path, settings)
+    is_named = bool(named_columns(asdict(settings), "preferences"))
+    columns = columns_of(asdict(settings), "preferences", rows[0], path)
+    return _read_pairs(rows, path, columns, is_named)
 
 
-def _read_pairs(rows: Sequence[Row], path: str, settings: PrepareArguments) -> list[Row]:
+def _read_pairs(rows: Sequence[Row], path: str, columns: Columns, is_named: bool) -> list[Row]:
     prompts, chosen, rejected = (
-        _read_cells(rows, getattr(settings, key), path, key)
+        _read_cells(rows, columns[key], path, key)
         for key in ("preferences_prompt", "preferences_chosen", "preferences_rejected")
     )
+    is_implicit = columns["preferences_prompt"] is None and not is_named
     result = []
     for number, (prompt, yes, no) in enumerate(zip(prompts, chosen, rejected, strict=True), 1):
         place = f"{path}, row {number}"
+        if is_implicit and isinstance(yes, str) and isinstance(no, str):
+            prompt, yes, no = split_common_start(yes, no)
         (start, better), (other, worse) = (split_answer(prompt, a, place) for a in (yes, no))
         if start != other:
             raise ValueError(
@@ -336,8 +349,9 @@ def read_prompts(settings: PrepareArguments) -> tuple[dict[int, Row], int]:
     that have more than k. Messages that end with the assistant's are a prompt without it. A source
     column "prompt" is replaced where another one is chosen.
     """
-    path, column, k = settings.prompts_path, settings.prompts_column, settings.prompts_first_words
+    path, k = settings.prompts_path, settings.prompts_first_words
     rows = read_rows(path)
+    column = columns_of(asdict(settings), "prompts", rows[0], path)["prompts_column"]
     found: dict[int, Row] = {}
     seen: set[str] = set()
     short = 0

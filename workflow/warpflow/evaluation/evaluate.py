@@ -120,10 +120,54 @@ def summarise(samples: Samples, texts: Sequence[str], samples_per_prompt: int) -
     for name, values in values_of(samples).items():
         mean, error = (None, None) if values is None else mean_and_error(values, samples_per_prompt)
         row |= {name: mean, f"{name}_se": error}
+        row |= {} if values is None else pass_at_k(name, values, samples_per_prompt)
     row["unfinished"] = 1 - samples.finished.float().mean().item()
     row["entropy"] = entropy_per_token(samples)
     row |= distinct_shares(texts, samples_per_prompt)
     row["self_similarity"] = self_similarity(texts, samples_per_prompt)
+    return row
+
+
+def pass_at_k(name: str, values: Tensor, samples_per_prompt: int) -> dict[str, float]:
+    """`pass_at_k.NAME` for k = 2, 4, … K of the K completions of each prompt, with its error: the
+    chance that one of k is right, unbiased (Chen et al. 2021, arXiv 2107.03374, Eq. 1). The mean is
+    that of one. Empty where a value is neither 0 nor 1, or K is 1.
+
+    Args:
+        values: [N], rows of one prompt adjacent.
+    """
+    if not ((values == 0) | (values == 1)).all():
+        return {}
+    total, row = samples_per_prompt, dict[str, float]()
+    right = values.view(-1, total).sum(1).long().tolist()
+    for k in sorted({2**power for power in range(1, total.bit_length())} | {total} - {1}):
+        ways = math.comb(total, k)
+        chances = torch.tensor([1 - math.comb(total - count, k) / ways for count in right])
+        mean, error = mean_and_error(chances, 1)
+        row |= {f"pass_at_{k}.{name}": mean, f"pass_at_{k}.{name}_se": error}
+    return row
+
+
+def summarise_terms(
+    samples: Samples, terms: Mapping[str, Reward], samples_per_prompt: int
+) -> dict[str, float | None]:
+    """Mean and error of each term of the reward, unweighted: which of them a policy raised. Of a
+    term that does not apply to all, over those that it applies to, with their share."""
+    row: dict[str, float | None] = {}
+    for term_name, term in terms.items():
+        name = f"reward.{term_name}"
+        values = torch.cat([term(batch) for batch in samples.batch]).cpu()
+        applies = ~values.isnan()
+        if applies.all():
+            mean, error = mean_and_error(values, samples_per_prompt)
+            row |= {name: mean, f"{name}_se": error}
+            row |= pass_at_k(name, values, samples_per_prompt)
+            continue
+        means = values.double().view(-1, samples_per_prompt).nanmean(1)
+        means = means[~means.isnan()]
+        found = mean_and_error(means, 1) if len(means) else (None, None)
+        row |= {name: found[0], f"{name}_se": found[1]}
+        row[f"applies.{term_name}"] = applies.float().mean().item()
     return row
 
 

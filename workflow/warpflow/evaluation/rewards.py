@@ -1,14 +1,18 @@
 """Rewards: a sequence-classification model, Python functions named in the config, and their sum.
 
-Each becomes a `Reward`: a function from a batch of completions to one float per completion. A
-reward that fails stops the run and shows the completion; it is never replaced by 0.
+Each becomes a `Reward`: a function from a batch of completions to one float per completion, NaN
+where it does not apply to one. A reward that fails stops the run and shows the completion; it is
+never replaced by 0.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import inspect
+import logging
+import math
 import operator
 import os
 import sys
@@ -37,7 +41,10 @@ from warpflow.lm.texts import (
 Reward = Callable[[Completions], Tensor]
 FrozenMemory = Literal["device", "host"]
 # Called with the keywords prompts, completions, finished and columns, a list each.
-Scorer = Callable[..., Sequence[float]]
+# Of each completion a float, or None where the reward does not apply. It may be async.
+Scorer = Callable[..., Any]
+# The same arguments in a mapping → checked scores.
+Call = Callable[[Mapping[str, list[Any]]], list[float | None]]
 Example = tuple[Any, str]  # a prompt, as its file has it or decoded, and its completion
 # Token ids of a prompt → its row in the prompts' file. A completion finds its row by its prompt's
 # tokens, so that sampling, micro-batches and processes need not carry it.
@@ -63,11 +70,50 @@ class Reading:
 READING = Reading()
 
 
-def weighted_sum(terms: Sequence[tuple[float, Reward]]) -> Reward:
-    """r(x, y) = Σ weight · term."""
+def weighted_sum(
+    terms: Sequence[tuple[float, Reward]], policy_tokenizer: PreTrainedTokenizerBase
+) -> Reward:
+    """r(x, y) = Σ weight · term, over the terms that apply to a completion.
+
+    Raises (the reward): ValueError for a completion that no term applies to.
+    """
 
     def score(batch: Completions) -> Tensor:
-        return functools.reduce(operator.add, (weight * term(batch) for weight, term in terms))
+        values = [weight * term(batch) for weight, term in terms]
+        absent = [value.isnan() for value in values]
+        if (lost := torch.stack(absent).all(0)).any():
+            row = int(lost.nonzero()[0, 0])
+            prompt, completion = list(decoded(batch, policy_tokenizer))[row]
+            raise ValueError(
+                f"no term of the reward applies to the completion {completion!r:.1000} of prompt "
+                f"{prompt!r:.1000}: all returned None. Let one of them apply to every completion"
+            )
+        applied = (value.masked_fill(none, 0) for value, none in zip(values, absent, strict=True))
+        return functools.reduce(operator.add, applied)
+
+    return score
+
+
+def decoded(batch: Completions, policy_tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
+    """The prompts and completions of a batch as texts."""
+    prompts = prompt_texts(batch, policy_tokenizer)
+    yield from zip(prompts, response_texts(batch, policy_tokenizer), strict=True)
+
+
+def applying(reward: Reward, name: str, policy_tokenizer: PreTrainedTokenizerBase) -> Reward:
+    """A reward that has to apply to every completion, as one that is only measured: ValueError
+    with the completion where it does not."""
+
+    def score(batch: Completions) -> Tensor:
+        values = reward(batch)
+        if values.isnan().any():
+            row = int(values.isnan().nonzero()[0, 0])
+            prompt, completion = list(decoded(batch, policy_tokenizer))[row]
+            raise ValueError(
+                f"{name} returned None for prompt {prompt!r:.1000}, completion "
+                f"{completion!r:.1000}: what is measured must be a number for every completion"
+            )
+        return values
 
     return score
 
@@ -136,12 +182,8 @@ def model_reward(
 
     @torch.no_grad()
     def score(batch: Completions) -> Tensor:
-        def examples() -> Iterator[Example]:
-            prompts = prompt_texts(batch, policy_tokenizer)
-            yield from zip(prompts, response_texts(batch, policy_tokenizer), strict=True)
-
         rows = encode(batch)
-        with showing("reward_model", examples()):
+        with showing("reward_model", decoded(batch, policy_tokenizer)):
             require_readable(model, rows)
             with (
                 lent(model, kept, device) if kept else nullcontext(),
@@ -154,7 +196,7 @@ def model_reward(
                     ]
                 )
         values = (scores - mean) / std
-        require_finite(values, "reward_model", examples())
+        require_finite(values, "reward_model", decoded(batch, policy_tokenizer))
         return values
 
     return score
@@ -170,18 +212,33 @@ def prepare_frozen_(model: PreTrainedModel, reading: Reading) -> list[Tensor]:
 def function_reward(
     function: Scorer, policy_tokenizer: PreTrainedTokenizerBase, name: str, prompt_rows: PromptRows
 ) -> Reward:
-    """The reward of a function of (prompts, completions, finished, columns), all by keyword.
+    """The reward of a function of (prompts, completions, finished, columns), all by keyword, as
+    `called_reward`; it may be async.
+
+    Raises (the reward): what the function raises, with the example; ValueError for a wrong count,
+    FloatingPointError for a value that is not finite.
+    """
+    call = functools.partial(call_scorer, function, name)
+    return called_reward(call, policy_tokenizer, name, prompt_rows)
+
+
+def called_reward(
+    call: Call, policy_tokenizer: PreTrainedTokenizerBase, name: str, prompt_rows: PromptRows
+) -> Reward:
+    """The reward of what scores texts. How many completions it did not apply to (None) is logged.
 
     Args:
         name: as the config names it, for messages.
         prompt_rows: gives `prompts` (as they stand in the file) and `columns` (the rest of the
             row, a dict). `completions` are decoded without special tokens.
 
-    Raises (the reward): what the function raises, with the example; ValueError for a wrong count,
-    FloatingPointError for a value that is not finite.
+    Raises (the reward): what `call` raises; FloatingPointError for a value that is not finite.
     """
+    seen = absent = 0
+    next_said = 1
 
     def score(batch: Completions) -> Tensor:
+        nonlocal seen, absent, next_said
         rows = [prompt_rows[tuple(ids)] for ids in tokens_of_prompts(batch)]
         completions = response_texts(batch, policy_tokenizer)
         prompts = [row["prompt"] for row in rows]
@@ -191,20 +248,27 @@ def function_reward(
             "finished": batch.finished.tolist(),
             "columns": [{k: v for k, v in row.items() if k != "prompt"} for row in rows],
         }
-        values = call_scorer(function, name, arguments)
-        result = torch.tensor(values, dtype=torch.float32, device=batch.response_ids.device)
-        require_finite(result, name, zip(prompts, completions, strict=True))
-        return result
+        values = call(arguments)
+        require_finite(values, name, list(zip(prompts, completions, strict=True)))
+        seen, absent = seen + len(values), absent + values.count(None)
+        if absent and seen >= next_said:  # ten times as many each time: no line for every step
+            next_said = 10 * seen
+            logging.info("%s did not apply to %d of %d completions so far", name, absent, seen)
+        plain = [math.nan if value is None else value for value in values]
+        return torch.tensor(plain, dtype=torch.float32, device=batch.response_ids.device)
 
     return score
 
 
-def call_scorer(function: Scorer, name: str, arguments: Mapping[str, list[Any]]) -> list[float]:
-    """One float per completion. Where the function fails, its error says on which example: it is
-    called again on one after the other."""
+def call_scorer(
+    function: Scorer, name: str, arguments: Mapping[str, list[Any]]
+) -> list[float | None]:
+    """One float per completion, or None. Where the function fails, its error says on which example:
+    it is called again on one after the other."""
 
-    def call(part: Mapping[str, list[Any]]) -> list[float]:
-        values = [float(value) for value in function(**part)]
+    def call(part: Mapping[str, list[Any]]) -> list[float | None]:
+        scores = awaited(function(**part))
+        values = [None if score is None else float(score) for score in scores]
         if len(values) != len(part["prompts"]):
             raise ValueError(
                 f"{name} returned {len(values)} scores for {len(part['prompts'])} completions"
@@ -220,6 +284,23 @@ def call_scorer(function: Scorer, name: str, arguments: Mapping[str, list[Any]])
                 call({key: values[index : index + 1] for key, values in arguments.items()})
         with showing(name, examples):
             raise
+
+
+def awaited(given: Any) -> Any:
+    """What an async function gives, at its end; anything else as it is. All run in one event loop,
+    so that connections that such a function keeps open stay usable."""
+    if not inspect.isawaitable(given):
+        return given
+
+    async def wait() -> Any:
+        return await given
+
+    return event_loop().run(wait())
+
+
+@functools.cache
+def event_loop() -> asyncio.Runner:
+    return asyncio.Runner()
 
 
 @contextmanager
@@ -238,14 +319,20 @@ def showing(name: str, examples: Iterable[Example]) -> Iterator[None]:
         raise
 
 
-def require_finite(values: Tensor, name: str, examples: Iterable[Example]) -> None:
-    """Raise FloatingPointError for a NaN or an infinity, and show where it came."""
-    if torch.isfinite(values).all():
+def require_finite(
+    values: Tensor | Sequence[float | None], name: str, examples: Iterable[Example]
+) -> None:
+    """Raise FloatingPointError for a NaN or an infinity, and show where it came; None is no
+    number, and passes."""
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    wrong = (i for i, value in enumerate(values) if value is not None and not math.isfinite(value))
+    index = next(wrong, None)
+    if index is None:
         return
-    index = int((~torch.isfinite(values)).nonzero()[0, 0])
     prompt, completion = list(examples)[index]
     raise FloatingPointError(
-        f"the reward {name} returned {values[index].item()} for prompt {prompt!r:.1000}, "
+        f"the reward {name} returned {values[index]} for prompt {prompt!r:.1000}, "
         f"completion {completion!r:.1000}"
     )
 

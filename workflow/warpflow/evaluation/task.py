@@ -5,15 +5,19 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warpflow.data.files import read_rows
+from warpflow.evaluation.endpoints import call_endpoint
 from warpflow.evaluation.rewards import (
     READING,
     PromptRows,
     Reading,
     Reward,
+    applying,
+    called_reward,
     function_reward,
     index_rows,
     load_function,
@@ -21,11 +25,11 @@ from warpflow.evaluation.rewards import (
     weighted_sum,
 )
 from warpflow.gold_names import GOLD, is_function
+from warpflow.lm.classifiers import load_classifier
 from warpflow.lm.models import (
     ending_ids,
     load_config,
     load_policy,
-    load_reward_model,
     load_reward_tokenizer,
     load_tokenizer,
     require_context,
@@ -33,7 +37,9 @@ from warpflow.lm.models import (
     require_vocabulary,
 )
 from warpflow.lm.prompts import encode_rows
+from warpflow.reward_terms import reward_weights
 from warpflow.settings.base import Count, listed, section
+from warpflow.settings.rewards import Calls
 
 
 @section
@@ -47,7 +53,8 @@ class JudgeArguments:
     max_prompt_tokens: Count
     """Longer prompts are an error."""
     rewards: str
-    """JSON: reward_model or package.module:function → its weight in r(x, y)."""
+    """JSON: reward_model or package.module:function → its weight in r(x, y); a name of an endpoint
+    → its url, weight and version."""
     reward_model: str | None = None
     """Checkpoint of the reward model, where it has a weight."""
     gold: list[str] = listed()
@@ -55,6 +62,8 @@ class JudgeArguments:
     name of a reward model."""
     gold_names: list[str] = listed(GOLD)
     """Their columns, in the same order."""
+    endpoints: str = "{}"
+    """JSON: name of an endpoint → how it is called. It changes no result."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ def load_scorers(given: JudgeArguments, reading: Reading = READING) -> Scorers:
         return function_reward(load_function(name), tokenizer, name, prompt_rows())
 
     def load_model_reward(path: str) -> Reward:
-        model = load_reward_model(path).requires_grad_(False)
+        model = load_classifier(path).requires_grad_(False)
         reward_tokenizer = load_reward_tokenizer(path)
         # Where the tokenizers are the same, the ids that are sampled are passed on as such.
         same = reward_tokenizer.get_vocab() == tokenizer.get_vocab()
@@ -143,25 +152,30 @@ def load_scorers(given: JudgeArguments, reading: Reading = READING) -> Scorers:
             reading,
         )
 
-    weights = json.loads(given.rewards)
-    if "reward_model" in weights and given.reward_model is None:
+    def load_term(name: str, term: Any) -> Reward:
+        if isinstance(term, dict):
+            calls = Calls(**json.loads(given.endpoints).get(name, {}))
+            call = call_endpoint(name, term["url"], calls)
+            return called_reward(call, tokenizer, name, prompt_rows())
+        return load_reward(str(given.reward_model) if name == "reward_model" else name)
+
+    rewards = json.loads(given.rewards)
+    if "reward_model" in rewards and given.reward_model is None:
         raise ValueError("--rewards gives reward_model a weight: give --reward_model its folder")
     if given.gold and len(given.gold_names) != len(given.gold):
         raise ValueError(
             f"--gold_names: got {len(given.gold_names)} names, expected {len(given.gold)}, one for "
             "each of --gold"
         )
-    terms = {
-        name: load_reward(str(given.reward_model) if name == "reward_model" else name)
-        for name in weights
-    }
+    terms = {name: load_term(name, term) for name, term in rewards.items()}
+    weights = reward_weights(rewards)
     return Scorers(
         tokenizer=tokenizer,
         eos_ids=ending_ids(given.sft, tokenizer),
-        reward=weighted_sum([(weight, terms[name]) for name, weight in weights.items()]),
+        reward=weighted_sum([(weight, terms[name]) for name, weight in weights.items()], tokenizer),
         terms=terms,
         golds={
-            name: load_reward(source)
+            name: applying(load_reward(source), name, tokenizer)
             for name, source in zip(given.gold_names, given.gold, strict=False)
         },
         train_prompts=prompts[0],

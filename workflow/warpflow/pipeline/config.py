@@ -12,7 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from warpflow.data.files import iterate_rows, read_label, require_columns
+from warpflow.data.dataset_formats import COLUMN_KEYS, columns_of, named_columns
+from warpflow.data.files import read_label, require_columns
+from warpflow.data.hub import hub_problem, is_hub
+from warpflow.data.sources import iterate_rows
 from warpflow.evaluation.benchmark_points import check_benchmarks
 from warpflow.experiments import (
     BASE,
@@ -34,10 +37,12 @@ from warpflow.pipeline.given_models import (
     read_model_config,
 )
 from warpflow.pipeline.wrong_values import missing_keys, wrong_values
+from warpflow.reward_terms import reward_weights
 from warpflow.settings.base import described
 from warpflow.settings.config import Config
 from warpflow.settings.fetch_policy import FetchPolicy
 from warpflow.settings.figures import Figures
+from warpflow.settings.rewards import KNOWN
 from warpflow.settings.train_policy import (
     BY_BITSANDBYTES,
     FLASH_PACKAGES,
@@ -84,6 +89,8 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
     if config["policy"]["path"] is None:
         yield from architecture_problems(config["policy"]["architecture"])
     yield from check_held_out(config)
+    yield from check_reward_names(config["rewards"])
+    yield from check_trackers(config["report_to"])
     if files:
         yield from check_policy(config)
         yield from check_fetched(config)
@@ -147,6 +154,14 @@ def check_palette(palette: str) -> Iterator[str]:
         near = difflib.get_close_matches(palette, list(colormaps), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "okabe_ito or viridis, say"
         yield f"- figures.palette: got {palette!r}, expected a matplotlib colour map; {hint}"
+
+
+def check_trackers(names: Iterable[str]) -> Iterator[str]:
+    """Whether the packages of the trackers are installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            package = "mlflow-skinny" if name == "mlflow" else name
+            yield f"- report_to: {name} is not installed: `pip install {package}`, or leave it out"
 
 
 def check_held_out(config: Mapping[str, Any]) -> Iterator[str]:
@@ -303,17 +318,33 @@ def check_labels(model: GivenModel) -> Iterator[str]:
         )
 
 
+def check_reward_names(rewards: Mapping[str, Any], where: str = "rewards") -> Iterator[str]:
+    """Whether the reward model and functions have a weight, and endpoints an address."""
+    for name, given in rewards.items():
+        has_weight = name == "reward_model" or is_function(name)
+        if has_weight and isinstance(given, Mapping):
+            yield f"- {where}.{name}: got {given}, expected a weight; an endpoint has another name"
+        elif not has_weight and not isinstance(given, Mapping):
+            yield (
+                f"- {where}.{name}: unknown key; {KNOWN}; or write {name}: "
+                f"{{url: http://…, weight: {given}}} for an endpoint (docs/your_rewards.md)"
+            )
+
+
 def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
     """Whether anything is rewarded, and the functions that the config names are there."""
-    weights = {name: weight for name, weight in config["rewards"].items() if weight}
+    weights = reward_weights(config["rewards"])
     if not weights:
         yield "- rewards: every weight is 0: nothing would be learned; give one another weight"
-    functions = {f"rewards.{name}": name for name in weights if name != "reward_model"}
-    for where, name in rewards_of_runs(config):
-        if name is None and weights:
+    functions = {f"rewards.{name}": name for name in weights if is_function(name)}
+    for where, given in rewards_of_runs(config):
+        if not given and weights:
             yield f"- {where}: every weight is 0: nothing would be learned; give one another weight"
-        elif name is not None and name not in weights and name != "reward_model":
-            functions[f"{where}.{name}"] = name
+        changed = {n: value for n, value in given.items() if config["rewards"].get(n) != value}
+        yield from check_reward_names(changed, where)
+        for name in given:
+            if is_function(name) and name not in weights:
+                functions[f"{where}.{name}"] = name
     for key, name in functions.items() | golds_by_key(config).items():
         problem = function_problem(name) if is_function(name) else None
         if problem:
@@ -348,16 +379,15 @@ def check_installed(config: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def rewards_of_runs(config: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """Where in the config a run's reward is, with each of its terms, or None where it has none."""
+def rewards_of_runs(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where in the config a run's reward is, with its terms; none where all weights are 0."""
     for experiment in resolve_experiments(config).values():
         where = "" if experiment.name == BASE else f"{experiment.name}: "
         members = experiment.member_rewards
         if members and len(members) != experiment.members:
             continue  # check_experiment says so
-        for member, weights in enumerate(trained_rewards(experiment)):
-            key = f"{where}member_rewards.{member}" if members else f"{where}rewards"
-            yield from ((key, name) for name in weights or [None])
+        for member, given in enumerate(trained_rewards(experiment)):
+            yield f"{where}member_rewards.{member}" if members else f"{where}rewards", given
 
 
 def golds_by_key(config: Mapping[str, Any]) -> dict[str, str]:
@@ -491,9 +521,9 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
 
 def needed_file_keys(config: Mapping[str, Any]) -> list[str]:
     """Keys of `prepare_data` that the stages ahead read: a stage that is left out needs no file."""
-    keys = ["prompts_path", "prompts_column", "eval_prompts"]
+    keys = ["prompts_path", "eval_prompts"]
     if config["train_sft"]["steps"]:
-        keys += ["sft_path", "sft_completion"]
+        keys += ["sft_path"]
     if held_out_pairs(config) is not None:
         keys += ["preferences_path"]
     texts = [config["prepare_data"].get(key) for key in ("sft_path", "preferences_path")]
@@ -501,37 +531,46 @@ def needed_file_keys(config: Mapping[str, Any]) -> list[str]:
 
 
 def check_files(config: Mapping[str, Any]) -> Iterator[str]:
-    """Missing keys and files of the user's data, and columns absent from their first row."""
+    """Missing keys and files of the user's data, and columns absent from their first row. Of a
+    dataset of the hub `prepare_data`, the first job, says the rest."""
     section, policy_path = config["prepare_data"], config["policy"]["path"]
     missing = [key for key in needed_file_keys(config) if section.get(key) is None]
     yield from (f"- prepare_data.{key}: missing; see config/README.md" for key in missing)
     if policy_path is None and section.get("vocab_size") is None:
         yield "- prepare_data.vocab_size: missing; policy.path is null, so a tokenizer is trained"
+    if section.get("sft_prompt") is not None and section.get("sft_completion") is None:
+        yield "- prepare_data.sft_completion: missing, since sft_prompt is set"
     pairs = [section.get("preferences_chosen"), section.get("preferences_rejected")]
     labelled = [section.get("preferences_text"), section.get("preferences_label")]
-    if section.get("preferences_path") is not None and (None in pairs) == (None in labelled):
+    is_named = named_columns(section, "preferences")
+    if (
+        section.get("preferences_path") is not None
+        and is_named
+        and (None in pairs) == (None in labelled)
+    ):
         yield (
             "- prepare_data: give either preferences_chosen and preferences_rejected, or "
             "preferences_text and preferences_label"
         )
-    for kind in ("sft", "preferences", "prompts"):
+    for kind in COLUMN_KEYS:
         path = section.get(f"{kind}_path")
         if path is None:
             continue
-        columns = {
-            key: column
-            for key, column in section.items()
-            if key.startswith(f"{kind}_") and isinstance(column, str) and key != f"{kind}_path"
-        }
+        if is_hub(path):
+            if problem := hub_problem(path):
+                yield f"- prepare_data.{kind}_path: {problem}"
+            continue
         if not Path(path).is_file():
+            columns = named_columns(section, kind)
             yield (
                 f"- prepare_data.{kind}_path: {path} is not a file (from {Path.cwd().name}/): "
                 "bring it there (the head of a config that is ours says where its files come "
-                "from), or name another one: JSON lines, a JSON list or CSV, plain or .gz, with "
+                "from), or name another one: JSON lines, a JSON list or CSV, plain or .gz, or "
+                "Parquet, or a dataset of the hub (hub:org/name), with "
                 f"the columns {', '.join(columns.values()) or 'that the other keys name'}"
             )
             continue
-        problems = list(check_columns(path, columns, policy_path))
+        problems = list(check_columns(path, section, kind, policy_path))
         if not problems and kind == "preferences" and held_out_pairs(config) is not None:
             problems = list(check_pairs(config, path))
         yield from problems
@@ -550,7 +589,9 @@ def check_pairs(config: Mapping[str, Any], path: str) -> Iterator[str]:
         yield from too_few_pairs(pairs, config)
 
 
-def check_columns(path: str, columns: Mapping[str, str], policy_path: str | None) -> Iterator[str]:
+def check_columns(
+    path: str, section: Mapping[str, Any], kind: str, policy_path: str | None
+) -> Iterator[str]:
     """Whether a file has a row and that row the columns, and a chat template where one of them
     holds messages; `prepare_data` checks the other rows."""
     try:
@@ -558,7 +599,9 @@ def check_columns(path: str, columns: Mapping[str, str], policy_path: str | None
         if first is None:
             yield f"- {path}: the dataset is empty; expected at least one row"
             return
-        for key, column in columns.items():
+        for key, column in columns_of(section, kind, first, path).items():
+            if column is None:
+                continue
             require_columns([first], [column], path, f"prepare_data.{key}")
             if isinstance(first[column], list) and lacks_template(policy_path):
                 yield (
@@ -567,7 +610,7 @@ def check_columns(path: str, columns: Mapping[str, str], policy_path: str | None
                     f"{policy_path or 'null, and a tokenizer trained here has none'}; set it to a "
                     "model whose tokenizer has one, or give text"
                 )
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:
         yield f"- {error}"
 
 

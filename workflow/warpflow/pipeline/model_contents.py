@@ -1,9 +1,10 @@
 """What a given model consists of, as one hash: part of the key of every job that reads it.
 
 A policy that is overwritten under its name is another policy. A folder is named by the contents of
-the files that `from_pretrained` may read, whatever their times; a name on the hub by its commit in
-the cache of Hugging Face. Weights are large, so that the hash of a file is remembered until its
-size or times change. What is remembered only spares reading a file again: no key depends on it.
+the files that `from_pretrained` may read, whatever their times; a name on the hub, a dataset's too,
+by its commit in the cache of Hugging Face. Weights are large, so that the hash of a file is
+remembered until its size or times change. What is remembered only spares reading a file again: no
+key depends on it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from warpflow.data.hub import cached_commit, is_hub, parse_hub
 from warpflow.pipeline.code_files import digest
 from warpflow.pipeline.contents import file_sha256, write_atomically
 from warpflow.pipeline.given_models import hub_snapshot
@@ -27,8 +29,11 @@ SETTLED = 2_000_000_000  # ns: a file that changed later may change again within
 
 
 def model_content(path: str) -> str | None:
-    """The content of a model that is given by folder, by file or by its name on the hub; None where
-    it is not known here: a name that is not in the cache as yet."""
+    """The content of a model that is given by folder, by file or by its name on the hub, or of a
+    dataset (``hub:org/name``); None where it is not known here: a name that is not in the cache as
+    yet."""
+    if is_hub(path):
+        return cached_commit(parse_hub(path))
     given = Path(path)
     if given.is_dir():
         return digest(file_hashes(given))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from warpflow.settings.base import Count, Natural, listed, section
+from warpflow.settings.base import Count, Natural, Unique, listed, section
 from warpflow.settings.benchmark_policy import BenchmarkPolicy
 from warpflow.settings.compare_answers import Comparisons
 from warpflow.settings.compare_fronts import CompareFronts
@@ -26,6 +26,7 @@ from warpflow.settings.train_policy import TrainPolicy
 from warpflow.settings.train_reward_model import TrainRewardModel
 from warpflow.settings.train_sft import TrainSft
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "dvclive"]
 FOLDER = r"^[^.:][^:]*$"
 
 
@@ -66,12 +67,13 @@ class Config:
     prepare_data: PrepareData = PrepareData()
     train_sft: TrainSft = TrainSft()
     train_reward_model: TrainRewardModel = TrainRewardModel()
-    rewards: Rewards = Field(default_factory=lambda: {"reward_model": 1.0})
+    rewards: Rewards = Field(default_factory=lambda: Rewards({"reward_model": 1.0}))
     """The reward r(x, y), in training and evaluation: the sum of these, each times its weight. Of
     weight 0, the reward model is not trained, loaded or reported, and preferences are not needed.
     Beside `reward_model` any `package.module:function: weight`: a function of (prompts,
     completions, finished, columns), called by keyword, that returns a float per completion (README,
-    "Rewards of your own")."""
+    "Rewards of your own"); and any `name: {url: http://…, weight: 1.0}`, an endpoint
+    (docs/your_rewards.md)."""
     iterations: Count = 2
     """I, the number of iterations of the WARP loop. Paper: 5."""
     replicates: Count = 1
@@ -87,6 +89,10 @@ class Config:
     leaves a term out. So members specialise, and the merge joins them (rewarded soups, arXiv
     2306.04488). All policies are measured by `rewards` (docs/knobs.md)."""
     train_policy: TrainPolicy = TrainPolicy()
+    report_to: Annotated[list[Tracker], *Unique] = listed("tensorboard")
+    """Trackers that RL runs are told to (docs/trackers.md): tensorboard, wandb, mlflow, trackio,
+    dvclive. They write below `results`/logs, and to a server only where the environment names one.
+    A change of it computes nothing again."""
     merge_policies: MergePolicies = MergePolicies()
     interpolate_policy: InterpolatePolicy = InterpolatePolicy()
     evaluate_policy: EvaluatePolicy = EvaluatePolicy()

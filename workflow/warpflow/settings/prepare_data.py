@@ -11,22 +11,25 @@ from warpflow.settings.base import Count, Flag, Integer, section
 
 @section
 class PrepareData:
-    """Your files: JSON lines (.jsonl, .jsonl.gz), a JSON list (.json, .json.gz) or CSV (.csv,
-    .csv.gz). Used when `data` is `prepare_data`."""
+    """Your files: JSON lines (.jsonl, .jsonl.gz), a JSON list (.json, .json.gz), CSV (.csv,
+    .csv.gz) or Parquet (.parquet); or datasets of the hub, `hub:org/name?split=train` (also
+    `&config=…`, `&revision=…`). Columns of TRL's dataset formats need no key (docs/your_data.md).
+    Used when `data` is `prepare_data`."""
 
     sft_path: str | None = None
-    """File of the SFT corpus; not needed with train_sft.steps 0."""
+    """File or dataset of the SFT corpus; not needed with train_sft.steps 0."""
     sft_prompt: str | None = None
-    """Its column of prompts, texts or messages; null: none."""
+    """Its column of prompts, texts or messages; null: none, or a format of TRL's."""
     sft_completion: str | None = None
     """Its column of completions (the loss is on these): texts, or messages that end with the
-    assistant's (those before belong to the prompt)."""
+    assistant's (those before belong to the prompt). null: a format of TRL's."""
     preferences_path: str | None = None
-    """File of preferences; not needed with a trained reward model, or none."""
+    """File or dataset of preferences; not needed with a trained reward model, or none."""
     preferences_prompt: str | None = None
-    """Its column of prompts, texts or messages; null: none."""
+    """Its column of prompts, texts or messages; null: none, or a format of TRL's."""
     preferences_chosen: str | None = None
-    """Its column of preferred completions, as sft_completion."""
+    """Its column of preferred completions, as sft_completion; with all columns null: a format of
+    TRL's."""
     preferences_rejected: str | None = None
     """Its column of the others."""
     preferences_text: str | None = None
@@ -35,10 +38,10 @@ class PrepareData:
     """… and one of labels; each text labelled 1 is paired with a random one labelled 0, none of
     which is used twice before all are used."""
     prompts_path: str | None = None
-    """File of prompts."""
+    """File or dataset of prompts."""
     prompts_column: str | None = None
     """Its column: texts, or messages (lists of role and content) for the chat template of the
-    policy's tokenizer; a last message of the assistant's is left out."""
+    policy's tokenizer; a last message of the assistant's is left out. null: a format of TRL's."""
     prompts_first_words: Count | None = None
     """Use only the first words of that column as the prompt; null: all of it."""
     prompts_as_messages: Flag = False

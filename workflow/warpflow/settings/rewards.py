@@ -1,19 +1,52 @@
-"""What a reward is made of, in section `rewards` of the config and in experiments."""
+"""Section `rewards` of the config: a weight, or an endpoint, by name."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
-from warpflow.settings.base import Number
+from warpflow.settings.base import Count, Natural, Number, Positive, section
+
+FUNCTION = r"[\w.]+:\w+"
+OWN_NAME = r"[A-Za-z0-9][\w-]*"
+KNOWN = "known keys: package.module:function, reward_model"
 
 
 def is_reward(name: str) -> str:
-    if name != "reward_model" and not re.fullmatch(r"[\w.]+:\w+", name):
-        raise ValueError("unknown key; known keys: package.module:function, reward_model")
+    if not re.fullmatch(f"{FUNCTION}|{OWN_NAME}", name):
+        raise ValueError(f"unknown key; {KNOWN}, or a name of your own for an endpoint")
     return name
 
 
-Rewards = dict[Annotated[str, AfterValidator(is_reward)], Number]
+@section
+class Calls:
+    """How an endpoint is called. It changes no result, and is in no key."""
+
+    batch_size: Count = 64
+    """One request holds so many completions."""
+    retries: Natural = 5
+    """A request that fails is sent again so often, each time after a longer pause."""
+    timeout: Positive = 60.0
+    """A request is given up after so many seconds."""
+    api_key_env: Annotated[str, Field(pattern=r"^\w+$")] | None = None
+    """The environment variable of this name holds a key, sent as `Authorization: Bearer`. null:
+    there is none."""
+
+
+@section
+class Endpoint(Calls):
+    """A reward that is served elsewhere, over HTTP (docs/your_rewards.md)."""
+
+    url: Annotated[str, Field(pattern=r"^(https?://|\$)")] = Field(kw_only=True)
+    """The address that completions are sent to. Variables of the environment ($HOST) are replaced
+    when it is called, so that the same reward may be at another place."""
+    weight: Number = Field(kw_only=True)
+    """The weight of this reward in the sum."""
+    version: str | None = Field(default=None, kw_only=True)
+    """Write another one when what is served has changed. The runs are due then."""
+
+
+# By name.
+Rewards = dict[Annotated[str, AfterValidator(is_reward)], Number | Endpoint]

@@ -30,8 +30,14 @@ def function_scores(function: Scorer, name: str, answers: Sequence[Answer]) -> l
         "columns": [answer.columns for answer in answers],
     }
     values = call_scorer(function, name, arguments)
-    require_finite(torch.tensor(values), name, [(a.prompt, a.text) for a in answers])
-    return values
+    require_finite(values, name, [(a.prompt, a.text) for a in answers])
+    for value, answer in zip(values, answers, strict=True):
+        if value is None:
+            raise ValueError(
+                f"{name} returned None for prompt {answer.prompt!r:.1000}, answer "
+                f"{answer.text!r:.1000}: a judge must give every answer a number"
+            )
+    return [value for value in values if value is not None]
 
 
 def model_scores(
