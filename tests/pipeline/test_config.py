@@ -112,7 +112,7 @@ def test_shipped_overlays_are_valid(config, names, tmp_path, monkeypatch):
         (
             ("experiments", "one"),
             {"rewards": {"length": 1}},
-            ["experiments.one.rewards", "length", "package.module:function"],
+            ["- one: rewards.length: unknown key", "package.module:function"],
         ),
         (
             ("experiments", "one"),
@@ -175,6 +175,7 @@ def test_bad_value_is_named_with_a_remedy(config, path, value, parts):
 
 def test_a_package_that_is_not_installed_is_named_before_any_job(config, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config["report_to"] = []
     config["train_policy"]["optimizer"] = "adam_8bit"
     text = message(config)
     assert "train_policy.optimizer: got adam_8bit, which needs the package bitsandbytes" in text

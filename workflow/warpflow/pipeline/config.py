@@ -90,12 +90,12 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
         yield from architecture_problems(config["policy"]["architecture"])
     yield from check_held_out(config)
     yield from check_reward_names(config["rewards"])
-    yield from check_trackers(config["report_to"])
     if files:
         yield from check_policy(config)
         yield from check_fetched(config)
         yield from check_rewards(config)
         yield from check_installed(config)
+        yield from check_trackers(config["report_to"])
         if config["data"] == "prepare_data":
             yield from check_files(config)
     yield from check_groups(config)
@@ -337,14 +337,18 @@ def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
     if not weights:
         yield "- rewards: every weight is 0: nothing would be learned; give one another weight"
     functions = {f"rewards.{name}": name for name in weights if is_function(name)}
+    problems: dict[str, None] = {}  # members of one reward have the same ones
     for where, given in rewards_of_runs(config):
         if not given and weights:
-            yield f"- {where}: every weight is 0: nothing would be learned; give one another weight"
+            problems[
+                f"- {where}: every weight is 0: nothing would be learned; give one another weight"
+            ] = None
         changed = {n: value for n, value in given.items() if config["rewards"].get(n) != value}
-        yield from check_reward_names(changed, where)
+        problems |= dict.fromkeys(check_reward_names(changed, where))
         for name in given:
             if is_function(name) and name not in weights:
                 functions[f"{where}.{name}"] = name
+    yield from problems
     for key, name in functions.items() | golds_by_key(config).items():
         problem = function_problem(name) if is_function(name) else None
         if problem:
