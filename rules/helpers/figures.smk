@@ -1,4 +1,4 @@
-# Helpers of rules/figures.smk: what draws a figure.
+# Helpers of rules/figures.smk: what draws a figure, and what a report shows.
 
 
 def plot_command(figure):
@@ -16,3 +16,13 @@ def plot_command(figure):
         )
         + f" {flags(config['figures'])}"
     )
+
+
+def shown_in_report(group):
+    """The summary, the figures that have something to draw, and the tables."""
+    figures = available_figures(PLAN, group, [*FIGURE_NAMES, "envelopes"])
+    return [
+        f"{RESULTS}/write_summary/{group}.html",
+        *[f"{RESULTS}/figures/{group}/{figure}.svg" for figure in figures],
+        *[f"{RESULTS}/figures/{group}/{table}.html" for table in HTML_TABLES],
+    ]

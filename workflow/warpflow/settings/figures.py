@@ -27,3 +27,6 @@ class Figures:
     kl_scale: Literal["linear", "sqrt"] = "linear"
     """Of the KL axis of fronts; sqrt makes room for the small KLs. There rewards rise with the root
     of the KL."""
+    kl_budget: Positive | None = None
+    """Nats of KL to SFT that a policy may cost, or null. The summary then recommends the largest η
+    within them too."""
