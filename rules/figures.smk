@@ -24,13 +24,16 @@ FIGURE_NAMES = [
     "diversity",
     "averages",
 ]
+# What figures look like; the budget is for the summary alone, and draws no figure anew.
+LOOK = look_of(config["figures"])
+
 # A figure that dvc.yaml would draw just so is drawn by it.
 DEFAULTS = yaml.safe_load(
     Path("config/config.yaml").read_text(encoding="utf-8")
 )  # what dvc.yaml reads
 UNDER_DVC = (
     RESULTS == "results"
-    and config["figures"] == DEFAULTS["figures"]
+    and LOOK == look_of(DEFAULTS["figures"])
     and not tracking_problem(RESULTS)
 )
 
@@ -62,7 +65,7 @@ for figure in FIGURE_NAMES:
             dvc=1,
         params:
             command=plot_command(figure),
-            settings=config["figures"],
+            settings=LOOK,
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 
@@ -86,7 +89,7 @@ rule plot_envelopes:
         code=code_hash("plot_envelopes"),
         tables=subpath(input.envelopes, parent=True),
         out=subpath(output[0], parent=True),
-        settings=flags(config["figures"]),
+        settings=flags(LOOK),
     shell:
         "python scripts/plot_envelopes.py --tables {params.tables:q} --out {params.out:q} "
         "{params.settings} 2>&1 | tee {log:q}"

@@ -1,6 +1,11 @@
 # Helpers of rules/figures.smk: what draws a figure, and what a report shows.
 
 
+def look_of(figures):
+    """Section figures without what only the summary reads."""
+    return {name: value for name, value in figures.items() if name != "kl_budget"}
+
+
 def plot_command(figure):
     """What draws a figure: its stage of dvc.yaml, which are of the main group, or its script."""
     return lambda w: (
@@ -14,7 +19,7 @@ def plot_command(figure):
                 *("--out", f"{RESULTS}/figures/{w.group}"),
             ]
         )
-        + f" {flags(config['figures'])}"
+        + f" {flags(LOOK)}"
     )
 
 

@@ -54,7 +54,7 @@ def last_front(evaluations: pd.DataFrame) -> pd.DataFrame:
 
 
 def recommend(
-    evaluations: pd.DataFrame, sft: pd.Series | None, kl_budget: float | None = None
+    evaluations: pd.DataFrame, sft: pd.Series | None, kl_budget: float = 0.0
 ) -> Iterator[Recommended]:
     """The best point of all fronts; the knee and, with a budget, the largest η within it, both on
     the last front of the base experiment.
@@ -62,12 +62,12 @@ def recommend(
     Args:
         evaluations: a row for each use of a policy, the means of its replicates.
         sft: the row of the SFT policy, where the front starts, if it was evaluated.
-        kl_budget: in nats per sequence.
+        kl_budget: in nats per sequence; 0: none.
     """
     yield best(evaluations)
     front = last_front(evaluations)
     yield knee(front, sft)
-    if kl_budget is not None:
+    if kl_budget:
         yield within_budget(front, kl_budget)
 
 
