@@ -1,7 +1,7 @@
 # The tables of the run → figures, tables to read, and the report.
 #
-# Each figure is a stage of dvc.yaml, so `dvc repro` and Snakemake leave one and the same state. Runs
-# in another results folder, with figure settings of another config, or without DVC, and the figures
+# A figure that every run has is a stage of dvc.yaml, so `dvc repro` and Snakemake leave one and the same
+# state. Runs in another results folder, with figure settings of another config, or without DVC, and the figures
 # of other groups than main, call the same script by themselves.
 
 from pathlib import Path
@@ -24,18 +24,14 @@ FIGURE_NAMES = [
     "diversity",
     "averages",
 ]
-# What figures look like; the budget is for the summary alone, and draws no figure anew.
-LOOK = look_of(config["figures"])
-
 # A figure that dvc.yaml would draw just so is drawn by it.
 DEFAULTS = yaml.safe_load(
     Path("config/config.yaml").read_text(encoding="utf-8")
 )  # what dvc.yaml reads
 UNDER_DVC = (
-    RESULTS == "results"
-    and LOOK == look_of(DEFAULTS["figures"])
-    and not tracking_problem(RESULTS)
+    RESULTS == "results" and LOOK == look_of(DEFAULTS["figures"]) and not tracking_problem(RESULTS)
 )
+DVC_STAGES = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
 HTML_TABLES = ["verdicts", "comparisons", "evaluations", "completions"]

@@ -1,16 +1,11 @@
 # Helpers of rules/figures.smk: what draws a figure, and what a report shows.
 
 
-def look_of(figures):
-    """Section figures without what only the summary reads."""
-    return {name: value for name, value in figures.items() if name != "kl_budget"}
-
-
 def plot_command(figure):
     """What draws a figure: its stage of dvc.yaml, which are of the main group, or its script."""
     return lambda w: (
         f"dvc repro plot_{figure}"
-        if UNDER_DVC and w.group == MAIN
+        if UNDER_DVC and w.group == MAIN and f"plot_{figure}" in DVC_STAGES
         else shlex.join(
             [
                 "python",
