@@ -35,7 +35,7 @@ class Recommended:
 
 def point_name(row: pd.Series) -> str:
     """What commands call a LITI point: experiment/iteration/η."""
-    return f"{row['experiment']}/{row['iteration']}/{eta_text(float(row['eta']))}"
+    return f"{row['experiment']}/{int(row['iteration'])}/{eta_text(float(row['eta']))}"
 
 
 def front_points(evaluations: pd.DataFrame) -> pd.DataFrame:
