@@ -111,14 +111,16 @@ def experiment_looks(
     looks = {}
     for index, name in enumerate([*main, *rest]):
         cycle, position = divmod(index, len(colors))
-        looks[name] = Look(muted(colors[position], cycle), int(last[name]))
+        looks[name] = Look(again(colors[position], cycle), int(last[name]))
     return looks
 
 
-def muted(color: str, cycle: int) -> str:
-    """A colour of the palette where it is used up for the `cycle`-th time: closer to grey."""
-    grey = 1 - 0.55**cycle
-    red, green, blue = (channel * (1 - grey) + 0.5 * grey for channel in to_rgb(color))
+def again(color: str, cycle: int) -> str:
+    """A colour of the palette where it is used for the `cycle`-th time after the first: darker, or
+    lighter where it is dark already."""
+    kept = 0.6**cycle
+    end = 0.0 if luminance(color) > 0.1 else 1.0
+    red, green, blue = (channel * kept + end * (1 - kept) for channel in to_rgb(color))
     return to_hex((red, green, blue))
 
 
