@@ -11,7 +11,7 @@ ifeq ($(shell [ -d "$$HOME" ] && { [ "$$HOME" != / ] || [ -w / ]; } && echo yes)
 export HOME := $(shell mktemp -d)
 endif
 
-.PHONY: run smollm2 plan why check smoke test trl lint docs config-docs clean lock image
+.PHONY: run smollm2 plan status why check smoke test trl lint docs config-docs clean lock image
 run: $(VENV)/installed  ## the default run: everything, from data to report
 	snakemake --cores all
 
@@ -20,6 +20,9 @@ smollm2: $(VENV)/installed  ## the same on a real language model of 135 M weight
 
 plan: $(VENV)/installed  ## what a run takes: make plan [CONFIG=config/paper.yaml] [TFLOPS=400] [GROUP=main]
 	python scripts/plan_run.py --configfile $(CONFIG) $(addprefix --tflops ,$(TFLOPS)) $(addprefix --group ,$(GROUP))
+
+status: $(VENV)/installed  ## where a run is, also while it goes on: make status [CONFIG=config/mine.yaml]
+	python scripts/show_status.py $(addprefix --configfile ,$(CONFIG)) $(addprefix --group ,$(GROUP))
 
 why: $(VENV)/installed  ## why jobs are due, and what they cost: make why [CONFIG=config/mine.yaml]
 	python scripts/explain_rerun.py $(addprefix --configfile ,$(CONFIG))

@@ -95,7 +95,7 @@ rule plot_benchmarks:
         code=code_hash("plot_benchmarks"),
         tables=subpath(input.table, parent=True),
         out=subpath(output[0], parent=True),
-        settings=flags(config["figures"]),
+        settings=flags(LOOK),
     shell:
         "python scripts/plot_benchmarks.py --tables {params.tables:q} --out {params.out:q} "
         "{params.settings} 2>&1 | tee {log:q}"

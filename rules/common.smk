@@ -146,6 +146,14 @@ def calling(rewards):
 
 CALLING = calling(config["rewards"])
 
+
+def look_of(figures):
+    """Section figures without what only the summary reads, so that a budget draws no figure anew."""
+    return {name: value for name, value in figures.items() if name != "kl_budget"}
+
+
+LOOK = look_of(config["figures"])
+
 # Jobs that use a GPU where there is one; each holds its own (warpflow.pipeline.gpus), so that as many
 # run at once as there are.
 GPUS = len(visible_gpus())

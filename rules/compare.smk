@@ -140,7 +140,7 @@ rule plot_side_by_side:
         code=code_hash("plot_side_by_side"),
         tables=subpath(input.table, parent=True),
         out=subpath(output[0], parent=True),
-        settings=flags(config["figures"]),
+        settings=flags(LOOK),
     shell:
         "python scripts/plot_side_by_side.py --tables {params.tables:q} --out {params.out:q} "
         "{params.settings} 2>&1 | tee {log:q}"

@@ -1,13 +1,14 @@
 # The tables of the run → figures, tables to read, and the report.
 #
-# Each figure is a stage of dvc.yaml, so `dvc repro` and Snakemake leave one and the same state. Runs
-# in another results folder, with figure settings of another config, or without DVC, and the figures
+# A figure that every run has is a stage of dvc.yaml, so `dvc repro` and Snakemake leave one and the same
+# state. Runs in another results folder, with figure settings of another config, or without DVC, and the figures
 # of other groups than main, call the same script by themselves.
 
 from pathlib import Path
 
 import yaml
 
+from warpflow.figures.available import available_figures
 from warpflow.pipeline.code_files import code_files
 
 
@@ -23,17 +24,14 @@ FIGURE_NAMES = [
     "diversity",
     "averages",
 ]
-FIGURES = [f"{RESULTS}/figures/{{group}}/{figure}.svg" for figure in FIGURE_NAMES]
-
 # A figure that dvc.yaml would draw just so is drawn by it.
 DEFAULTS = yaml.safe_load(
     Path("config/config.yaml").read_text(encoding="utf-8")
 )  # what dvc.yaml reads
 UNDER_DVC = (
-    RESULTS == "results"
-    and config["figures"] == DEFAULTS["figures"]
-    and not tracking_problem(RESULTS)
+    RESULTS == "results" and LOOK == look_of(DEFAULTS["figures"]) and not tracking_problem(RESULTS)
 )
+DVC_STAGES = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
 HTML_TABLES = ["verdicts", "comparisons", "evaluations", "completions"]
@@ -63,7 +61,7 @@ for figure in FIGURE_NAMES:
             dvc=1,
         params:
             command=plot_command(figure),
-            settings=config["figures"],
+            settings=LOOK,
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 
@@ -87,7 +85,7 @@ rule plot_envelopes:
         code=code_hash("plot_envelopes"),
         tables=subpath(input.envelopes, parent=True),
         out=subpath(output[0], parent=True),
-        settings=flags(config["figures"]),
+        settings=flags(LOOK),
     shell:
         "python scripts/plot_envelopes.py --tables {params.tables:q} --out {params.out:q} "
         "{params.settings} 2>&1 | tee {log:q}"
@@ -136,14 +134,43 @@ rule write_tables:
         "--comparisons {params.comparisons:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
+rule write_summary:
+    """What a group found, on one page: front, verdicts in words, points to take, completions, cost."""
+    input:
+        tables=TABLES,
+        comparisons=rules.compare_fronts.output,
+        template="workflow/warpflow/figures/summary.html",
+    output:
+        report(
+            f"{RESULTS}/write_summary/{{group}}.html",
+            caption="../docs/captions/summary.rst",
+            category="Answer",
+            labels={"group": "{group}", "page": "summary"},
+        ),
+    log:
+        f"{LOGS}/write_summary/{{group}}.log",
+    benchmark:
+        f"{LOGS}/write_summary/{{group}}.tsv"
+    localrule: True
+    resources:
+        dvc=1,
+    params:
+        code=code_hash("write_summary"),
+        results=subpath(output[0], ancestor=2),
+        tables=lambda w, input: str(Path(input.tables[0]).parent),
+        comparisons=lambda w, input: str(Path(input.comparisons[0]).parent),
+        settings=flags(config["figures"]),
+        track="true" if tracking_problem(RESULTS) else "dvc --wait-for-lock add --quiet",
+    shell:
+        "(python scripts/write_summary.py --results {params.results:q} --tables {params.tables:q} "
+        "--comparisons {params.comparisons:q} --group {wildcards.group} --out {output:q} "
+        "{params.settings} && {params.track} {output:q}) 2>&1 | tee {log:q}"
+
+
 rule report:
     """All figures and tables of a group with captions in one self-contained HTML file."""
     input:
-        shown=[
-            *FIGURES,
-            f"{RESULTS}/figures/{{group}}/envelopes.svg",
-            *[f"{RESULTS}/figures/{{group}}/{table}.html" for table in HTML_TABLES],
-        ],
+        shown=lambda w: shown_in_report(w.group),
         # What is measured beside the run, where the config asks for it.
         beside=lambda w: [*SIDE_BY_SIDE, *BENCHMARK_FIGURES] if w.group == MAIN else [],
         caption="docs/captions/workflow.rst",

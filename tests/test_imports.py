@@ -31,7 +31,7 @@ LAYERS = (
     ("fronts",),
     ("figures", "side_by_side"),
     ("pipeline",),
-    ("estimates",),
+    ("estimates", "export"),
 )
 WITHOUT_MODEL_CODE = ("settings", "pipeline", "fronts", "figures")
 MODEL_CODE = ("torch", "transformers", "accelerate", "peft")

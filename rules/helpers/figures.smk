@@ -1,11 +1,11 @@
-# Helpers of rules/figures.smk: what draws a figure.
+# Helpers of rules/figures.smk: what draws a figure, and what a report shows.
 
 
 def plot_command(figure):
     """What draws a figure: its stage of dvc.yaml, which are of the main group, or its script."""
     return lambda w: (
         f"dvc repro plot_{figure}"
-        if UNDER_DVC and w.group == MAIN
+        if UNDER_DVC and w.group == MAIN and f"plot_{figure}" in DVC_STAGES
         else shlex.join(
             [
                 "python",
@@ -14,5 +14,15 @@ def plot_command(figure):
                 *("--out", f"{RESULTS}/figures/{w.group}"),
             ]
         )
-        + f" {flags(config['figures'])}"
+        + f" {flags(LOOK)}"
     )
+
+
+def shown_in_report(group):
+    """The summary, the figures that have something to draw, and the tables."""
+    figures = available_figures(PLAN, group, [*FIGURE_NAMES, "envelopes"])
+    return [
+        f"{RESULTS}/write_summary/{group}.html",
+        *[f"{RESULTS}/figures/{group}/{figure}.svg" for figure in figures],
+        *[f"{RESULTS}/figures/{group}/{table}.html" for table in HTML_TABLES],
+    ]

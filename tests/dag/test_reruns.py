@@ -22,7 +22,7 @@ from project import (
 pytestmark = pytest.mark.workflow
 
 RL = "workflow/warpflow/training/reinforce.py"
-TABLES = {"collect_evaluations", "compare_fronts", "write_tables"}
+TABLES = {"collect_evaluations", "compare_fronts", "write_tables", "write_summary"}
 GOLD = "my_gold:short"
 AFTER_RL = {"merge_policies", "interpolate_policy", "evaluate_front", "score_trajectories"}
 

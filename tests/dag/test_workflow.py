@@ -23,7 +23,6 @@ FIGURES = (
     "training_curves",
     "diversity",
     "envelopes",
-    "averages",
 )
 
 
@@ -35,6 +34,9 @@ def test_everything_is_made(finished):
     figures = {path.name for path in (results / "figures/main").iterdir()}
     for figure in FIGURES:
         assert {f"{figure}.svg", f"{figure}.png"} <= figures
+    assert not {"averages.svg", "averages.png"} & figures, "they would have nothing to draw"
+    summary = (results / "write_summary/main.html").read_text()
+    assert "Points to take" in summary and "too few" in summary
     report = (results / "report/main.html").read_text()
     assert "fronts.svg" in report
     verdicts = pd.read_csv(results / "compare_fronts/main/verdicts.csv").set_index("claim")
@@ -92,9 +94,12 @@ def test_content_decides_not_clocks(finished):
 def test_new_eta_runs_only_its_jobs(finished, overlay):
     jobs = planned(finished, *overlay(interpolate_policy={"etas": [0.5, 1, 0.25]}))
     assert jobs.pop("evaluate_front") == 4  # warp × 2, lerp, one run anchored to SFT
-    assert set(jobs) == {"collect_evaluations", "compare_fronts", "write_tables"} | {
-        f"plot_{name}" for name in FIGURES
-    }
+    assert set(jobs) == {
+        "collect_evaluations",
+        "compare_fronts",
+        "write_tables",
+        "write_summary",
+    } | {f"plot_{name}" for name in FIGURES}
 
 
 def test_beta_reruns_rl_and_what_follows(finished, overlay):
@@ -107,7 +112,7 @@ def test_beta_reruns_rl_and_what_follows(finished, overlay):
 def test_colour_only_plots(finished, overlay):
     jobs = planned(finished, *overlay(figures={"palette": "Set2"}))
     assert jobs
-    assert all(rule.startswith("plot_") for rule in jobs)
+    assert all(rule.startswith("plot_") or rule == "write_summary" for rule in jobs)
 
 
 def test_editing_code_reruns_what_imports_it(finished, tmp_path):

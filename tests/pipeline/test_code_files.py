@@ -227,7 +227,7 @@ def test_figures_of_dvc_depend_on_the_code_that_snakemake_names():
     """`dvc repro` and Snakemake must re-plot after the same edits."""
     stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
     plots = {name: stage for name, stage in stages.items() if name.startswith("plot_")}
-    assert len(plots) == 7
+    assert len(plots) == 6  # averages are drawn where a run has some
     for name, stage in plots.items():
         assert {dep for dep in stage["deps"] if dep.endswith(".py")} == set(code_files(name))
 

@@ -8,14 +8,16 @@ from warpflow.figures.panels import (
     add_legend,
     draw_points,
     experiment_handles,
+    iteration_handles,
     label_axes,
     message_figure,
     new_figure,
 )
 from warpflow.figures.rows import has_values, split_by
-from warpflow.figures.style import LINE_STYLES, FigureStyle, experiment_looks, fixed_settings
+from warpflow.figures.style import FigureStyle, experiment_looks, fixed_settings, linestyle_of
 from warpflow.gold_names import gold_columns
 
+MARKERS = {"policy": "o", "ema": "s", "average": "^"}
 NAMES = {"policy": "policy", "ema": "EMA, rate μ", "average": "mean of all steps"}
 MESSAGE = (
     "No average was evaluated along a run. Give an experiment "
@@ -40,19 +42,22 @@ def plot_averages(
     looks = experiment_looks(evaluations, trajectories, style.palette)
     metrics = [name for name in ("reward", *gold_columns(rows)) if has_values(rows, name)]
     figure, [panels] = new_figure(style, [len(metrics)])
-    line_styles = dict(zip(NAMES, LINE_STYLES, strict=False))
     for (name, _, iteration, _, kind), points in split_by(rows, *runs, "weights"):
         for axes, metric in zip(panels, metrics, strict=True):
-            line = {"color": looks[name].shade(iteration), "linestyle": line_styles[kind]}
+            line: dict[str, Any] = {"color": looks[name].shade(iteration)}
+            line |= {"linestyle": linestyle_of(iteration)}
+            line |= {"marker": MARKERS[kind], "markersize": 3.5}
             label = f"{name}, iteration {iteration}: {NAMES[kind]}"
             points = points.sort_values("step")
-            draw_points(axes, points, "kl_exact", metric, style.z, label, **line, marker=".")
+            draw_points(axes, points, "kl_exact", metric, style.z, label, **line)
     for axes, metric in zip(panels, metrics, strict=True):
         label_axes(axes, "kl_exact", metric)
     styles = [
-        Line2D([], [], color="0.3", linestyle=line_styles[kind], label=NAMES[kind])
+        Line2D([], [], color="0.3", marker=MARKERS[kind], linestyle="none", label=NAMES[kind])
         for kind in NAMES
         if (rows["weights"] == kind).any()
     ]
-    add_legend(figure, [*experiment_handles(rows["experiment"], looks), *styles], style)
+    handles = experiment_handles(rows["experiment"], looks)
+    iterations = iteration_handles(rows["iteration"], markers=False)
+    add_legend(figure, [*handles, *iterations, *styles], style)
     return figure

@@ -17,7 +17,14 @@ from warpflow.figures.panels import (
     new_figure,
 )
 from warpflow.figures.rows import drop_shared, split_by
-from warpflow.figures.style import FigureStyle, Look, experiment_looks, fixed_settings, marker_of
+from warpflow.figures.style import (
+    FigureStyle,
+    Look,
+    experiment_looks,
+    fixed_settings,
+    linestyle_of,
+    marker_of,
+)
 
 MESSAGE = "There is no pair of members to compare. Set `members` to 2 or more."
 
@@ -68,7 +75,7 @@ def draw_geometry_panel(
             [positions[group] for group in mean.index],
             mean,
             color=color,
-            linestyle=looks[name].linestyle,
+            linestyle=linestyle_of(iteration),
             marker=marker_of(iteration),
             markersize=4,
             linewidth=1.3,

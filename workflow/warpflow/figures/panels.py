@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from warpflow.figures.style import FigureStyle, Look, marker_of, shade
+from warpflow.figures.style import FigureStyle, Look, linestyle_of, marker_of, shade
 
 AXIS_LABELS = {
     "reward": "Reward",
@@ -108,14 +108,15 @@ def experiment_handles(names: Iterable[str], looks: dict[str, Look]) -> list[Lin
     """One entry per drawn experiment, in the order of the looks."""
     drawn = set(names)
     return [
-        Line2D([], [], color=look.color, linestyle=look.linestyle, linewidth=2, label=name)
+        Line2D([], [], color=look.color, linewidth=2, label=name)
         for name, look in looks.items()
         if name in drawn
     ]
 
 
 def iteration_handles(iterations: Iterable[int], markers: bool = True) -> list[Line2D]:
-    """One entry per iteration (by marker, or by shade alone), none if there is only one."""
+    """One entry per iteration, none if there is only one: by line style and shade, and by marker
+    where the figure has markers."""
     numbers = sorted({int(iteration) for iteration in iterations})
     if len(numbers) < 2:
         return []
@@ -126,7 +127,7 @@ def iteration_handles(iterations: Iterable[int], markers: bool = True) -> list[L
             color=shade("#333333", number, numbers[-1]),
             marker=marker_of(number) if markers else "none",
             markersize=5,
-            linestyle="none" if markers else "-",
+            linestyle=linestyle_of(number),
             label=f"iteration {number}",
         )
         for number in numbers

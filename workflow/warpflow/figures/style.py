@@ -1,6 +1,6 @@
 """How figures look: the section `figures` of the config, and what colours, lines and markers mean.
 
-Colour and line style stand for the experiment in every figure, marker and shade for the iteration.
+Colour stands for the experiment in every figure; line style, marker and shade for the iteration.
 """
 
 import difflib
@@ -64,11 +64,15 @@ class Look:
     """How one experiment is drawn, the same in every figure. last: number of its last iteration."""
 
     color: str
-    linestyle: LineStyle
     last: int
 
     def shade(self, iteration: int) -> str:
         return shade(self.color, iteration, self.last)
+
+
+def linestyle_of(iteration: int) -> LineStyle:
+    """Solid, dashed, dash-dotted, dotted for iterations 1 to 4, and so on from the beginning."""
+    return LINE_STYLES[(iteration - 1) % len(LINE_STYLES)]
 
 
 def palette_colors(palette: str, count: int) -> list[str]:
@@ -107,9 +111,17 @@ def experiment_looks(
     looks = {}
     for index, name in enumerate([*main, *rest]):
         cycle, position = divmod(index, len(colors))
-        linestyle = LINE_STYLES[cycle % len(LINE_STYLES)]
-        looks[name] = Look(colors[position], linestyle, int(last[name]))
+        looks[name] = Look(again(colors[position], cycle), int(last[name]))
     return looks
+
+
+def again(color: str, cycle: int) -> str:
+    """A colour of the palette where it is used for the `cycle`-th time after the first: darker, or
+    lighter where it is dark already."""
+    kept = 0.6**cycle
+    end = 0.0 if luminance(color) > 0.1 else 1.0
+    red, green, blue = (channel * kept + end * (1 - kept) for channel in to_rgb(color))
+    return to_hex((red, green, blue))
 
 
 def shade(color: str, iteration: int, last: int) -> str:
@@ -131,7 +143,7 @@ def front_groups(
         color = looks[name].shade(iteration)
         line = {
             "color": color,
-            "linestyle": looks[name].linestyle,
+            "linestyle": linestyle_of(iteration),
             "marker": marker_of(iteration),
             "markersize": 4,
             "markerfacecolor": "white" if towards == "init" else color,
@@ -149,4 +161,4 @@ def run_groups(
     columns = ("experiment", "replicate", "iteration", "member")
     for (name, replicate, iteration, member), rows in split_by(runs, *columns):
         label = f"{name}, replicate {replicate}, iteration {iteration}, member {member:g}"
-        yield label, rows.sort_values("step"), looks[name].shade(iteration), looks[name].linestyle
+        yield label, rows.sort_values("step"), looks[name].shade(iteration), linestyle_of(iteration)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from warpflow.settings.base import Integer, Level, Positive, section
+from warpflow.settings.base import Integer, Level, NonNegative, Positive, section
 
 
 @section
@@ -27,3 +27,6 @@ class Figures:
     kl_scale: Literal["linear", "sqrt"] = "linear"
     """Of the KL axis of fronts; sqrt makes room for the small KLs. There rewards rise with the root
     of the KL."""
+    kl_budget: NonNegative = 0.0
+    """Nats of KL to SFT that a policy may cost: the summary recommends the largest η within them
+    too; 0: no such point."""

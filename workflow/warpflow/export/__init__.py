@@ -1,0 +1,5 @@
+"""A chosen point as a model to share.
+
+`merge_facts` names what a point was merged from, in mergekit's terms, `card` writes the model card,
+`push` uploads a folder to the Hugging Face hub. Next: `scripts/export_point.py`, which uses them.
+"""
