@@ -1,5 +1,7 @@
 """Averages of one run's own weights against the run (Figs. 13 and 14)."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
