@@ -44,7 +44,10 @@ def plot_averages(
     figure, [panels] = new_figure(style, [len(metrics)])
     for (name, _, iteration, _, kind), points in split_by(rows, *runs, "weights"):
         for axes, metric in zip(panels, metrics, strict=True):
-            line = {"color": looks[name].shade(iteration), "linestyle": linestyle_of(iteration)}
+            line: dict[str, object] = {
+                "color": looks[name].shade(iteration),
+                "linestyle": linestyle_of(iteration),
+            }
             line |= {"marker": MARKERS[kind], "markersize": 3.5}
             label = f"{name}, iteration {iteration}: {NAMES[kind]}"
             points = points.sort_values("step")

@@ -31,9 +31,7 @@ def plot_benchmarks(table: pd.DataFrame, style: FigureStyle) -> Figure:
     last = table.groupby("experiment")["iteration"].max()
     names = list(dict.fromkeys(table["experiment"]))
     colors = palette_colors(style.palette, len(names))
-    looks = {
-        name: Look(colors[i % len(colors)], "-", int(last[name])) for i, name in enumerate(names)
-    }
+    looks = {name: Look(colors[i % len(colors)], int(last[name])) for i, name in enumerate(names)}
     flat = [axes for row in rows for axes in row]
     for axes, ((task, metric, kind), points) in zip(flat, panels, strict=True):
         for (name, iteration), line in split_by(points, "experiment", "iteration"):
