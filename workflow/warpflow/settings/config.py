@@ -68,11 +68,11 @@ class Config:
     train_sft: TrainSft = TrainSft()
     train_reward_model: TrainRewardModel = TrainRewardModel()
     rewards: Rewards = Field(default_factory=lambda: Rewards({"reward_model": 1.0}))
-    """The reward r(x, y), in training and evaluation: the sum of these, each times its weight. Of
-    weight 0, the reward model is not trained, loaded or reported, and preferences are not needed.
-    Beside `reward_model` any `package.module:function: weight`: a function of (prompts,
-    completions, finished, columns), called by keyword, that returns a float per completion (README,
-    "Rewards of your own"); and any `name: {url: http://…, weight: 1.0}`, an endpoint
+    """The reward r(x, y) of training and evaluation: the sum of these terms, each times its weight.
+    With weight 0 the reward model is not trained, loaded or reported, and preferences are not
+    needed. Beside `reward_model` there may be any `package.module:function: weight`; the function
+    is called by keyword with prompts, completions, finished and columns, and returns a float for
+    each completion. Any `name: {url: http://…, weight: 1.0}` is an endpoint
     (docs/your_rewards.md)."""
     iterations: Count = 2
     """I, the number of iterations of the WARP loop. Paper: 5."""
