@@ -14,7 +14,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from stub_hub import stub_hub
+from receiving_hub import receiving_hub
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from warpflow.merging.checkpoints import read_tensors
@@ -172,7 +172,7 @@ def push(run: Path, out: Path, endpoint: str, *words: str, token: str | None = T
 
 def test_a_push_makes_a_private_repository_of_the_folder(run, tmp_path):
     out = tmp_path / "point"
-    with stub_hub() as hub:
+    with receiving_hub() as hub:
         pushed = push(run, out, hub.endpoint, "org/name")
         assert pushed.returncode == 0, pushed.stderr
         repository = hub.repositories["org/name"]
@@ -191,7 +191,7 @@ def test_a_push_makes_a_private_repository_of_the_folder(run, tmp_path):
 
 def test_a_push_without_token_or_with_a_wrong_name_does_no_work(run, tmp_path):
     out = tmp_path / "point"
-    with stub_hub() as hub:
+    with receiving_hub() as hub:
         without = push(run, out, hub.endpoint, "org/name", token=None)
         assert "there is no token. Run `hf auth login`" in without.stderr
         wrong = push(run, out, hub.endpoint, "name")
@@ -203,7 +203,7 @@ def test_a_push_without_token_or_with_a_wrong_name_does_no_work(run, tmp_path):
 
 def test_a_hub_that_refuses_is_said_and_the_folder_stays(run, tmp_path):
     out = tmp_path / "point"
-    with stub_hub() as hub:
+    with receiving_hub() as hub:
         hub.refuses = True
         refused = push(run, out, hub.endpoint, "org/name", "--public")
     assert refused.returncode == 1

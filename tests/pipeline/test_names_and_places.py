@@ -161,7 +161,7 @@ def test_homes_and_variables_in_paths_are_those_of_the_user(config, monkeypatch)
 def test_every_path_of_the_settings_is_expanded():
     """Settings whose descriptions speak of a file or folder that the user names."""
     schema = yaml.safe_load((ROOT / "config/schema.yaml").read_text(encoding="utf-8"))
-    is_path = re.compile("Your |Another |File|Folder")
+    is_path = re.compile("(?:The |A )?(?:your |another |file|folder)", re.IGNORECASE)
     named = {name for name, text in texts(schema) if name.islower() and is_path.match(text)}
     assert {"results", "path", "prompts_path", "answers", "task_folder"} <= named
     given = {name: "~" for name in named}

@@ -21,7 +21,7 @@ class Hub:
 
 
 @contextmanager
-def stub_hub() -> Iterator[Hub]:
+def receiving_hub() -> Iterator[Hub]:
     """A hub at an address of its own, until the end of the block."""
     hub = Hub()
 
