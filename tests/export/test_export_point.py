@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
 from receiving_hub import receiving_hub
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from warpflow.merging.checkpoints import read_tensors
