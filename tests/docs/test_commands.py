@@ -4,21 +4,20 @@ are valid. Nothing is computed: parsers of the programs themselves read the comm
 import contextlib
 import importlib
 import io
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from pages import FENCE, ROOT, commands, pages
 from pydantic import TypeAdapter
 
-from warpflow.merging import methods
-from warpflow.merging.streaming import merge
 from warpflow.settings.config import Config
 
 # Programs that are not of this project, or whose commands need what the reader has.
@@ -132,21 +131,36 @@ def test_commands_are_found() -> None:
     assert any(command.startswith("python scripts/merge_policies.py") for command in found)
 
 
-def test_the_merge_method_of_the_page_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example of docs/extend.md, added to METHODS, merges as the page says."""
+@pytest.mark.slow
+def test_the_merge_method_of_the_page_passes_the_tests_of_all(tmp_path: Path) -> None:
+    """The example of docs/extend.md, written into a copy of the project as the page says."""
+    for name in ("workflow/warpflow", "tests/merging"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("tests/conftest.py", "tests/project.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
     blocks = FENCE.findall((ROOT / "docs/extend.md").read_text(encoding="utf-8"))
-    code = next(block for language, block in blocks if language == "python")
-    namespace = dict(vars(methods))
-    exec(code, namespace)
-    monkeypatch.setitem(methods.METHODS, "heaviest", namespace["heaviest_coefficients"])
-    init, a, b = ({"w": torch.tensor(values)} for values in ([4.0, -3.0], [5.0, -3.0], [4.0, -1.0]))
-    assert torch.equal(merge(init, [a, b], "heaviest")["w"], b["w"])
+    function, line, test = [block for language, block in blocks if language == "python"][:3]
+    methods = tmp_path / "workflow/warpflow/merging/methods.py"
+    before, after = methods.read_text().split("METHODS: dict", 1)
+    table, rest = after.split("\n}", 1)
+    methods.write_text(f"{before}{function}\n\nMETHODS: dict{table}\n{line.rstrip()}\n}}{rest}")
+    with open(tmp_path / "tests/merging/test_methods.py", "a") as file:
+        file.write(f"\n\n{test}")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "tests/merging/test_methods.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "workflow")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "passed" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/your_rewards.md", "docs/extend.md"])
 def test_configs_of_the_pages_are_valid(name: str) -> None:
     page = (ROOT / name).read_text(encoding="utf-8")
-    page = page.replace("method: heaviest", "method: lerp")  # the page adds that method
+    page = page.replace("method: lerp_equal_lengths", "method: lerp")  # the page adds that method
     configs = [
         yaml.safe_load(block) for language, block in FENCE.findall(page) if language == "yaml"
     ]
