@@ -77,8 +77,8 @@ def due_rules(folder: Path, *arguments: str) -> set[str]:
         ),
         (
             RL,
-            "rewards - beta * log_ratio",
-            "rewards - 1 * beta * log_ratio",
+            "rewards - beta * kl",
+            "rewards - 1 * beta * kl",
             {"train_policy", *AFTER_RL, *TABLES, "plot_*"},
         ),
     ],
@@ -135,7 +135,7 @@ def test_how_often_is_logged_changes_no_weight(project, tmp_path):
 
 
 def test_explain_says_which_setting_input_and_function(folder):
-    edit(folder, RL, "rewards - beta * log_ratio", "rewards - 1 * beta * log_ratio")
+    edit(folder, RL, "rewards - beta * kl", "rewards - 1 * beta * kl")
     printed = explain(folder, *overlay(folder, train_policy={"beta": 0.2}))
     assert f"code {RL}: penalised_rewards" in printed
     assert "setting --beta: 0.3 → 0.2" in printed
@@ -146,7 +146,7 @@ def test_explain_says_which_setting_input_and_function(folder):
 
 
 def test_a_dry_run_and_an_explanation_change_no_file(folder):
-    edit(folder, RL, "rewards - beta * log_ratio", "rewards - 1 * beta * log_ratio")
+    edit(folder, RL, "rewards - beta * kl", "rewards - 1 * beta * kl")
 
     def times() -> dict[str, int]:
         paths = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
@@ -162,7 +162,7 @@ def test_a_dry_run_and_an_explanation_change_no_file(folder):
 
 def test_accepted_results_are_current_here_and_in_a_clone(project, tmp_path):
     copy = copy_finished(project, tmp_path / "copy")
-    edit(copy, RL, "rewards - beta * log_ratio", "rewards - 1 * beta * log_ratio")
+    edit(copy, RL, "rewards - beta * kl", "rewards - 1 * beta * kl")
     edit(copy, "scripts/merge_policies.py", "def main(", "SPARE = 1\n\n\ndef main(")
     before = pointers(copy)
     accept = (sys.executable, "scripts/accept_results.py", "--reason", "times one", *SMOKE)
@@ -189,7 +189,7 @@ def test_accepted_results_are_current_here_and_in_a_clone(project, tmp_path):
 
 
 def test_accepting_is_refused_where_more_than_code_differs_or_nothing_is_there(folder):
-    edit(folder, RL, "rewards - beta * log_ratio", "rewards - 1 * beta * log_ratio")
+    edit(folder, RL, "rewards - beta * kl", "rewards - 1 * beta * kl")
     script = (sys.executable, "scripts/accept_results.py", "--reason", "why not")
     changed = overlay(folder, train_policy={"beta": 0.2})
     printed = execute(folder, *script, *changed, succeeds=False)

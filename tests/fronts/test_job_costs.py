@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from warpflow.figures.summary import cost_cells
 from warpflow.fronts.costs import costs_table
 
 HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
@@ -35,3 +36,13 @@ def test_no_files_are_no_rows_and_a_wrong_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "logs/odd.tsv").write_text("a\tb\n1\t2\n")
     with pytest.raises(ValueError, match=r"odd\.tsv: expected a benchmark file .*got a, b"):
         costs_table(tmp_path)
+
+
+def test_where_all_came_from_the_cache_nothing_was_taken(tmp_path: Path) -> None:
+    """As in a clone that pulls: no job has a number, and the table has its columns all the same."""
+    write(tmp_path, "train_sft", 7)
+    (tmp_path / "train_sft").mkdir()
+    (tmp_path / "train_sft/provenance.json").write_text('{"restored": true}')
+    (row,) = costs_table(tmp_path).to_dict("records")
+    assert (row["jobs"], row["restored"], row["hours"], row["cpu_hours"]) == (0, 1, 0, 0)
+    assert cost_cells(row) == ["train_sft", "0", "1", "0.000", "0.000", ""]

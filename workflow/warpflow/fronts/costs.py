@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -50,6 +51,13 @@ def read_benchmark(path: Path, results: Path) -> dict[str, object]:
             f"max_rss, got {', '.join(table.columns) or 'none'}; delete it"
         )
     row = table.iloc[-1]
-    ran = {} if restored else {"hours": row["s"] / 3600, "cpu_hours": row["cpu_time"] / 3600}
-    ran |= {} if restored else {"gb": row["max_rss"] / 1024}
-    return {"rule": result.parts[0], "ran": not restored, "restored": restored, **ran}
+    took = (row["s"] / 3600, row["cpu_time"] / 3600, row["max_rss"] / 1024)
+    hours, cpu_hours, gb = (math.nan, math.nan, math.nan) if restored else took
+    return {
+        "rule": result.parts[0],
+        "ran": not restored,
+        "restored": restored,
+        "hours": hours,
+        "cpu_hours": cpu_hours,
+        "gb": gb,
+    }
