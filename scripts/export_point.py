@@ -38,12 +38,11 @@ from warpflow.merging.streaming import rounding_loss
 from warpflow.merging.workers import available_cores
 from warpflow.merging.writing import new_checkpoints, provenance
 from warpflow.pipeline.config import check_config
-from warpflow.pipeline.config_files import read_config
+from warpflow.pipeline.config_files import DEFAULTS, read_config
 from warpflow.pipeline.provenance import provenance_tree
 from warpflow.side_by_side.settings import policy_result
 from warpflow.version import VERSION
 
-CONFIGS = ("config/config.yaml", "config/ablations.yaml")
 MERGES, CARD, FRONT = "mergekit_config.yml", "README.md", "front.png"
 
 
@@ -89,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def export_point(arguments: argparse.Namespace) -> None:
     """All checks, then the folder, then the hub."""
-    config = read_config((*CONFIGS, *arguments.configfile))
+    config = read_config((*DEFAULTS, *arguments.configfile))
     check_config(config, files=False)
     plan = make_plan(config)
     point = find_point(plan, arguments.point, config["results"])

@@ -31,7 +31,7 @@ from warpflow.estimates.costs import (
 from warpflow.estimates.memory import in_units
 from warpflow.experiments import MAIN, Plan, make_plan, policy_settings
 from warpflow.pipeline.config import check_config
-from warpflow.pipeline.config_files import read_config
+from warpflow.pipeline.config_files import DEFAULTS, read_config
 
 # Settings of train_policy that its memory depends on.
 MEMORY = (
@@ -39,7 +39,6 @@ MEMORY = (
     *("frozen_memory", "sampling_batch_size"),
     *("gradient_checkpointing", "compute_dtype", "lora_rank", "evaluate_prompts"),
 )
-CONFIGS = ("config/config.yaml", "config/ablations.yaml")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.sampling_tokens_per_second and not arguments.tflops:
         parser.error("--sampling-tokens-per-second: give --tflops too, for all but sampling")
-    config = read_config((*CONFIGS, *arguments.configfile))
+    config = read_config((*DEFAULTS, *arguments.configfile))
     check_config(config, files=False)
     plan = make_plan(config)
     if arguments.group not in plan.groups:

@@ -22,9 +22,8 @@ from warpflow.experiments import MAIN, Plan, evaluations, make_plan
 from warpflow.fronts.tables import read_evaluation
 from warpflow.gold_names import gold_columns
 from warpflow.pipeline.config import check_config
-from warpflow.pipeline.config_files import read_config
+from warpflow.pipeline.config_files import DEFAULTS, read_config
 
-CONFIGS = ("config/config.yaml", "config/ablations.yaml")
 BAR = 30  # characters
 KEYS = ["experiment", "replicate", "iteration", "eta"]
 
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--configfile", nargs="*", default=[], help="laid over config/config.yaml")
     parser.add_argument("--group", default=MAIN, help="of experiments (config/ablations.yaml)")
     arguments = parser.parse_args(argv)
-    config = read_config((*CONFIGS, *arguments.configfile))
+    config = read_config((*DEFAULTS, *arguments.configfile))
     check_config(config, files=False)
     plan = make_plan(config)
     if arguments.group not in plan.groups:

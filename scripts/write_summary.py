@@ -7,7 +7,6 @@ Next in reading order: warpflow.figures.summary.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from warpflow.figures.cli import read_tables
 from warpflow.figures.style import FigureStyle
 from warpflow.figures.summary import Tables, summary_page
 from warpflow.fronts.costs import costs_table
+from warpflow.pipeline.contents import write_atomically
 from warpflow.settings.base import section
 
 COMPARED = ("verdicts", "comparisons", "shares")
@@ -46,10 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         page = summary_page(read_all(given), given.group, style)
     except ValueError as error:
         sys.exit(f"write_summary: {error}")
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = given.out.with_name(f".{given.out.name}.tmp")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, given.out)
+    write_atomically(given.out, page.encode())
     print(f"{given.out}: {len(page) / 1e6:.1f} MB")
 
 

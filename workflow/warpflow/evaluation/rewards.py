@@ -82,8 +82,7 @@ def weighted_sum(
         values = [weight * term(batch) for weight, term in terms]
         absent = [value.isnan() for value in values]
         if (lost := torch.stack(absent).all(0)).any():
-            row = int(lost.nonzero()[0, 0])
-            prompt, completion = list(decoded(batch, policy_tokenizer))[row]
+            prompt, completion = first_example(lost, batch, policy_tokenizer)
             raise ValueError(
                 f"no term of the reward applies to the completion {completion!r:.1000} of prompt "
                 f"{prompt!r:.1000}: all returned None. Let one of them apply to every completion"
@@ -100,15 +99,21 @@ def decoded(batch: Completions, policy_tokenizer: PreTrainedTokenizerBase) -> It
     yield from zip(prompts, response_texts(batch, policy_tokenizer), strict=True)
 
 
+def first_example(
+    chosen: Tensor, batch: Completions, policy_tokenizer: PreTrainedTokenizerBase
+) -> Example:
+    """The first completion of those where `chosen` [B] is True, with its prompt."""
+    return list(decoded(batch, policy_tokenizer))[int(chosen.nonzero()[0, 0])]
+
+
 def applying(reward: Reward, name: str, policy_tokenizer: PreTrainedTokenizerBase) -> Reward:
     """A reward that has to apply to every completion, as one that is only measured: ValueError
     with the completion where it does not."""
 
     def score(batch: Completions) -> Tensor:
         values = reward(batch)
-        if values.isnan().any():
-            row = int(values.isnan().nonzero()[0, 0])
-            prompt, completion = list(decoded(batch, policy_tokenizer))[row]
+        if (absent := values.isnan()).any():
+            prompt, completion = first_example(absent, batch, policy_tokenizer)
             raise ValueError(
                 f"{name} returned None for prompt {prompt!r:.1000}, completion "
                 f"{completion!r:.1000}: what is measured must be a number for every completion"

@@ -65,8 +65,7 @@ def draw_fronts_panel(
     if sft is not None:
         axes.plot([0], [sft[y]], label="SFT", zorder=4, **SFT_LOOK)  # type: ignore[arg-type]
         for kind, rows in optimal_curves(optimum):
-            # From SFT on: the optimum's level is that of other prompts and samples.
-            values = sft[y] + rows[y] - rows[y].iloc[0]
+            values = from_sft(rows[y], sft[y])
             axes.plot(rows["kl"], values, label=kind, **OPTIMUM_LOOKS[kind])  # type: ignore[arg-type]
     label_axes(axes, "kl_exact", y)
 
@@ -77,6 +76,16 @@ def optimal_curves(optimum: pd.DataFrame | None) -> Iterator[tuple[str, pd.DataF
         reliable = optimum[optimum["reliable"]]
         for (kind,), rows in split_by(reliable, "kind"):
             yield kind, rows.sort_values("kl")
+
+
+def from_sft(values: pd.Series, sft: float) -> pd.Series:
+    """A curve of the optimum moved to where SFT is: its own level is that of other prompts and
+    samples.
+
+    Args:
+        values: in the order of the KL, SFT first. sft: what SFT has in the evaluations.
+    """
+    return sft + values - values.iloc[0]
 
 
 def front_handles(

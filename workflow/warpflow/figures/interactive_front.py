@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from warpflow.figures.front_panels import OPTIMUM_LABELS, optimal_curves
+from warpflow.figures.front_panels import OPTIMUM_LABELS, from_sft, optimal_curves
 from warpflow.figures.rows import (
     distinct_runs,
     has_values,
@@ -88,11 +88,14 @@ def front_chart(
         legend=alt.Legend(title="iteration") if len(iterations) > 1 else None,
     )
     farthest = kl_limit(evaluations, trajectories)
+    sft = sft_row(evaluations, trajectories)
+    from_start = [] if sft is None else optimum_layers(sft, optimum, quantities, farthest)
+    start = [] if sft is None else [sft_layer(sft, quantities, farthest)]
     chart = alt.layer(
-        *optimum_layers(evaluations, trajectories, optimum, quantities, farthest),
+        *from_start,
         trajectory_layer(trajectories, quantities, color, dash, shown, farthest),
         *point_layers(evaluations, completions, quantities, color, dash, shown, farthest, style.z),
-        *sft_layers(evaluations, trajectories, quantities, farthest),
+        *start,
     )
     chart = chart.properties(width=WIDTH, height=HEIGHT).add_params(quantity, root_axis, runs)
     return chart.to_dict()
@@ -239,38 +242,21 @@ def trajectory_layer(
     )
 
 
-def sft_layers(
-    evaluations: pd.DataFrame,
-    trajectories: pd.DataFrame,
-    quantities: Sequence[str],
-    farthest: float,
-) -> list[alt.Chart]:
+def sft_layer(sft: pd.Series, quantities: Sequence[str], farthest: float) -> alt.Chart:
     """A star where all fronts start."""
-    sft = sft_row(evaluations, trajectories)
-    if sft is None:
-        return []
     row = sft.reindex(list(quantities)).to_frame().T.assign(kl=0.0, name="SFT")
     star = plane(row, farthest).mark_text(text="★", fontSize=18)
     values = [alt.Tooltip(field(q), type="quantitative", format=".4~g") for q in quantities]
-    return [star.encode(tooltip=["name:N", *values])]
+    return star.encode(tooltip=["name:N", *values])
 
 
 def optimum_layers(
-    evaluations: pd.DataFrame,
-    trajectories: pd.DataFrame,
-    optimum: pd.DataFrame | None,
-    quantities: Sequence[str],
-    farthest: float,
+    sft: pd.Series, optimum: pd.DataFrame | None, quantities: Sequence[str], farthest: float
 ) -> list[alt.Chart]:
     """The best that any policy can have, and best-of-n, from SFT on, as `figures.fronts` has it."""
-    sft = sft_row(evaluations, trajectories)
-    if sft is None:
-        return []
     parts = []
     for kind, rows in optimal_curves(optimum):
-        values = {
-            name: sft[name] + rows[name] - rows[name].iloc[0] for name in quantities if name in rows
-        }
+        values = {name: from_sft(rows[name], sft[name]) for name in quantities if name in rows}
         parts.append(rows[["kl"]].assign(kind=OPTIMUM_LABELS[kind], **values))
     if not parts:
         return []

@@ -11,6 +11,8 @@ import yaml
 from snakemake.utils import update_config
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# The files that the Snakefile reads before those of --configfile.
+DEFAULTS = ("config/config.yaml", "config/ablations.yaml")
 MERGE = "<<"  # YAML's own key for "and all of that mapping", which may come again
 # Keys of paths, beside those that end with _path; a hub name has nothing that would be replaced.
 PATHS = (
