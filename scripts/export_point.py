@@ -221,7 +221,7 @@ def card_texts(
         "has_figure": evaluations is not None,
         "front": [] if evaluations is None else card.front_rows(evaluations, point.result),
         "data": card.data_text(config),
-        "rewards": card.rewards_text(config),
+        "rewards": card.rewards_text(config, experiment),
         "gold": card.gold_text(config),
         "hyperparameters": card.hyperparameters(config, experiment, max(point.iteration, 1)),
         "commit": commit_of(results, point.weights.policy),

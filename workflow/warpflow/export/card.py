@@ -15,9 +15,11 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from warpflow.data.hub import is_hub
 from warpflow.eta_names import eta_text
-from warpflow.experiments import Experiment, policy_settings
+from warpflow.experiments import Experiment, policy_settings, trained_rewards
 from warpflow.gold_names import gold_columns, gold_sources
+from warpflow.reward_terms import reward_weights
 
 TEMPLATE = Path(__file__).with_name("card.md")
 QUANTITIES = {"reward": "reward", "kl_exact": "KL to SFT (nats)", "length": "length (tokens)"}
@@ -100,23 +102,30 @@ def front_rows(evaluations: pd.DataFrame, chosen: str) -> list[dict[str, str]]:
 
 
 def data_text(config: Mapping[str, Any]) -> str:
-    """Where prompts and texts came from; of a file its name, not its folder."""
+    """Where prompts and texts came from; of a file its name, not its folder, and of a dataset of
+    the hub all that the config says."""
     if config["data"] == "generate_data":
         return "the synthetic language that the project generates; the model speaks no other"
     section = config["prepare_data"]
     names = {
-        name.removesuffix("_path"): Path(section[name]).name
+        name.removesuffix("_path"): path if is_hub(path) else Path(path).name
         for name in ("sft_path", "preferences_path", "prompts_path")
-        if section.get(name)
+        if (path := section.get(name))
     }
     return ", ".join(f"{use} from `{name}`" for use, name in names.items()) or "none"
 
 
-def rewards_text(config: Mapping[str, Any]) -> str:
-    """The terms of the reward with their weights."""
-    given = {name: weight for name, weight in config["rewards"].items() if weight}
-    terms = [f"{weight:g} × {reward_name(name, config)}" for name, weight in given.items()]
-    return " + ".join(terms) or "none"
+def rewards_text(config: Mapping[str, Any], experiment: Experiment) -> str:
+    """The terms of the reward that the runs were trained on, with their weights; of each member
+    where these differ."""
+    rewards = trained_rewards(experiment) or [config["rewards"]]
+    texts = [
+        " + ".join(f"{w:g} × {reward_name(n, config)}" for n, w in reward_weights(given).items())
+        for given in rewards
+    ]
+    if len(set(texts)) == 1:
+        return texts[0]
+    return "; ".join(f"member {number}: {text}" for number, text in enumerate(texts))
 
 
 def reward_name(name: str, config: Mapping[str, Any]) -> str:
