@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from project import SMOKE, copy_project, snakemake
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -82,6 +83,16 @@ COVERED: dict[str, dict[str, object]] = {
     "qwen2": {},
     "qwen3": {},
     "gemma": {},
+    "gemma3_text, windows longer than the text": {"sliding_window": 64, "initializer_range": 0.2},
+    "gemma3_text, other angles in some layers, capped logits": {
+        "sliding_window": 64,
+        "final_logit_softcapping": 1.5,
+        "query_pre_attn_scalar": 5,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0},
+        },
+    },
 }
 
 MakeTokenizer = Callable[..., PreTrainedTokenizerBase]
@@ -206,9 +217,20 @@ def save(tmp_path: Path, make_tokenizer: MakeTokenizer) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with a finished smoke run; tests must leave it as it is."""
-    folder = copy_project(tmp_path_factory.mktemp("workflow") / "project")
-    snakemake(folder, *SMOKE)
+    """A copy of the project with a finished smoke run; tests must leave it as it is.
+
+    The workers of pytest-xdist share it: the first one makes it, and the others wait.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, done = shared / "finished/project", shared / "finished/done"
+    with FileLock(shared / "finished.lock"):
+        if not done.exists():
+            folder.mkdir(parents=True)
+            copy_project(folder)
+            snakemake(folder, *SMOKE)
+            done.touch()
     return folder
 
 

@@ -39,7 +39,7 @@ class Decoder:
             in_place = model.device.type != "cpu" or model.num_parameters() > COPIED
         self.network = Network(model, None if in_place else compute_dtype(model))
         self.cache = layers
-        self.cos, self.sin = self.network.angles(torch.arange(capacity, device=model.device))
+        self.angles = self.network.angles(torch.arange(capacity, device=model.device))
 
     def __call__(self, ids: Tensor, is_token: Tensor, padded: bool) -> Tensor:
         """[B, V] float32 logits after the tokens `ids` [B, T], the last of `is_token` [B, S]: the
@@ -52,8 +52,11 @@ class Decoder:
             return self.network.logits(self.read(ids, is_token, padded))
         places = is_token.sum(1, keepdim=True) - 1 if padded else is_token.shape[1:].numel() - 1
         mask = is_token[:, None, None] if padded else None
-        cos, sin = self.cos[places], self.sin[places]
-        layouts = [OneToken(cos, sin, cache, mask) for cache in self.cache]
+        at = {kind: (cos[places], sin[places]) for kind, (cos, sin) in self.angles.items()}
+        layouts = [
+            OneToken(*at[kind], cache, mask)
+            for kind, cache in zip(self.network.kinds, self.cache, strict=True)
+        ]
         return self.network.logits(self.network(ids[:, 0], layouts))
 
     def read(self, ids: Tensor, is_token: Tensor, padded: bool) -> Tensor:
@@ -62,8 +65,14 @@ class Decoder:
         mask: Tensor | None = None
         if padded:  # pads see pads, so that no row of the mask is empty
             mask = (is_token[:, None] | ~is_token[:, :, None]).tril()[:, None]
-        cos, sin = self.cos[places][:, None], self.sin[places][:, None]
-        layouts = [Prompts(cos, sin, cache, mask, len(ids)) for cache in self.cache]
+        at = {
+            kind: (cos[places][:, None], sin[places][:, None])
+            for kind, (cos, sin) in self.angles.items()
+        }
+        layouts = [
+            Prompts(*at[kind], cache, mask, len(ids))
+            for kind, cache in zip(self.network.kinds, self.cache, strict=True)
+        ]
         return self.network(ids.flatten(), layouts)[ids.shape[1] - 1 :: ids.shape[1]]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    Gemma3ForCausalLM,
     GemmaForCausalLM,
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -35,11 +36,22 @@ FAMILIES = (
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
     GemmaForCausalLM,
+    Gemma3ForCausalLM,
 )
 # Rotary embeddings whose angles depend on the position alone, not on the length so far.
 ROTARY_TYPES = ("default", "linear", "llama3")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LINEAR = (*PROJECTIONS, "lm_head")
+# RMS norms in the order of a layer; Gemma 3 also normalises what attention and MLP add.
+NORMS = ("input_layernorm", None, "post_attention_layernorm", None)
+NORMS_AROUND = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+# Norms that store their scale less 1.
+LESS_ONE = ("GemmaRMSNorm", "Gemma3RMSNorm")
 # The largest difference of logits, relative to the largest logit, that is rounding.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -87,9 +99,15 @@ def is_covered(model: PreTrainedModel) -> bool:
             for module in modules.values()
         )
         and model.config._attn_implementation == "sdpa"
-        and model.model.rotary_emb.rope_type in ROTARY_TYPES
+        and set(rotary_types(model.model.rotary_emb)) <= set(ROTARY_TYPES)
         and not getattr(model.config, "use_bidirectional_attention", False)
     )
+
+
+def rotary_types(rotary: Any) -> list[str]:
+    """The types of a model's rotary angles: one, or one for each kind of layer (Gemma 3)."""
+    types = rotary.rope_type
+    return list(types.values()) if isinstance(types, dict) else [types]
 
 
 _agreeing: WeakKeyDictionary[PreTrainedModel, dict[str, bool]] = WeakKeyDictionary()
@@ -154,20 +172,22 @@ def project_in_place(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
 
 
 def norm_scale(norm: nn.Module) -> Tensor:
-    """What an RMS norm multiplies by; Gemma stores it less 1."""
+    """What an RMS norm multiplies by."""
     weight: Tensor = norm.weight  # type: ignore[assignment]
-    return 1 + weight if type(norm).__name__ == "GemmaRMSNorm" else weight
+    return 1 + weight if type(norm).__name__ in LESS_ONE else weight
 
 
 class Layer:
-    """A decoder layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A decoder layer: x + attention(norm(x)), then x + mlp(norm(x)). In Gemma 3 what is added is
+    normalised, too."""
 
     def __init__(self, layer: Any, config: Any, copy: torch.dtype | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.eps = config.rms_norm_eps
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.width, self.scaling = attention.head_dim, attention.scaling
-        self.norms = norm_scale(layer.input_layernorm), norm_scale(layer.post_attention_layernorm)
+        names = NORMS_AROUND if hasattr(layer, NORMS_AROUND[-1]) else NORMS
+        self.norms = [None if name is None else norm_scale(getattr(layer, name)) for name in names]
         self.qk_scale: Tensor | None = None
         if hasattr(attention, "q_norm"):  # [heads + kv_heads, width]
             self.qk_scale = torch.cat([
@@ -189,12 +209,16 @@ class Layer:
             qk = self.qk_scale * normed.to(qk.dtype)
         qk = torch.addcmul(qk * layout.cos, qk.roll(self.width // 2, -1), layout.sin)
         queries, keys = qk.split([self.heads, self.kv_heads], 1)
-        x = x + self.output(layout.attend(queries, keys, values, self.scaling))
-        normed = self.norm(x, 1)
-        return x + self.down(self.activation(self.gate(normed)) * self.up(normed))
+        attended = self.output(layout.attend(queries, keys, values, self.scaling))
+        x = x + self.norm(attended, 1)
+        normed = self.norm(x, 2)
+        added = self.down(self.activation(self.gate(normed)) * self.up(normed))
+        return x + self.norm(added, 3)
 
     def norm(self, x: Tensor, which: int) -> Tensor:
-        return rms_norm(x, x.shape[-1:], self.norms[which], self.eps)
+        """x behind a norm of `NORMS`; x itself where the model has none there."""
+        scale = self.norms[which]
+        return x if scale is None else rms_norm(x, x.shape[-1:], scale, self.eps)
 
 
 class Network:
@@ -208,17 +232,26 @@ class Network:
         inner: Any = model.model
         self.embed, self.rotary = inner.embed_tokens, inner.rotary_emb
         self.layers = [Layer(layer, model.config, copy) for layer in inner.layers]
+        # The rotary angles of each layer by name; one name where all layers have the same.
+        by_kind = isinstance(inner.rotary_emb.rope_type, dict)
+        self.kinds = model.config.layer_types if by_kind else ["every layer"] * len(self.layers)
         self.scale, self.eps = norm_scale(inner.norm), model.config.rms_norm_eps
         self.head = projection(model.lm_head, copy=copy)
+        self.cap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self.known = partial(of_known_ids, model=model)
         self.recomputes = getattr(model, "is_activation_checkpointing", False)
 
-    def angles(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [N, W] at positions [N], so that x · cos + roll(x) · sin rotates x: the sign
-        of `rotate_half` stands in the sine, and the halves only change places."""
-        cos, sin = self.rotary(self.embed.weight[:1], position_ids=places[None])
-        half = cos.shape[-1] // 2
-        return cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+    def angles(self, places: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """cos and sin [N, W] at positions [N], for each of `kinds`, so that x · cos + roll(x) · sin
+        rotates x: the sign of `rotate_half` stands in the sine, and the halves only change
+        places."""
+        found = {}
+        for kind in dict.fromkeys(self.kinds):
+            which = {"layer_type": kind} if isinstance(self.rotary.rope_type, dict) else {}
+            cos, sin = self.rotary(self.embed.weight[:1], position_ids=places[None], **which)
+            half = cos.shape[-1] // 2
+            found[kind] = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+        return found
 
     def __call__(self, ids: Tensor, layouts: Sequence[Layout]) -> Tensor:
         """[N, D] hidden states of the tokens `ids` [N], behind the last norm.
@@ -236,4 +269,7 @@ class Network:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, D] → [N, V] float32, of the ids that the tokenizer has."""
-        return self.known(self.head(hidden)).float()
+        logits = self.head(hidden)
+        if self.cap is not None:
+            logits = self.cap * torch.tanh(logits / self.cap)
+        return self.known(logits).float()

@@ -114,9 +114,11 @@ def pack(batch: Completions, each: int = 1) -> Pack:
 
 def packed_hidden(network: Network, packed: Pack) -> Tensor:
     """[M, D] hidden states that predict the response tokens, row by row."""
-    cos, sin = network.angles(packed.places)
-    layout = Rows(packed, cos[:, None], sin[:, None])
-    hidden = network(packed.ids, [layout] * len(network.layers))
+    layouts = {
+        kind: Rows(packed, cos[:, None], sin[:, None])
+        for kind, (cos, sin) in network.angles(packed.places).items()
+    }
+    hidden = network(packed.ids, [layouts[kind] for kind in network.kinds])
     return hidden.index_select(0, packed.predicting)
 
 
