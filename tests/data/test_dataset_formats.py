@@ -107,6 +107,28 @@ def test_messages_without_named_columns(tmp_path: Path, make_tokenizer: Any) -> 
     assert sorted(row["id"] for row in prompts) == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("prompts", "shown"),
+    [
+        ([USER, [{"role": "user", "content": "Who are me"}]], "4 tokens: 'user Who are "),
+        (["Who are you?", "Who are me"], "4 tokens: '<bos> Who are "),
+    ],
+    ids=["messages", "text"],
+)
+def test_the_log_shows_a_prompt_as_the_policy_reads_it(
+    tmp_path: Path,
+    make_tokenizer: Any,
+    capsys: pytest.CaptureFixture[str],
+    prompts: list[Any],
+    shown: str,
+) -> None:
+    rows = [{"prompt": prompt, "id": number} for number, prompt in enumerate(prompts)]
+    prepare(tmp_path, make_tokenizer, {"prompts": rows})
+    printed = capsys.readouterr().out
+    assert "BOS is <bos> (1), EOS is <eos> (2), pad is <pad> (0)" in printed
+    assert f"as the policy reads it, {shown}" in printed
+
+
 def test_texts_without_named_columns(tmp_path: Path, make_tokenizer: Any) -> None:
     out = prepare(
         tmp_path,

@@ -565,6 +565,25 @@ def write_texts(
         )
 
 
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a line with the number of tokens and the special ones that matter to a run."""
+    special = {"BOS": "bos_token", "EOS": "eos_token", "pad": "pad_token"}
+    found = [
+        f"{name} is {getattr(tokenizer, key)} ({getattr(tokenizer, f'{key}_id')})"
+        for name, key in special.items()
+        if getattr(tokenizer, key) is not None
+    ]
+    return ", ".join([f"tokenizer: {len(tokenizer)} tokens", *found])
+
+
+def show_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    """Return a line with a prompt as the policy reads it: its chat template applied, with the
+    special tokens shown, so that a doubled BOS token or a wrong template is seen."""
+    [ids] = encode_prompts(tokenizer, [prompt])
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return f"the first held-out prompt as the policy reads it, {len(ids)} tokens: {text!r}"
+
+
 def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
     """Write the data folder `out` from the user's files; returns a report, one line per file."""
     sft, preferences = read_sft(settings), read_preferences(settings)
@@ -609,5 +628,6 @@ def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
         f"train_prompts.jsonl: {len(train)} rows; eval_prompts.jsonl: {len(evaluation)} rows; "
         f"{len(prompts)} different prompts; dropped {short} rows too short for a prompt"
         + (f" and {too_long} prompts too long" if settings.drop_long_prompts else ""),
-        f"tokenizer: {len(tokenizer)} tokens",
+        describe_tokenizer(tokenizer),
+        show_prompt(tokenizer, evaluation[0]["prompt"]),
     ]
