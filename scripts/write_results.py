@@ -58,7 +58,7 @@ def to_markdown(table: pd.DataFrame) -> str:
 def cell(value: object) -> str:
     if isinstance(value, float):
         return "" if pd.isna(value) else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value).replace("|", "\\|")
+    return str(value).replace("|", "\\|").replace("\n", "<br>")
 
 
 if __name__ == "__main__":

@@ -52,14 +52,14 @@ More prose.
 
 def test_results_page_renews_its_tables_and_keeps_its_prose(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    rows = {"claim": ["a|b", "c", "d"], "estimate": [0.12345, -1.0, 2.0], "other": [1, 2, 3]}
+    rows = {"claim": ["a|b", "c", "d\ne"], "estimate": [0.12345, -1.0, 2.0], "other": [1, 2, 3]}
     pd.DataFrame(rows).to_csv(tmp_path / "run/t.csv", index=False)
     page = tmp_path / "results.md"
     page.write_text(PAGE)
     for _ in range(2):  # once more changes nothing
         write_results.main([str(page), "--root", str(tmp_path)])
         assert page.read_text() == PAGE.replace(
-            "old\n", "| claim | estimate |\n| --- | --- |\n| a\\|b | 0.123 |\n| d | 2 |\n"
+            "old\n", "| claim | estimate |\n| --- | --- |\n| a\\|b | 0.123 |\n| d<br>e | 2 |\n"
         )
 
 
