@@ -39,6 +39,7 @@ def test_shipped_config_is_valid(config):
         "smollm2.yaml",
         "ablations.yaml smollm2.yaml smollm2_full.yaml",
         "ablations.yaml smollm2.yaml smollm2_noise.yaml",
+        "ablations.yaml smollm2.yaml smollm2_anchor.yaml",
         "smollm2_chat.yaml",
     ],
 )
