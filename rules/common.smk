@@ -12,14 +12,21 @@ import shlex
 from snakemake.exceptions import WorkflowError
 
 from warpflow.experiments import MAIN, fronts, make_plan, recipe_parents
-from warpflow.gold_names import GOLD, GOLD_RESULT, gold_sources, held_out_shares, is_function
+from warpflow.gold_names import (
+    GOLD,
+    GOLD_RESULT,
+    gold_sources,
+    held_out_shares,
+    is_endpoint,
+    is_function,
+)
 from warpflow.pipeline.code_files import code_hash
 from warpflow.pipeline.command_line import flags
 from warpflow.pipeline.config import ConfigError, check_config, check_config_files
 from warpflow.pipeline.config_files import expand_paths
 from warpflow.pipeline.dvc_cache import tracking_problem
 from warpflow.pipeline.gpus import visible_gpus
-from warpflow.reward_terms import endpoint_calls, reward_terms
+from warpflow.reward_terms import endpoint_calls, gold_calls, reward_terms
 from warpflow.side_by_side.settings import read_comparisons
 
 try:
@@ -109,12 +116,16 @@ GIVEN_POLICY = None if FETCHED else config["policy"]["path"]
 POLICY = FETCHED or GIVEN_POLICY
 SFT = pointer("train_sft")
 DATA = pointer(config["data"])
-# Gold rewards by column: functions, reward models, and one that is trained here on a share of the
-# preferences.
+# Gold rewards by column: functions, reward models, endpoints, and one that is trained here on a share
+# of the preferences.
 GOLDS = gold_sources(config["evaluate_policy"]["gold"])
 GOLD_SHARE = next(iter(held_out_shares(config["evaluate_policy"]["gold"])), None)
 GOLD_MODEL = pointer(GOLD_RESULT) if GOLD_SHARE else []
-GIVEN_GOLDS = [name for name in GOLDS.values() if name != GOLD_RESULT and not is_function(name)]
+GIVEN_GOLDS = [
+    name
+    for name in GOLDS.values()
+    if name != GOLD_RESULT and not (is_function(name) or is_endpoint(name))
+]
 REWARDS = reward_terms(config["rewards"])
 # What all policies are measured by; an RL run may be trained on others (rules/helpers/warp.smk). No
 # reward model is trained where it has no weight.
@@ -138,13 +149,13 @@ SCORING = {
 }
 
 
-def calling(rewards):
-    """How the endpoints among these rewards are called, which changes no result."""
-    calls = endpoint_calls(rewards)
+def calling(rewards, gold=None):
+    """How the endpoints among these rewards and golds are called, which changes no result."""
+    calls = endpoint_calls(rewards) | gold_calls(gold)
     return {"endpoints": json.dumps(calls, sort_keys=True)} if calls else {}
 
 
-CALLING = calling(config["rewards"])
+CALLING = calling(config["rewards"], config["evaluate_policy"]["gold"])
 
 
 def look_of(figures):

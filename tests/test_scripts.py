@@ -1,6 +1,7 @@
 """Every script, called as a function, one after another as the rules call them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import collect_evaluations
@@ -22,7 +23,9 @@ from test_endpoints import served
 from transformers import AutoModelForCausalLM
 
 from warpflow.data.files import read_rows
+from warpflow.gold_names import gold_sources
 from warpflow.lm.models import load_reward_model
+from warpflow.reward_terms import gold_calls
 
 pytestmark = pytest.mark.slow  # the scripts train, sample and evaluate
 
@@ -36,12 +39,16 @@ TINY = {
     "head_dim": 8,
 }
 GOLD = "warpflow.data.toy_reviews:gold_score"
-NO_RETRIES = json.dumps({"mine": {"retries": 0}})
+NO_RETRIES = json.dumps({"rewards.mine": {"retries": 0}})
 MODEL = '{"reward_model": 1.0}'
 
 
 def flags(**settings) -> list[str]:
-    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    return [
+        word
+        for key, value in settings.items()
+        for word in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))
+    ]
 
 
 def supervised(**settings) -> list[str]:
@@ -314,7 +321,7 @@ def test_an_endpoint_rewards_training_and_evaluation(results, tmp_path):
 
     with served(words) as stub:
         rewards = {"rewards": json.dumps({"mine": {"url": stub.address, "weight": 2.0}})}
-        calls = {"endpoints": json.dumps({"mine": {"batch_size": 3}})}
+        calls = {"endpoints": json.dumps({"rewards.mine": {"batch_size": 3}})}
         run_train_policy(results, 0, tmp_path / "policy", **rewards, **calls)
         asked = len(stub.bodies)
         assert max(len(body["prompts"]) for body in stub.bodies) == 3
@@ -370,6 +377,64 @@ def test_several_golds_are_a_function_and_a_model_and_each_has_a_column(results,
     assert "gold" not in metrics
     assert document["prompts"]["gold.f"] == alone["prompts"]["gold"]
     assert {"gold.f", "gold.m"} <= document["completions"][0].keys()
+
+
+def gold_flags(addresses: Mapping[str, str], **calls: float) -> dict[str, object]:
+    """Golds of endpoints, as the rules write them."""
+    given = {name: {"url": address, **calls} for name, address in addresses.items()}
+    sources = gold_sources(given)
+    endpoints = json.dumps(gold_calls(given))
+    return {"gold": list(sources.values()), "gold_names": list(sources), "endpoints": endpoints}
+
+
+def test_golds_are_served_elsewhere_and_each_has_a_column(results, tmp_path):
+    """Two endpoints, of which one is the length of the text, in evaluations, along runs, and in the
+    estimate of the optimum."""
+
+    def lengths(body):
+        return 200, {"scores": [len(text) for text in body["completions"]]}
+
+    def halves(body):
+        return 200, {"scores": [0.5 for _ in body["completions"]]}
+
+    with served(lengths) as long, served(halves) as half:
+        gold = gold_flags({"long": long.address, "half": half.address}, batch_size=3)
+        document = run_evaluate(results, results / "sft", tmp_path / "evaluation.json", **gold)
+        assert long.bodies[0]["completions"] == [], "it is asked before anything is computed"
+        assert {len(body["completions"]) for body in long.bodies[1:]} == {3, 1}
+        asked = [text for body in long.bodies for text in body["completions"]]
+        metrics = document["metrics"]
+        assert metrics["gold.long"] == pytest.approx(sum(map(len, asked)) / len(asked))
+        assert metrics["gold.half"] == 0.5 and metrics["gold.half_se"] == 0
+        assert "gold" not in metrics
+        assert [row["gold.long"] for row in document["completions"]] == [
+            len(row["completion"]) for row in document["completions"]
+        ]
+        run_train_policy(results, 0, tmp_path / "trained")
+        out = tmp_path / "trajectories.json"
+        rows = run_score(results, [tmp_path / "tables"], out, **gold)["trajectories"]
+        assert rows and all(row["gold.half"] == 0.5 for row in rows)
+
+
+def test_a_gold_that_is_down_stops_before_any_sample_and_one_without_a_score_at_it(
+    results, tmp_path
+):
+    """What is measured is a number for every completion: None would compare points by different
+    completions."""
+
+    def silent(body):
+        return 200, {"scores": [None for _ in body["completions"]]}
+
+    with served(silent) as stub:
+        gold = gold_flags({"judge": stub.address}, retries=0)
+        out = tmp_path / "none.json"
+        with pytest.raises(SystemExit, match=r"gold\.judge returned None for prompt .*a number"):
+            run_evaluate(results, results / "sft", out, **gold)
+    asked = len(stub.bodies)
+    assert asked == 2
+    with pytest.raises(ConnectionError, match=r"gold\.judge at .* did not answer, in 1 attempts"):
+        run_evaluate(results, results / "sft", out, **gold)
+    assert len(stub.bodies) == asked and not out.exists()
 
 
 def test_without_gold_its_column_is_there_and_empty(results, tmp_path):

@@ -96,13 +96,25 @@ def test_code_makes_due_what_it_can_change(folder, name, old, new, due):
             {"evaluate_policy": {"gold": GOLD}},
             {"evaluate_front", "score_trajectories", "estimate_optimum", *TABLES, "plot_*"},
         ),
+        (
+            {"evaluate_policy": {"gold": {"judge": {"url": "$JUDGE/score"}}}},
+            {"evaluate_front", "score_trajectories", "estimate_optimum", *TABLES, "plot_*"},
+        ),
         ({"evaluate_policy": {"batch_size": 7}}, set()),
         ({"estimate_optimum": {"batch_size": 7}}, set()),
         ({"train_policy": {"save_every": 3}}, set()),
         ({"report_to": []}, set()),
         ({"train_policy": {"beta": 0.2}}, {"train_policy", *AFTER_RL, *TABLES, "plot_*"}),
     ],
-    ids=["gold", "evaluate batch", "optimum batch", "save_every", "trackers", "beta"],
+    ids=[
+        "gold",
+        "gold endpoint",
+        "evaluate batch",
+        "optimum batch",
+        "save_every",
+        "trackers",
+        "beta",
+    ],
 )
 def test_settings_make_due_what_they_can_change(folder, changes, due):
     found = due_rules(folder, *overlay(folder, **changes))

@@ -21,6 +21,7 @@ from warpflow.lm.texts import tokens_of_prompts
 from warpflow.settings.rewards import Calls
 
 Body = dict[str, list[Any]]
+KEY = "rewards.mine"
 
 
 @dataclass
@@ -87,7 +88,7 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_completions_are_sent_in_batches_with_all_that_functions_get() -> None:
     with served(lengths) as stub:
-        call = call_endpoint("mine", stub.address, Calls(batch_size=2))
+        call = call_endpoint("mine", stub.address, Calls(batch_size=2), KEY)
         assert call(EXAMPLES) == [1.0, 2.0, None]
     empty, *sent = stub.bodies
     assert empty == {key: [] for key in EXAMPLES}
@@ -101,13 +102,13 @@ def test_variables_and_a_key_of_the_environment(monkeypatch: pytest.MonkeyPatch)
     with served(lengths) as stub:
         monkeypatch.setenv("REWARD_URL", stub.address)
         monkeypatch.setenv("REWARD_KEY", "secret")
-        call_endpoint("mine", "$REWARD_URL", Calls(api_key_env="REWARD_KEY"))
+        call_endpoint("mine", "$REWARD_URL", Calls(api_key_env="REWARD_KEY"), KEY)
         assert stub.headers[0]["Authorization"] == "Bearer secret"
         monkeypatch.delenv("REWARD_KEY")
         with pytest.raises(ValueError, match=r"REWARD_KEY, which rewards\.mine\.api_key_env"):
-            call_endpoint("mine", stub.address, Calls(api_key_env="REWARD_KEY"))
+            call_endpoint("mine", stub.address, Calls(api_key_env="REWARD_KEY"), KEY)
     with pytest.raises(ValueError, match=r"rewards\.mine\.url: .* no variable for \$NOT_HERE"):
-        call_endpoint("mine", "$NOT_HERE", Calls())
+        call_endpoint("mine", "$NOT_HERE", Calls(), KEY)
 
 
 def test_what_may_pass_is_tried_again() -> None:
@@ -119,7 +120,7 @@ def test_what_may_pass_is_tried_again() -> None:
         return lengths(body)
 
     with served(busy) as stub:
-        call = call_endpoint("mine", stub.address, Calls(retries=2))
+        call = call_endpoint("mine", stub.address, Calls(retries=2), KEY)
         assert call(EXAMPLES) == [1.0, 2.0, None]
 
 
@@ -127,7 +128,7 @@ def test_an_endpoint_that_is_down_is_an_error_before_any_completion() -> None:
     with served(lengths) as stub:
         pass
     with pytest.raises(ConnectionError, match=r"mine at .*/score did not answer, in 2 attempts"):
-        call_endpoint("mine", stub.address, Calls(retries=1))
+        call_endpoint("mine", stub.address, Calls(retries=1), KEY)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_wrong_answers_show_the_completion(
     answer: tuple[int, Any], kind: type[Exception], said: str
 ) -> None:
     with served(lambda body: answer if body["completions"] else lengths(body)) as stub:
-        call = call_endpoint("mine", stub.address, Calls(retries=1))
+        call = call_endpoint("mine", stub.address, Calls(retries=1), KEY)
         with pytest.raises(kind, match=said) as error:
             call(EXAMPLES)
     assert error.value.__notes__ == [
@@ -159,7 +160,7 @@ def test_a_slow_endpoint_stops_with_what_to_do() -> None:
         return lengths(body)
 
     with served(slow) as stub:
-        call = call_endpoint("mine", stub.address, Calls(retries=1, timeout=0.1))
+        call = call_endpoint("mine", stub.address, Calls(retries=1, timeout=0.1), KEY)
         with pytest.raises(ConnectionError, match=r"of up to 0\.1 s each .*batch_size") as error:
             call(EXAMPLES)
     assert "completion 'one'" in error.value.__notes__[0]
@@ -168,7 +169,20 @@ def test_a_slow_endpoint_stops_with_what_to_do() -> None:
 def test_nan_of_an_endpoint_is_refused(make_tokenizer: Any) -> None:
     """JSON has no NaN, but Python's and others' writers send it."""
     with served(lambda body: (200, {"scores": [float("nan")] * len(body["prompts"])})) as stub:
-        call = call_endpoint("mine", stub.address, Calls())
+        call = call_endpoint("mine", stub.address, Calls(), KEY)
         rows = index_rows(tokens_of_prompts(batch()), PROMPT_ROWS)
         with pytest.raises(FloatingPointError, match="mine returned nan for prompt 'w0'"):
             called_reward(call, make_tokenizer(), "mine", rows)(batch())
+
+
+@pytest.mark.parametrize("key", ["rewards.mine", "evaluate_policy.gold.mine"])
+def test_errors_name_the_key_of_the_config(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_HERE", raising=False)
+    with pytest.raises(ValueError, match=rf"^{key}\.url: .* no variable for \$NOT_HERE"):
+        call_endpoint("mine", "$NOT_HERE", Calls(), key)
+    with pytest.raises(ValueError, match=rf"which {key}\.api_key_env names, is not set"):
+        call_endpoint("mine", "http://a", Calls(api_key_env="NOT_HERE"), key)
+    with served(lengths) as stub:
+        pass
+    with pytest.raises(ConnectionError, match=rf"a lower {key}\.batch_size"):
+        call_endpoint("mine", stub.address, Calls(retries=0), key)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from warpflow.experiments import resolve_experiments
-from warpflow.export.card import data_text, rewards_text
+from warpflow.export.card import data_text, gold_text, rewards_text
 from warpflow.pipeline.config_files import DEFAULTS, read_config
 
 ROOT = Path(__file__).parents[2]
@@ -37,3 +37,10 @@ def test_a_file_is_told_by_its_name_and_a_dataset_of_the_hub_as_it_is() -> None:
     paths = {"sft_path": "my/folder/a.jsonl", "prompts_path": "hub:org/name?split=test"}
     given = config(data="prepare_data", prepare_data=paths)
     assert data_text(given) == "sft from `a.jsonl`, prompts from `hub:org/name?split=test`"
+
+
+def test_golds_are_told_without_the_address_of_an_endpoint() -> None:
+    golds = {"f": "mine:short", "judge": {"url": "http://inner:1/score"}}
+    given = config()
+    told = given | {"evaluate_policy": given["evaluate_policy"] | {"gold": golds}}
+    assert gold_text(told) == "`mine:short`, `gold.judge`, which was served elsewhere"

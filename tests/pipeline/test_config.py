@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from snakemake.utils import update_config
@@ -369,6 +370,58 @@ def test_an_endpoint_is_a_reward(config):
 def test_endpoints_that_cannot_be(config, name, value, said):
     config["rewards"][name] = value
     assert said in message(config)
+
+
+@pytest.mark.parametrize(
+    "gold",
+    [
+        {"url": "http://localhost:8000/score"},
+        {"served": {"url": "$HOST/score", "version": "2", "timeout": 9}},
+        {
+            "f": "warpflow.data.toy_reviews:gold_score",
+            "half": {"held_out_preferences": 0.5},
+            "served": {"url": "http://a", "api_key_env": "KEY"},
+            "off": None,
+        },
+    ],
+)
+def test_an_endpoint_is_a_gold(config, gold, monkeypatch):
+    monkeypatch.delenv("HOST", raising=False)
+    config["evaluate_policy"]["gold"] = gold
+    check_config(config)
+    # Editors say the same.
+    jsonschema.validate(config, yaml.safe_load((CONFIG / "schema.yaml").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("gold", "said"),
+    [
+        ({"url": "localhost:8000"}, ["- evaluate_policy.gold.url: got 'localhost:8000', expected"]),
+        ({"a": {"url": 3}}, ["- evaluate_policy.gold.a.url: got 3, expected string"]),
+        (
+            {"url": "http://a", "weight": 1},
+            ["- evaluate_policy.gold.weight: unknown key; known keys", "url", "version"],
+        ),
+        ({"a": {"url": "http://a", "retires": 1}}, ["gold.a.retires: unknown key", "mean retries"]),
+        ({"a": {"url": "http://a", "timeout": 0}}, ["gold.a.timeout: got 0, expected more than 0"]),
+        ({"a": {"adress": "http://a"}}, ["gold.a.adress: unknown key", "gold.a.url: missing"]),
+        (
+            "http://localhost:8000/score",
+            ["gold: got 'http://localhost:8000/score', expected package.module:function, the "],
+        ),
+        (
+            {"a": "http://b"},
+            ["gold.a: got 'http://b', expected", "{url: http://…} for an endpoint"],
+        ),
+        ({"a": 3}, ["- evaluate_policy.gold.a: got 3, expected string"]),
+        ({"held_out_preferences": 2}, ["gold.held_out_preferences: got 2, expected less than 1"]),
+    ],
+)
+def test_golds_that_cannot_be(config, gold, said):
+    config["evaluate_policy"]["gold"] = gold
+    text = message(config)
+    assert all(part in text for part in said), text
+    assert text.count("\n- ") <= 2, "one line on each thing that is wrong"
 
 
 def test_datasets_of_the_hub_are_no_files(config, monkeypatch):

@@ -156,6 +156,9 @@ def test_homes_and_variables_in_paths_are_those_of_the_user(config, monkeypatch)
         "fetch_policy": {"requirements": "/home/ada/h.lock"},
     }
     assert expand_paths({"gold": "$SCRATCH/g"}) == {"gold": "/scratch/of ada/g"}
+    endpoint = {"url": "$SCRATCH/score", "version": "~"}  # replaced when it is called
+    for gold in (endpoint, {"served": endpoint}):
+        assert expand_paths({"gold": gold}) == {"gold": gold}
 
 
 def test_every_path_of_the_settings_is_expanded():

@@ -3,6 +3,7 @@ each where there are several."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
@@ -20,18 +21,29 @@ def gold_columns(columns: Iterable[Hashable]) -> list[str]:
     ]
 
 
+def golds_by_column(given: Any) -> dict[str, Any]:
+    """`evaluate_policy.gold` as column → what the config says of it."""
+    named = {GOLD: given}
+    if isinstance(given, Mapping) and HELD_OUT not in given and not is_endpoint(given):
+        named = {f"{GOLD}.{name}": source for name, source in given.items()}
+    return {column: source for column, source in named.items() if source is not None}
+
+
 def gold_sources(given: Any) -> dict[str, str]:
     """`evaluate_policy.gold` as column → what scores it: package.module:function, the path or hub
-    name of a reward model, or GOLD_RESULT, which is trained here."""
-    is_named = isinstance(given, Mapping) and HELD_OUT not in given
-    named = {f"{GOLD}.{name}": source for name, source in given.items()} if is_named else {}
-    if given is not None and not is_named:
-        named = {GOLD: given}
+    name of a reward model, GOLD_RESULT, which is trained here, or an endpoint as JSON, with its url
+    and version."""
     return {
-        column: GOLD_RESULT if isinstance(source, Mapping) else source
-        for column, source in named.items()
-        if source is not None
+        column: source_text(source) if isinstance(source, Mapping) else source
+        for column, source in golds_by_column(given).items()
     }
+
+
+def source_text(source: Mapping[str, Any]) -> str:
+    if not is_endpoint(source):
+        return GOLD_RESULT
+    told = {key: source[key] for key in ("url", "version") if source.get(key) is not None}
+    return json.dumps(told, sort_keys=True)
 
 
 def held_out_shares(given: Any) -> list[float]:
@@ -43,6 +55,11 @@ def held_out_shares(given: Any) -> list[float]:
     return [share for source in given.values() for share in held_out_shares(source)]
 
 
+def is_endpoint(source: Any) -> bool:
+    """Whether a source is an endpoint, as the config has it or as JSON."""
+    return "url" in source if isinstance(source, Mapping) else str(source).startswith("{")
+
+
 def is_function(source: str) -> bool:
-    """Whether a source is a function, and no reward model's path or hub name."""
-    return ":" in source
+    """Whether a source is a function, and no endpoint or reward model's path or hub name."""
+    return ":" in source and not is_endpoint(source)

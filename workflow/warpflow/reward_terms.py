@@ -1,4 +1,4 @@
-"""The terms of the reward as the config has them: weights by name, and endpoints."""
+"""Rewards as the config has them: weights by name, and endpoints, among golds as well."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from warpflow.settings.rewards import Calls, Endpoint
+from warpflow.gold_names import golds_by_column, is_endpoint
+from warpflow.settings.rewards import Calls, Endpoint, Served
 
 CALLS = {field.name for field in fields(Calls)}
 
@@ -36,9 +37,23 @@ def reward_terms(rewards: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def endpoint_calls(rewards: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """How each endpoint is called (`Calls`), which is in no key."""
+    """How each endpoint is called (`Calls`), by its key of the config; that is in no key of a
+    job."""
     return {
-        name: {key: asdict(Endpoint(**rewards[name]))[key] for key in sorted(CALLS)}
+        f"rewards.{name}": calls_of(Endpoint(**rewards[name]))
         for name in reward_weights(rewards)
         if isinstance(rewards[name], Mapping)
     }
+
+
+def gold_calls(gold: Any) -> dict[str, dict[str, Any]]:
+    """The same of the endpoints in `evaluate_policy.gold`."""
+    return {
+        f"evaluate_policy.{column}": calls_of(Served(**source))
+        for column, source in golds_by_column(gold).items()
+        if isinstance(source, Mapping) and is_endpoint(source)
+    }
+
+
+def calls_of(served: Served) -> dict[str, Any]:
+    return {key: value for key, value in sorted(asdict(served).items()) if key in CALLS}

@@ -1,4 +1,4 @@
-"""Rewards that are served elsewhere, over HTTP. docs/your_rewards.md has the contract."""
+"""Rewards and golds that are served elsewhere, over HTTP. docs/your_rewards.md has the contract."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses that may pass
 PAUSE, LONGEST_PAUSE = 0.5, 60  # seconds before the second attempt, doubled each time
 
 
-def call_endpoint(name: str, url: str, calls: Calls) -> Call:
+def call_endpoint(name: str, url: str, calls: Calls, key: str) -> Call:
     """What sends completions to an endpoint, `calls.batch_size` at a time, and gives its scores.
     The endpoint is asked for the scores of no completions at once, so that a wrong address is
     known before anything is computed.
 
     Args:
-        name: as the config names it, for messages. url: with variables of the environment.
+        name, key: what it is called, and its key of the config, for messages.
+        url: with variables of the environment.
 
     Raises:
         ConnectionError: it does not answer in time, or says that it cannot.
@@ -33,9 +34,9 @@ def call_endpoint(name: str, url: str, calls: Calls) -> Call:
     address = os.path.expandvars(url)
     if "$" in address:
         raise ValueError(
-            f"rewards.{name}.url: the environment of this job has no variable for {url}: set it"
+            f"{key}.url: the environment of this job has no variable for {url}: set it"
         )
-    pool = open_pool(name, calls)
+    pool = open_pool(key, calls)
 
     def send(arguments: Mapping[str, list[Any]]) -> list[float | None]:
         try:
@@ -44,7 +45,7 @@ def call_endpoint(name: str, url: str, calls: Calls) -> Call:
             raise ConnectionError(
                 f"the reward {name} at {address} did not answer, in {calls.retries + 1} attempts "
                 f"of up to {calls.timeout:g} s each ({getattr(error, 'reason', error)}): look "
-                f"whether it is served there; a slow one needs a lower rewards.{name}.batch_size "
+                f"whether it is served there; a slow one needs a lower {key}.batch_size "
                 "or a longer timeout. A run goes on from its last saved state"
             ) from error
         return read_scores(reply.status, reply.data, len(arguments["completions"]), address, name)
@@ -61,17 +62,17 @@ def call_endpoint(name: str, url: str, calls: Calls) -> Call:
     return call
 
 
-def open_pool(name: str, calls: Calls) -> urllib3.PoolManager:
+def open_pool(key: str, calls: Calls) -> urllib3.PoolManager:
     """Connections that try again what may pass, after longer and longer pauses, or as long as
     Retry-After says."""
-    key = os.environ.get(calls.api_key_env) if calls.api_key_env else None
-    if calls.api_key_env and not key:
+    secret = os.environ.get(calls.api_key_env) if calls.api_key_env else None
+    if calls.api_key_env and not secret:
         raise ValueError(
-            f"the environment variable {calls.api_key_env}, which rewards.{name}.api_key_env "
+            f"the environment variable {calls.api_key_env}, which {key}.api_key_env "
             "names, is not set"
         )
     return urllib3.PoolManager(
-        headers={"Authorization": f"Bearer {key}"} if key else None,
+        headers={"Authorization": f"Bearer {secret}"} if secret else None,
         timeout=calls.timeout,
         retries=urllib3.Retry(
             calls.retries,

@@ -24,7 +24,7 @@ from warpflow.evaluation.rewards import (
     model_reward,
     weighted_sum,
 )
-from warpflow.gold_names import GOLD, is_function
+from warpflow.gold_names import GOLD, is_endpoint, is_function
 from warpflow.lm.classifiers import load_classifier
 from warpflow.lm.models import (
     ending_ids,
@@ -58,12 +58,13 @@ class JudgeArguments:
     reward_model: str | None = None
     """Checkpoint of the reward model, where it has a weight."""
     gold: list[str] = listed()
-    """What is measured and never trained on: each a package.module:function, or the folder or hub
-    name of a reward model."""
+    """What is measured and never trained on: each a package.module:function, the folder or hub
+    name of a reward model, or JSON of an endpoint's url and version."""
     gold_names: list[str] = listed(GOLD)
     """Their columns, in the same order."""
     endpoints: str = "{}"
-    """JSON: name of an endpoint → how it is called. It changes no result."""
+    """JSON: an endpoint's key of the config, as rewards.NAME → how it is called. It changes no
+    result."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,18 @@ def load_scorers(given: JudgeArguments, reading: Reading = READING) -> Scorers:
 
     def load_term(name: str, term: Any) -> Reward:
         if isinstance(term, dict):
-            calls = Calls(**json.loads(given.endpoints).get(name, {}))
-            call = call_endpoint(name, term["url"], calls)
-            return called_reward(call, tokenizer, name, prompt_rows())
+            return load_endpoint(name, term["url"], f"rewards.{name}")
         return load_reward(str(given.reward_model) if name == "reward_model" else name)
+
+    def load_gold(column: str, source: str) -> Reward:
+        if is_endpoint(source):
+            return load_endpoint(column, json.loads(source)["url"], f"evaluate_policy.{column}")
+        return load_reward(source)
+
+    def load_endpoint(name: str, url: str, key: str) -> Reward:
+        calls = Calls(**json.loads(given.endpoints).get(key, {}))
+        call = call_endpoint(name, url, calls, key)
+        return called_reward(call, tokenizer, name, prompt_rows())
 
     rewards = json.loads(given.rewards)
     if "reward_model" in rewards and given.reward_model is None:
@@ -175,8 +184,8 @@ def load_scorers(given: JudgeArguments, reading: Reading = READING) -> Scorers:
         reward=weighted_sum([(weight, terms[name]) for name, weight in weights.items()], tokenizer),
         terms=terms,
         golds={
-            name: applying(load_reward(source), name, tokenizer)
-            for name, source in zip(given.gold_names, given.gold, strict=False)
+            column: applying(load_gold(column, source), column, tokenizer)
+            for column, source in zip(given.gold_names, given.gold, strict=False)
         },
         train_prompts=prompts[0],
         eval_prompts=prompts[1],

@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from warpflow.data.hub import is_hub
 from warpflow.eta_names import eta_text
 from warpflow.experiments import Experiment, policy_settings, trained_rewards
-from warpflow.gold_names import gold_columns, gold_sources
+from warpflow.gold_names import gold_columns, gold_sources, is_endpoint
 from warpflow.reward_terms import reward_weights
 
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -138,10 +138,15 @@ def reward_name(name: str, config: Mapping[str, Any]) -> str:
 
 
 def gold_text(config: Mapping[str, Any]) -> str:
-    """What measured the gold rewards."""
+    """What measured the gold rewards; of an endpoint its name, not its address."""
     sources = gold_sources(config["evaluate_policy"]["gold"])
-    names = [name if not Path(name).exists() else Path(name).name for name in sources.values()]
-    return ", ".join(f"`{name}`" for name in names) or "none"
+    return ", ".join(gold_name(column, source) for column, source in sources.items()) or "none"
+
+
+def gold_name(column: str, source: str) -> str:
+    if is_endpoint(source):
+        return f"`{column}`, which was served elsewhere"
+    return f"`{source if not Path(source).exists() else Path(source).name}`"
 
 
 def hyperparameters(config: Mapping[str, Any], experiment: Experiment, iteration: int) -> str:

@@ -26,7 +26,7 @@ from warpflow.experiments import (
     trained_rewards,
     uses_reward_model,
 )
-from warpflow.gold_names import gold_sources, held_out_shares, is_function
+from warpflow.gold_names import gold_sources, held_out_shares, is_endpoint, is_function
 from warpflow.pipeline.architectures import architecture_problems
 from warpflow.pipeline.code_files import module_file
 from warpflow.pipeline.config_files import repeated_keys
@@ -122,7 +122,7 @@ def check_paths(config: Mapping[str, Any]) -> Iterator[str]:
         "train_reward_model.path": config["train_reward_model"]["path"],
         "benchmark_policy.task_folder": config["benchmark_policy"]["task_folder"],
         "fetch_policy.requirements": config["fetch_policy"].get("requirements"),
-        **golds_by_key(config),
+        **{key: name for key, name in golds_by_key(config).items() if not is_endpoint(name)},
     }
     for key, path in paths.items():
         if path and (problem := path_problem(path)):

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from snakemake.utils import update_config
 
+from warpflow.gold_names import is_endpoint
+
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # The files that the Snakefile reads before those of --configfile.
 DEFAULTS = ("config/config.yaml", "config/ablations.yaml")
@@ -38,6 +40,8 @@ def read_config(paths: Iterable[str | Path]) -> dict[str, Any]:
 def expand_paths(config: Any, key: str = "") -> Any:
     """The config with `~` and variables of the environment ($SCRATCH, ${SCRATCH}) in its paths
     replaced. What is not known stays as it is, and `pipeline.config.check_paths` names it."""
+    if key == "gold" and is_endpoint(config):
+        return config  # its address is replaced when it is called
     if isinstance(config, Mapping):
         # Each gold reward has a name of its own.
         keys = {name: "gold" if key == "gold" else str(name) for name in config}

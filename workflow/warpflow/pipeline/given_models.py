@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warpflow.gold_names import GOLD_RESULT, gold_sources, is_function
+from warpflow.gold_names import GOLD_RESULT, gold_sources, is_endpoint, is_function
 from warpflow.model_kinds import ADAPTER, DEQUANTISED, TEXT_TYPES
 from warpflow.pipeline.architectures import assigned
 from warpflow.weight_files import gguf_problem, is_gguf
@@ -58,7 +58,7 @@ def given_models(config: Mapping[str, Any]) -> list[GivenModel]:
         GivenModel("train_reward_model.path", config["train_reward_model"]["path"], True),
     ]
     for column, source in gold_sources(config["evaluate_policy"]["gold"]).items():
-        if not is_function(source):
+        if not (is_function(source) or is_endpoint(source)):
             found.append(GivenModel(f"evaluate_policy.{column}", source, True))
     for name, comparison in (config["compare_answers"] or {}).items():
         where = f"compare_answers.{name}"

@@ -36,7 +36,8 @@ def described(model: type) -> dict[str, str]:
 
 
 class SchemaOfSections(GenerateJsonSchema):
-    """JSON Schema with descriptions of inherited fields and defaults of lists, without titles."""
+    """JSON Schema with descriptions of inherited fields and defaults of lists, without titles. Of
+    types that a function tells apart it says anyOf: what is of one may look like another, too."""
 
     def dataclass_schema(self, schema: Any) -> JsonSchemaValue:
         made = super().dataclass_schema(schema)
@@ -48,6 +49,10 @@ class SchemaOfSections(GenerateJsonSchema):
             if field.default_factory:
                 node["default"] = field.get_default(call_default_factory=True)
         return made
+
+    def tagged_union_schema(self, schema: Any) -> JsonSchemaValue:
+        made = super().tagged_union_schema(schema)
+        return {"anyOf": made.pop("oneOf"), **made}
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False

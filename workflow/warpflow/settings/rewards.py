@@ -36,16 +36,22 @@ class Calls:
 
 
 @section
-class Endpoint(Calls):
-    """A reward that is served elsewhere, over HTTP (docs/your_rewards.md)."""
+class Served(Calls):
+    """What scores completions elsewhere, over HTTP (docs/your_rewards.md)."""
 
     url: Annotated[str, Field(pattern=r"^(https?://|\$)")] = Field(kw_only=True)
     """The address that completions are sent to. Variables of the environment ($HOST) are replaced
     when it is called, so that the same reward may be at another place."""
+    version: str | None = Field(default=None, kw_only=True)
+    """Write another one when what is served has changed. What it scored is due then."""
+
+
+@section
+class Endpoint(Served):
+    """A reward that is served elsewhere, over HTTP (docs/your_rewards.md)."""
+
     weight: Number = Field(kw_only=True)
     """The weight of this reward in the sum."""
-    version: str | None = Field(default=None, kw_only=True)
-    """Write another one when what is served has changed. The runs are due then."""
 
 
 # By name.
