@@ -1,13 +1,20 @@
 """Fronts: every row is drawn once, where its numbers say, and readable."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from drawn import STYLE, containers, data_of, draw, heights, legend_texts, lines
-from example_tables import BETAS, make_tables
+from example_tables import BETAS, Tables, make_tables
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from warpflow.figures.fronts import plot_fronts
-from warpflow.figures.style import FigureStyle
+from warpflow.figures.labels import Placed, place_texts
+from warpflow.figures.style import FigureStyle, experiment_looks
 
 
 def test_fronts_draw_every_front_with_the_numbers_of_the_table() -> None:
@@ -87,15 +94,78 @@ def test_sft_is_at_the_origin_of_the_kl_axis() -> None:
     np.testing.assert_array_equal(lines(axes, "SFT")["SFT"].get_xydata(), [[0, 0]])
 
 
-def test_fronts_say_eta_beside_the_points_without_overlap() -> None:
+def crowded_tables() -> Tables:
+    """Eight fronts of six η that lie close to one another."""
     tables = make_tables()
-    figure = draw("fronts", tables)
-    figure.draw_without_rendering()
-    texts = figure.axes[0].texts
-    assert {"0.3", "0.5", "1"} <= {text.get_text() for text in texts}
-    boxes = [text.get_window_extent() for text in texts]
-    for i, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[:i])
+    evaluations = tables["evaluations"]
+    fronts = evaluations[evaluations["experiment"].isin(["warp", "lerp"])]
+    fronts = fronts[fronts["stage"] == "interpolate_policy"]
+    between = fronts[fronts["eta"].between(0.2, 0.6)].copy()
+    between[["eta", "kl_exact", "reward", "gold"]] *= 1.2
+    others = [
+        pd.concat([fronts, between]).assign(
+            experiment=fronts["experiment"] + f"_{number}",
+            reward=lambda rows, n=number: rows["reward"] * (1 + 0.02 * n),
+            kl_exact=lambda rows, n=number: rows["kl_exact"] * (1 - 0.03 * n),
+        )
+        for number in range(3)
+    ]
+    return tables | {"evaluations": pd.concat([evaluations, between, *others], ignore_index=True)}
+
+
+def boxes_of_texts(axes: Axes) -> dict[Text, Bbox]:
+    return {text: text.get_window_extent() for text in axes.texts}
+
+
+def boxes_of_markers(axes: Axes) -> list[Bbox]:
+    """The squares of all markers that are seen."""
+    found = []
+    for line in axes.lines:
+        half = line.get_markersize() / 2 * line.get_figure(root=True).dpi / 72
+        drawn = line.get_marker() not in ("None", "none", "", "|", "_")
+        for x, y in line.get_transform().transform(line.get_xydata()) if drawn else []:
+            found.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
+    return found
+
+
+@pytest.mark.parametrize("kl_scale", ["linear", "sqrt"])
+@pytest.mark.parametrize("width", [6.0, 13.5])
+def test_texts_of_a_crowded_front_lie_on_no_other_text_and_no_marker(
+    tmp_path: Path, kl_scale: str, width: float
+) -> None:
+    tables = crowded_tables()
+    figure = draw("fronts", tables, FigureStyle(kl_scale=kl_scale, width=width, dpi=200))
+    figure.savefig(tmp_path / "fronts.png")
+    for axes in figure.axes:
+        boxes = boxes_of_texts(axes)
+        assert len(boxes) >= 5
+        markers = boxes_of_markers(axes)
+        assert len(markers) > 60
+        for text, box in boxes.items():
+            others = [other for name, other in boxes.items() if name is not text]
+            assert not box.count_overlaps(others), text.get_text()
+            assert not box.count_overlaps(markers), text.get_text()
+            assert axes.bbox.count_contains([box.min, box.max]) == 2, "it is within the panel"
+
+
+def test_eta_is_written_along_the_first_front_and_at_the_end_of_others() -> None:
+    tables = make_tables()
+    axes = draw("fronts", tables).axes[0]
+    looks = experiment_looks(tables["evaluations"], tables["trajectories"], STYLE.palette)
+    written = {
+        name: {text.get_text() for text in axes.texts if text.get_color() == looks[name].color}
+        for name in ("warp", "lerp", "one_run")
+    }
+    assert written == {"warp": {"0.3", "0.5", "1"}, "lerp": {"1"}, "one_run": {"1"}}
+
+
+def test_a_text_without_a_free_place_is_left_out() -> None:
+    figure = Figure(figsize=(0.6, 0.6))
+    axes = figure.add_subplot()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.plot([0.5], [0.5], marker="o", markersize=60)
+    place_texts(figure, axes, [Placed(0.5, 0.5, "1", "black"), Placed(np.nan, 0, "2", "black")])
+    assert not axes.texts
 
 
 def test_a_root_scale_makes_room_for_small_kls() -> None:

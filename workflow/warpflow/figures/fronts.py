@@ -15,9 +15,6 @@ from warpflow.gold_names import gold_columns
 
 MESSAGE = "No policy was evaluated. Give `interpolate_policy.etas` several values."
 
-LABELLED_EXPERIMENTS = 4  # whose η are written beside the points
-# Ticks of the KL on a root scale, as far as there is room.
-
 
 @fixed_settings
 def plot_fronts(
@@ -58,9 +55,11 @@ def limit_kl_view(axes: Axes, front: float, farthest: float) -> None:
 
 
 def front_texts(fronts: pd.DataFrame, y: str, looks: dict[str, Look]) -> Iterator[Placed]:
-    """The η along the last fronts of the first experiments; more texts would hide the lines."""
-    first = list(dict.fromkeys(fronts["experiment"]))[:LABELLED_EXPERIMENTS]
+    """The η along the last front of the first experiment, and at the end of the others' last
+    fronts: as many as can be told apart. All fronts of a run have the same η."""
     last = fronts["iteration"] == fronts.groupby("experiment")["iteration"].transform("max")
-    chosen = fronts[last & fronts["experiment"].isin(first) & (fronts["eta"] != 0)]
-    for row in chosen.to_dict("records"):
+    chosen = fronts[last & (fronts["eta"] != 0)].sort_values("eta", ascending=False, kind="stable")
+    first, is_end = next(iter(fronts["experiment"]), None), ~chosen.duplicated("experiment")
+    is_first = chosen["experiment"] == first
+    for row in [*chosen[is_end].to_dict("records"), *chosen[is_first & ~is_end].to_dict("records")]:
         yield Placed(row["kl_exact"], row[y], f"{row['eta']:g}", looks[row["experiment"]].color)

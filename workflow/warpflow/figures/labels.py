@@ -1,14 +1,20 @@
-"""Texts beside points, placed where they cover no other point or text."""
+"""Texts beside points, placed where they cover no point or text, and few lines."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
-Box = tuple[float, float, float, float]  # left, low, right, high in pixels
+GAPS = (3, 7)  # points between a text and its point; the nearer one first
+# Where a text goes, seen from its point: right and up are 1. Below a rising front comes first.
+SIDES = ((1, -1), (-1, 1), (1, 0), (0, -1), (0, 1), (-1, 0), (1, 1), (-1, -1))
 
 
 @dataclass(frozen=True)
@@ -22,34 +28,34 @@ class Placed:
 
 
 def place_texts(figure: Figure, axes: Axes, texts: Sequence[Placed], size: float = 6.5) -> None:
-    """Write each text beside its point, first come first served, clear of all points and texts.
+    """Write each text beside its point, first come first served: clear of all markers and texts,
+    and of places that are as near to it where it covers the fewest lines.
 
     A text that finds no free place is left out. Needs the final limits of the axes, so it is
     called after everything else is drawn.
     """
     figure.draw_without_rendering()
-    point = figure.dpi / 72
-    shown = [item for item in texts if math.isfinite(item.x) and math.isfinite(item.y)]
-    pixels = [axes.transData.transform((item.x, item.y)) for item in shown]
-    markers = [(x - 2 * point, y - 2 * point, x + 2 * point, y + 2 * point) for x, y in pixels]
-    taken: list[Box] = list(dict.fromkeys(markers))
-    for item, (x, y) in zip(shown, pixels, strict=True):
-        width = 0.62 * size * len(item.text)
-        for dx, dy in ((4, -3 - size), (-4 - width, 4), (4, 4), (-4 - width, -3 - size)):
-            left, low = x + dx * point, y + dy * point
-            box = (left, low, left + width * point, low + size * point)
-            if lies_inside(box, axes) and not any(overlap(box, other) for other in taken):
-                taken.append(box)
-                write_beside(axes, item, (dx, dy), size)
-                break
+    lines = [path for line in axes.lines if (path := path_of(line)) is not None]
+    taken = [box for line in axes.lines for box in marker_boxes(line, figure.dpi / 72)]
+    for item in texts:
+        if not (math.isfinite(item.x) and math.isfinite(item.y)):
+            continue
+        note = write_text(axes, item, size)
+        places = free_places(note, taken)
+        if not places:
+            note.remove()
+            continue
+        dx, dy, box = min(places, key=lambda place: crossings(place[2], lines))
+        note.set_position((dx, dy))
+        taken.append(box)
 
 
-def write_beside(axes: Axes, item: Placed, offset: tuple[float, float], size: float) -> None:
-    """Write a text with a white rim at an offset (points) from its point."""
+def write_text(axes: Axes, item: Placed, size: float) -> Annotation:
+    """A text with a white rim, its left lower corner at its point for now."""
     note = axes.annotate(
         item.text,
         (item.x, item.y),
-        xytext=offset,
+        xytext=(0, 0),
         textcoords="offset points",
         fontsize=size,
         color=item.color,
@@ -57,12 +63,49 @@ def write_beside(axes: Axes, item: Placed, offset: tuple[float, float], size: fl
         path_effects=[withStroke(linewidth=1.5, foreground="white")],
     )
     note.set_in_layout(False)
+    return note
 
 
-def lies_inside(box: Box, axes: Axes) -> bool:
-    frame = axes.bbox
-    return frame.x0 <= box[0] and frame.y0 <= box[1] and box[2] <= frame.x1 and box[3] <= frame.y1
+def free_places(note: Annotation, taken: Sequence[Bbox]) -> list[tuple[float, float, Bbox]]:
+    """Offsets in points of a text from its point that leave it free, all at the smallest gap that
+    has one, each with the box in pixels."""
+    axes, figure = note.axes, note.get_figure(root=True)
+    assert axes is not None and figure is not None
+    pixels = figure.dpi / 72
+    box = note.get_window_extent()
+    for gap in GAPS:
+        found = []
+        for right, up in SIDES:
+            dx = right * gap - (1 - right) / 2 * box.width / pixels
+            dy = up * gap - (1 - up) / 2 * box.height / pixels
+            moved = box.translated(dx * pixels, dy * pixels)
+            if lies_inside(moved, axes.bbox) and not moved.count_overlaps(taken):
+                found.append((dx, dy, moved))
+        if found:
+            return found
+    return []
 
 
-def overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def lies_inside(box: Bbox, frame: Bbox) -> bool:
+    return all(frame.contains(*corner) for corner in (box.min, box.max))
+
+
+def marker_boxes(line: Line2D, pixels: float) -> Iterator[Bbox]:
+    """The boxes of a line's markers. pixels: in a point, the unit of their size."""
+    if line.get_marker() in ("", " ", "None", "none", None) or not line.get_markersize():
+        return
+    half = line.get_markersize() * pixels / 2
+    for x, y in line.get_transform().transform(line.get_xydata()):
+        if math.isfinite(x) and math.isfinite(y):
+            yield Bbox.from_extents(x - half, y - half, x + half, y + half)
+
+
+def path_of(line: Line2D) -> Path | None:
+    """A line in pixels; None where only its markers are drawn."""
+    if line.get_linestyle() in ("", " ", "None", "none"):
+        return None
+    return line.get_transform().transform_path(line.get_path()).cleaned(remove_nans=True)
+
+
+def crossings(box: Bbox, lines: Sequence[Path]) -> int:
+    return sum(line.intersects_bbox(box, filled=False) for line in lines)
