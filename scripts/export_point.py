@@ -2,11 +2,13 @@
 
     python scripts/export_point.py warp/2/0.5 --out FOLDER
     python scripts/export_point.py warp/2/0.5 --out FOLDER --dtype bfloat16 --push ORG/NAME
+    python scripts/export_point.py warp/2/0.5 --out FOLDER --gguf --llama_cpp CHECKOUT
 
 A point is EXPERIMENT/ITERATION/ETA, of replicate 1, or the name of any policy of the run, such as
 merge_policies/warp/replicate1/iteration2. FOLDER is a Hugging Face folder with a model card
 (README.md), the front with the point in it, provenance.json and mergekit_config.yml. `--push` makes
-a private repository of it; the token is that of `hf auth login` or of HF_TOKEN.
+a private repository of it; the token is that of `hf auth login` or of HF_TOKEN. `--gguf` adds
+FOLDER/NAME.gguf, by the converter of a checkout of llama.cpp.
 Next in reading order: warpflow.export.card.
 """
 
@@ -27,6 +29,7 @@ from huggingface_hub import HfApi
 from warpflow.experiments import SFT, Plan, Weights, make_plan, weights_of
 from warpflow.export import card
 from warpflow.export.front import write_front
+from warpflow.export.llama_cpp import find_converter, write_gguf
 from warpflow.export.merge_facts import as_yaml, merge_documents
 from warpflow.export.push import check_push, push_folder
 from warpflow.figures.style import FigureStyle
@@ -72,6 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--configfile", nargs="*", default=[], help="laid over config/config.yaml")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as they are")
+    parser.add_argument("--gguf", action="store_true", help="also as a GGUF file for llama.cpp")
+    parser.add_argument(
+        "--llama_cpp", metavar="CHECKOUT", help="folder of llama.cpp; default: $LLAMA_CPP"
+    )
     parser.add_argument("--push", metavar="ORG/NAME", help="repository to make on the hub")
     parser.add_argument("--public", action="store_true", help="for all to see; default: private")
     parser.add_argument(
@@ -95,9 +102,13 @@ def export_point(arguments: argparse.Namespace) -> None:
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     if arguments.push:
         check_push(arguments.push, api)
+    converter = find_converter(arguments.llama_cpp) if arguments.gguf else None
     parents = read_parents(plan, point, config["results"])
     write_point(arguments, config, plan, point, parents)
     print(f"{arguments.out}: {point.name}, with its model card in {arguments.out / CARD}")
+    if converter:
+        file, content = write_gguf(converter, arguments.out, written_dtypes(arguments, parents))
+        print(f"{file}: {content}")
     if arguments.push:
         print(push_folder(arguments.out, arguments.push, api, private=not arguments.public))
 
@@ -176,6 +187,12 @@ def write_point(
             "has_template": has_template(init.folder),
         }
         card.model_card(data, texts).save(folder / CARD)
+
+
+def written_dtypes(
+    arguments: argparse.Namespace, parents: Sequence[MappedTensors]
+) -> set[torch.dtype]:
+    return set(output_dtypes(parents, to_dtype(arguments.dtype)).values())
 
 
 def rounding_text(
