@@ -11,7 +11,7 @@ ifeq ($(shell [ -d "$$HOME" ] && { [ "$$HOME" != / ] || [ -w / ]; } && echo yes)
 export HOME := $(shell mktemp -d)
 endif
 
-.PHONY: run smollm2 plan status why check smoke test trl lint docs config-docs clean lock image
+.PHONY: run smollm2 plan status why check smoke test trl trackers lint docs config-docs clean lock image
 run: $(VENV)/installed  ## the default run: everything, from data to report
 	snakemake --cores all
 
@@ -39,6 +39,13 @@ test: lint  ## linters, then all tests; those that run Snakemake use both cores 
 
 trl: $(VENV)/installed  ## TRL in an environment of its own: the test of our RL step against TRL's then runs too
 	python benchmarks/trl_environment.py
+
+trackers: $(VENV)/installed  ## the tests of trackers with mlflow and trackio too, in an environment of its own
+	$(PYTHON) -m venv .venv-trackers
+	for site in .venv-trackers/lib/python*/site-packages; do \
+	  $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$site/base.pth; done
+	.venv-trackers/bin/pip install --quiet --disable-pip-version-check mlflow-skinny==3.17.2 trackio==0.43.0
+	PYTHONPATH=workflow .venv-trackers/bin/python -m pytest tests/training/test_trackers.py
 
 lint: $(VENV)/installed
 	ruff check .
@@ -76,4 +83,4 @@ image:  ## the environment as a Docker image, for `--software-deployment-method 
 	docker build --tag warpflow:latest .
 
 clean:  ## the environment and caches; results stay
-	rm -rf $(VENV) $(DOCS_VENV) .venv-trl site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(DOCS_VENV) .venv-trl .venv-trackers site .pytest_cache .ruff_cache .mypy_cache
