@@ -25,14 +25,14 @@ class Calls:
     """How an endpoint is called. It changes no result, and is in no key."""
 
     batch_size: Count = 64
-    """One request holds so many completions."""
+    """The number of completions in one request."""
     retries: Natural = 5
-    """A request that fails is sent again so often, each time after a longer pause."""
+    """The number of times that a failed request is sent again, each time after a longer pause."""
     timeout: Positive = 60.0
-    """A request is given up after so many seconds."""
+    """The time limit of one request, in seconds."""
     api_key_env: Annotated[str, Field(pattern=r"^\w+$")] | None = None
-    """The environment variable of this name holds a key, sent as `Authorization: Bearer`. null:
-    there is none."""
+    """The name of the environment variable that holds the key, which is sent as `Authorization:
+    Bearer`; null sends no key."""
 
 
 @section
@@ -45,8 +45,8 @@ class Endpoint(Calls):
     weight: Number = Field(kw_only=True)
     """The weight of this reward in the sum."""
     version: str | None = Field(default=None, kw_only=True)
-    """Write another one when what is served has changed. The runs are due then."""
+    """The version of what is served. Change it when the served reward has changed, which makes the
+    runs due."""
 
 
-# By name.
 Rewards = dict[Annotated[str, AfterValidator(is_reward)], Number | Endpoint]
