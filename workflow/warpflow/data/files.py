@@ -183,8 +183,7 @@ def require_whole(text: str, place: str) -> None:
 
 
 def read_texts(rows: Sequence[Row], column: str, path: str | Path, key: str) -> list[str]:
-    """Return the strings of one column. Raises ValueError where it is missing or holds something
-    else."""
+    """Return the strings of one column. Raises ValueError where a cell is missing or no text."""
     require_columns(rows, [column], path, key)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row[column], str):

@@ -181,11 +181,11 @@ class PrepareArguments(PrepareData):
     prompts_path: str = Field(kw_only=True)
     eval_prompts: Count = Field(kw_only=True)
     seed: int = Field(kw_only=True)
-    """Base seed of the split and of pairing by label."""
+    """The base seed of the split and of pairing by label."""
     max_prompt_tokens: Count = Field(kw_only=True)
     """A longer prompt is an error."""
     tokenizer_path: str | None = None
-    """Folder or hub name of a tokenizer to copy, where none is trained."""
+    """The folder or hub name of a tokenizer to copy, where none is trained."""
     held_out_pairs: int = 0
     """train_reward_model.held_out: more pairs than these must be left. It changes no file."""
 
@@ -257,8 +257,8 @@ def split_answer(prompt: Prompt, answer: Prompt, place: str) -> tuple[Prompt, st
     messages = [*([] if prompt == "" else prompt), *before]
     if last["role"] != "assistant" or not is_messages(messages):
         raise ValueError(
-            f"{place}: expected messages that end with the assistant's, after a prompt of messages "
-            f"in a column of its own or in front; got prompt {prompt!r:.80}, answer {answer!r:.200}"
+            f"{place}: expected messages that end with one of the assistant, after a prompt of "
+            f"messages in a column of its own or in front; got prompt {prompt!r:.80}, answer {answer!r:.200}"
         )
     return messages, last["content"]
 
