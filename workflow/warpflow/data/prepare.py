@@ -258,7 +258,8 @@ def split_answer(prompt: Prompt, answer: Prompt, place: str) -> tuple[Prompt, st
     if last["role"] != "assistant" or not is_messages(messages):
         raise ValueError(
             f"{place}: expected messages that end with one of the assistant, after a prompt of "
-            f"messages in a column of its own or in front; got prompt {prompt!r:.80}, answer {answer!r:.200}"
+            f"messages in a column of its own or in front; got prompt {prompt!r:.80}, answer "
+            f"{answer!r:.200}"
         )
     return messages, last["content"]
 

@@ -15,7 +15,7 @@ from warpflow.gold_names import gold_columns
 
 MESSAGE = "No policy was evaluated. Give `interpolate_policy.etas` several values."
 
-LABELLED_EXPERIMENTS = 4  # whose η are written beside the points
+LABELLED_EXPERIMENTS = 4  # the experiments with η written beside their points
 # Ticks of the KL on a root scale, as far as there is room.
 
 
@@ -26,10 +26,10 @@ def plot_fronts(
     style: FigureStyle,
     optimum: pd.DataFrame | None = None,
 ) -> Figure:
-    """KL–reward fronts of LITI against the RL trajectories (Figs. 1b and 4c of the paper), and the
-    optimal front above them where it was estimated.
+    """Draw KL–reward fronts of LITI against the RL trajectories (Figs. 1b and 4c of the paper), and
+    the optimal front above them where it was estimated.
 
-    Further panels show the gold rewards if there are any.
+    Further panels show the gold rewards, if there are any.
     """
     tables = (evaluations, trajectories)
     names = ["reward", *gold_columns(evaluations)]
@@ -51,14 +51,15 @@ def plot_fronts(
 
 
 def limit_kl_view(axes: Axes, front: float, farthest: float) -> None:
-    """Cut the view where a run goes over three times as far as the fronts, and say so."""
+    """Cut the view where a run goes more than three times as far as the fronts, and say so."""
     if farthest > 3 * front > 0:
         axes.set_xlim(-0.04 * front, 1.5 * front)
         axes.set_xlabel(f"{axes.get_xlabel()}\n(cut here; runs go on to {farthest:.3g})")
 
 
 def front_texts(fronts: pd.DataFrame, y: str, looks: dict[str, Look]) -> Iterator[Placed]:
-    """The η along the last fronts of the first experiments; more texts would hide the lines."""
+    """Yield the η along the last fronts of the first experiments. More texts would hide the
+    lines."""
     first = list(dict.fromkeys(fronts["experiment"]))[:LABELLED_EXPERIMENTS]
     last = fronts["iteration"] == fronts.groupby("experiment")["iteration"].transform("max")
     chosen = fronts[last & fronts["experiment"].isin(first) & (fronts["eta"] != 0)]

@@ -1,4 +1,4 @@
-"""Texts beside points, placed where they cover no other point or text."""
+"""Place texts beside points where they cover no other point or text."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-Box = tuple[float, float, float, float]  # left, low, right, high in pixels
+Box = tuple[float, float, float, float]  # left, low, right and high in pixels
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Placed:
 
 
 def place_texts(figure: Figure, axes: Axes, texts: Sequence[Placed], size: float = 6.5) -> None:
-    """Write each text beside its point, first come first served, clear of all points and texts.
+    """Write each text beside its point, in order, clear of all points and texts.
 
-    A text that finds no free place is left out. Needs the final limits of the axes, so it is
-    called after everything else is drawn.
+    A text that finds no free place is left out. This needs the final limits of the axes, so call it
+    after everything else is drawn.
     """
     figure.draw_without_rendering()
     point = figure.dpi / 72
@@ -45,7 +45,7 @@ def place_texts(figure: Figure, axes: Axes, texts: Sequence[Placed], size: float
 
 
 def write_beside(axes: Axes, item: Placed, offset: tuple[float, float], size: float) -> None:
-    """Write a text with a white rim at an offset (points) from its point."""
+    """Write a text with a white rim at an offset, in typographic points, from its point."""
     note = axes.annotate(
         item.text,
         (item.x, item.y),
