@@ -212,8 +212,9 @@ def too_few_pairs(pairs: int, config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def held_out_pairs(config: Mapping[str, Any]) -> int | None:
-    """Return how many pairs the reward models that are trained here hold out in all. More pairs are
-    needed, so that each has some to learn from. Return None where none is trained."""
+    """Return the number that the preference pairs must exceed, so that each reward model that is
+    trained here has some to learn from beside those for its accuracy. Return None where none is
+    trained."""
     if smallest_share(config) == 0:
         return None
     return math.ceil(config["train_reward_model"]["held_out"] / smallest_share(config))
