@@ -48,7 +48,7 @@ def read_recipe(
     paths = [folder / path for path in recipe.get("paths", {}).values()]
     if not parents and not paths:
         raise ValueError(
-            f"{folder} is a recipe that names its parents by content alone: give their folders  "
+            f"{folder} is a recipe that names its parents by content alone: give their folders "
             "(--parents); provenance.json beside it says what they were"
         )
     found = {}
