@@ -1,4 +1,4 @@
-"""Names of gold rewards, which are columns of the tables: `gold` of a single one, `gold.NAME` of
+"""Names of gold rewards, which are columns of the tables: `gold` for a single one, `gold.NAME` for
 each where there are several."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ HELD_OUT = "held_out_preferences"
 
 
 def gold_columns(columns: Iterable[Hashable]) -> list[str]:
-    """The columns of gold rewards, in order, without those of their standard errors."""
+    """Return the columns of gold rewards, in order, without those of their standard errors."""
     return [
         column
         for column in map(str, columns)
@@ -21,8 +21,8 @@ def gold_columns(columns: Iterable[Hashable]) -> list[str]:
 
 
 def gold_sources(given: Any) -> dict[str, str]:
-    """`evaluate_policy.gold` as column → what scores it: package.module:function, the path or hub
-    name of a reward model, or GOLD_RESULT, which is trained here."""
+    """Map the columns of `evaluate_policy.gold` to what scores them: package.module:function, the
+    path or hub name of a reward model, or GOLD_RESULT, which is trained here."""
     is_named = isinstance(given, Mapping) and HELD_OUT not in given
     named = {f"{GOLD}.{name}": source for name, source in given.items()} if is_named else {}
     if given is not None and not is_named:
@@ -35,7 +35,7 @@ def gold_sources(given: Any) -> dict[str, str]:
 
 
 def held_out_shares(given: Any) -> list[float]:
-    """The shares of the preferences that golds are to be trained on."""
+    """Return the shares of the preferences on which golds are trained."""
     if not isinstance(given, Mapping):
         return []
     if HELD_OUT in given:
@@ -44,5 +44,5 @@ def held_out_shares(given: Any) -> list[float]:
 
 
 def is_function(source: str) -> bool:
-    """Whether a source is a function, and no reward model's path or hub name."""
+    """Whether a source is a function and not the path or hub name of a reward model."""
     return ":" in source

@@ -49,7 +49,7 @@ def merge_documents(plan: Plan, result: str) -> list[dict[str, Any]]:
 
 
 def parents_first(plan: Plan, result: str) -> Iterator[dict[str, Any]]:
-    """`merge_documents`, some of them again and again."""
+    """Yield `merge_documents`, some of them several times."""
     for key, point in plan.points.items():
         if point == result:
             init, merged = ends_of(plan, key)
