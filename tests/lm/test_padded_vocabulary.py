@@ -257,7 +257,7 @@ def test_a_special_token_without_a_row_does_no_harm(
 def test_a_text_that_has_it_is_named(smaller: Path, tmp_path: Path, column: str) -> None:
     rows = [{"text": f"w{i}", "more": "w1"} for i in range(4)]
     rows[2][column] = "w3 <image>"
-    with pytest.raises(ValueError, match=r"mine\.jsonl, row 3: <image> stands in a text"):
+    with pytest.raises(ValueError, match=r"mine\.jsonl, row 3: a text holds <image>"):
         prepare_data(settings(tmp_path, rows), tmp_path / "data")
 
 

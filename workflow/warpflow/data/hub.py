@@ -107,8 +107,8 @@ def dataset_folder(path: str) -> Path:
         )
     except (OSError, ValueError) as error:
         raise OSError(
-            f"{path}: the dataset cannot be had from the hub, nor from the cache below HF_HOME: "
-            f"{error} Look at its name and revision; for a private or gated one run `hf auth "
-            "login`; where there is no network, bring HF_HOME from a machine that has read it"
+            f"{path}: the dataset is neither on the hub nor in the cache below HF_HOME: "
+            f"{error} Check its name and revision. For a private or gated one, run `hf auth "
+            "login`. Without network, copy HF_HOME from a machine that has read it"
         ) from error
     return Path(folder)

@@ -142,7 +142,7 @@ def require_known_tokens(rows: Mapping[int, Row], absent: Sequence[str], place: 
             found = next((token for token in absent if token in text), None)
             if found is not None:
                 raise ValueError(
-                    f"{place} {number}: {found} stands in a text, but the policy's embedding has "
+                    f"{place} {number}: a text holds {found}, but the policy's embedding has "
                     "no row for this token: leave it out"
                 )
 
@@ -199,7 +199,7 @@ class PrepareArguments(PrepareData):
             raise ValueError("prepare_data: sft_prompt needs sft_completion, a column of that file")
         texts = self.sft_path or self.preferences_path
         if texts is not None and self.max_text_tokens is None:
-            raise ValueError(f"prepare_data: {texts} needs max_text_tokens, its texts' limit")
+            raise ValueError(f"prepare_data: {texts} needs max_text_tokens, the limit of its texts")
         if self.preferences_path is not None and named_columns(asdict(self), "preferences"):
             _require_one_preference_form(self)
 

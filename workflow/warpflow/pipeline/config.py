@@ -378,7 +378,7 @@ def check_installed(config: Mapping[str, Any]) -> Iterator[str]:
             yield (
                 f"- {where}train_policy.attn_implementation: got {attention}, which needs the "
                 f"package {package}, and that is not installed: install it as the page of "
-                "flash-attn says, or set it to sdpa, which uses such a kernel of torch's where "
+                "flash-attn says, or set it to sdpa, which uses torch's own such kernel where "
                 "there is one"
             )
         optimizer = experiment.train_policy["optimizer"]
@@ -472,8 +472,8 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
         )
     if rl["attn_implementation"] in FLASH_PACKAGES and rl["compute_dtype"] != "bfloat16":
         yield (
-            f"- {where}train_policy.attn_implementation: {rl['attn_implementation']} computes in "
-            f"bfloat16 alone, got compute_dtype {rl['compute_dtype']}: set that to bfloat16, or "
+            f"- {where}train_policy.attn_implementation: {rl['attn_implementation']} computes "
+            f"only in bfloat16, got compute_dtype {rl['compute_dtype']}: set that to bfloat16, or "
             "this to sdpa"
         )
     if rl["kl_estimator"] == "exact" and rl["anchor_memory"] == "host":
@@ -502,8 +502,8 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
     if rl["carry_optimizer"] and rl["lora_rank"]:
         yield (
             f"- {where}train_policy.carry_optimizer: got true, but each run has a LoRA of its own "
-            f"(lora_rank = {rl['lora_rank']}), whose optimiser is of no use to the next: set it to "
-            "false, or lora_rank to null"
+            f"(lora_rank = {rl['lora_rank']}), and the next run cannot use its optimiser: set "
+            "it to false, or lora_rank to null"
         )
     if rl["weight_decay"] and not rl["optimizer"].startswith("adamw"):
         yield (
@@ -578,7 +578,7 @@ def check_files(config: Mapping[str, Any]) -> Iterator[str]:
             columns = named_columns(section, kind)
             yield (
                 f"- prepare_data.{kind}_path: {path} is not a file (from {Path.cwd().name}/): "
-                "bring it there (the head of a config that is ours says where its files come "
+                "bring it there (the head of one of our configs says where its files come "
                 "from), or name another one: JSON lines, a JSON list or CSV, plain or .gz, or "
                 "Parquet, or a dataset of the hub (hub:org/name), with "
                 f"the columns {', '.join(columns.values()) or 'that the other keys name'}"

@@ -66,7 +66,9 @@ def held_gpus(count: int) -> Iterator[tuple[dict[str, str], list[int]]]:
         yield {}, []
         return
     if count > len(uuids):
-        raise ValueError(f"{count} GPUs asked for, {len(uuids)} visible: lower resource gpu")
+        raise ValueError(
+            f"the job asks for {count} GPUs, but {len(uuids)} are visible: lower resource gpu"
+        )
     with ExitStack() as stack:
         while len(taken := take(count, uuids)) < count:
             time.sleep(0.5)

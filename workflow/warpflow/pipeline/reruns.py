@@ -312,7 +312,7 @@ def explain(parts: Parts, waits_for: Sequence[str]) -> tuple[str, list[str]]:
     new = parts.record()
     found = differences(old, new, parts.results)
     if waits_for:
-        happens = "runs again, unless these inputs come out as they are"
+        happens = "runs again, unless these inputs come out unchanged"
         return happens, [*lines, *found.settings, *found.code]
     if is_at_hand(parts, new["key"]):
         return "is looked up", ["it was made before from the same inputs: nothing is computed"]

@@ -106,7 +106,7 @@ def match_answers(
     if count is not None and len(wanted) < count:
         raise ValueError(
             f"{names[0]} has {len(wanted)} answers, but {count} prompts are to be compared: lower "
-            f"{KEY}.….prompts, or null: all"
+            f"{KEY}.….prompts, or set it to null, which takes all"
         )
     matched = {}
     for name, answers in sets.items():
