@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, help="folder to write; with several η its eta<η> folders"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="their type; default: the policies'")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the results; default: the policies'")
     parser.add_argument(
         "--recipe",
         nargs="?",

@@ -168,7 +168,7 @@ def check_sources(sources: Sequence[Tensors]) -> None:
         if missing or extra:
             what = getattr(policy, "folder", None) or f"policy {index}"
             raise ValueError(
-                f"{what} has another architecture than the initialisation: {missing=}, {extra=}"
+                f"{what} is not of the initialisation's architecture: {missing=}, {extra=}"
                 f"{tied_hint(missing, extra)}"
             )
         for name, tensor in init.items():
