@@ -248,7 +248,7 @@ def evict(folder: Path) -> None:
 def interleave(
     cases: dict[str, list[list[str]]], rounds: int, inputs: Path, out: Path, cold: bool
 ) -> dict[str, list[Run]]:
-    """Each case in turn, `rounds` times; the output is removed after each."""
+    """Run each case in turn, `rounds` times, and remove the output after each."""
     runs: dict[str, list[Run]] = defaultdict(list)
     for _ in range(rounds):
         for name, commands in cases.items():

@@ -91,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def end_answers_as_the_template(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, prompts: str
 ) -> None:
-    """Where prompts are messages, or texts that the chat template has rendered, make the token that
-    closes an answer in the template the EOS token, from SFT to sampling. It is stored with θ_sft,
-    beside all that ended a completion before."""
+    """Make the token that closes an answer in the chat template the EOS token, from SFT to
+    sampling, where prompts are messages or texts that the template has rendered. It is stored with
+    θ_sft, beside all that ended a completion before."""
     prompt = next(iterate_rows(prompts))["prompt"]
     if isinstance(prompt, str):
         closing = template_closing(tokenizer) if is_rendered(tokenizer, prompt) else None

@@ -19,5 +19,5 @@ def derive_seed(base: int, *purpose: str | int) -> int:
 
 
 def make_generator(device: torch.device | str, base: int, *purpose: str | int) -> torch.Generator:
-    """A `torch.Generator` on `device`, seeded by `derive_seed(base, *purpose)`."""
+    """Return a `torch.Generator` on `device`, seeded by `derive_seed(base, *purpose)`."""
     return torch.Generator(device=device).manual_seed(derive_seed(base, *purpose))

@@ -27,7 +27,8 @@ def section(model: type[Model]) -> type[Model]:
 
 
 def described(model: type) -> dict[str, str]:
-    """The description of each field of a section. A field without one takes its parent class's."""
+    """Return the description of each field of a section. A field without one takes its parent
+    class's."""
     found: dict[str, str] = {}
     for base in reversed(model.__mro__):
         for name, field in vars(base).get("__pydantic_fields__", {}).items():
@@ -54,7 +55,7 @@ class SchemaOfSections(GenerateJsonSchema):
 
 
 def named_in(file: str, variable: str) -> list[Any]:
-    """Annotations that make ``Annotated[str, *named_in(…)]`` one of the names in our dict or tuple.
+    """Make annotations for ``Annotated[str, *named_in(…)]``, one of the names in our dict or tuple.
 
     The file is read and not run, since to import it would import torch. So a new entry there needs
     no edit here.
@@ -91,7 +92,7 @@ def has_no_value_twice(values: list[Any]) -> list[Any]:
 
 
 def listed(*values: Any) -> Any:
-    """A field whose default is a list of these values."""
+    """Make a field whose default is a list of these values."""
     return Field(default_factory=lambda: list(values))
 
 

@@ -107,7 +107,7 @@ def is_covered(model: PreTrainedModel) -> bool:
 
 
 def rotary_types(rotary: Any) -> list[str]:
-    """The types of a model's rotary angles: one, or one for each kind of layer (Gemma 3)."""
+    """Return the types of a model's rotary angles: one, or one for each kind of layer (Gemma 3)."""
     types = rotary.rope_type
     return list(types.values()) if isinstance(types, dict) else [types]
 
@@ -219,7 +219,7 @@ class Layer:
         return x + self.norm(added, 3)
 
     def norm(self, x: Tensor, which: int) -> Tensor:
-        """x behind a norm of `NORMS`; x itself where the model has none there."""
+        """Return x after a norm of `NORMS`, or x itself where the model has none there."""
         scale = self.norms[which]
         return x if scale is None else rms_norm(x, x.shape[-1:], scale, self.eps)
 
