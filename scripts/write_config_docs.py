@@ -28,8 +28,8 @@ WIDTH, COMMENTS = 100, 28  # of a line, and the first column of a comment beside
 CONFIG_HEAD = """config/README.md describes every key. `make config-docs` writes this file from
 workflow/warpflow/settings and keeps its experiments. For runs of your own, lay a file over it."""
 
-SCHEMA_HEAD = """# JSON Schema of the config, for editors.
-# Written by `make config-docs` from workflow/warpflow/settings; edit that.
+SCHEMA_HEAD = """# This is the JSON Schema of the config, for editors. `make config-docs` writes it from
+# workflow/warpflow/settings; edit that.
 """
 
 README_HEAD = """# Configuration
@@ -38,7 +38,7 @@ README_HEAD = """# Configuration
 differs: `snakemake --cores all --configfile config/mine.yaml`. Unknown keys, wrong types and values
 out of range are errors before any job starts. A changed key re-runs what it changes.
 
-Written by `make config-docs` from `workflow/warpflow/settings`; edit that.
+`make config-docs` writes this file from `workflow/warpflow/settings`; edit that.
 
 | key | default | meaning |
 |---|---|---|
