@@ -28,7 +28,7 @@ WIDTH, COMMENTS = 100, 28  # of a line, and the first column of a comment beside
 CONFIG_HEAD = """config/README.md describes every key. `make config-docs` writes this file from
 workflow/warpflow/settings and keeps its experiments. For runs of your own, lay a file over it."""
 
-SCHEMA_HEAD = """# This is the JSON Schema of the config, for editors. `make config-docs` writes it from
+SCHEMA_HEAD = """# JSON Schema of the config, for editors. `make config-docs` writes this file from
 # workflow/warpflow/settings; edit that.
 """
 
