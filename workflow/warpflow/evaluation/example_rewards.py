@@ -1,6 +1,7 @@
 """Example rewards: the sentiment of a lexicon, and rules for an answer to an instruction.
 
-Each is called as `rewards` and `evaluate_policy.gold` are."""
+Each is called as `rewards` and `evaluate_policy.gold` are.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """A verifiable reward: whether the answer to a problem of mathematics is right.
 
-It is called as `rewards` and `evaluate_policy.gold` are."""
+It is called as `rewards` and `evaluate_policy.gold` are.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Sample completions of held-out prompts, and measure their KL to the SFT policy and entropy.
 
-These need the policy itself. `warpflow.evaluation.evaluate` says what completions are worth."""
+These need the policy itself. `warpflow.evaluation.evaluate` says what completions are worth.
+"""
 
 from __future__ import annotations
 

@@ -95,8 +95,9 @@ def not_measured(claim: str, statement: str, to_add: str) -> Row:
 
 
 def anchor(measured: Measurements, confidence: float) -> Iterator[Row]:
-    """Compare the EMA anchor with the SFT anchor, M = 1, at the same β and by their envelopes over
-    β. Runs that share other settings than the base's are compared too.
+    """Compare the EMA anchor with the SFT anchor, M = 1, at the same β and by envelopes over β.
+
+    Runs that share other settings than the base's are compared too.
     """
     arms, kind = anchor_arms(measured)
     for changes in sorted({"", *arms}):

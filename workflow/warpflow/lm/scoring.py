@@ -2,7 +2,8 @@
 
 All tokens are scored side by side where both models are covered (`lm.fast.packing`), else by the
 library's forward pass on parts of rows of similar length (`lm.log_probs`). Logits of whole
-distributions, for exact KLs, come in the same two ways."""
+distributions, for exact KLs, come in the same two ways.
+"""
 
 from __future__ import annotations
 

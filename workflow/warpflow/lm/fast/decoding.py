@@ -1,6 +1,7 @@
 """Read prompts, then one token at a time, through a Llama-like model (`lm.fast.layers`).
 
-This is the inner loop of sampling without the cost of the library's calls."""
+This is the inner loop of sampling without the cost of the library's calls.
+"""
 
 from __future__ import annotations
 

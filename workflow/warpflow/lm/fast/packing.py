@@ -2,7 +2,8 @@
 
 No token is a pad, and a prompt's tokens are there once for its K completions. Only attention sees
 rows, and rows of similar length together. This is for models that `lm.fast.layers` covers.
-`lm.log_probs` scores others."""
+`lm.log_probs` scores others.
+"""
 
 from __future__ import annotations
 
