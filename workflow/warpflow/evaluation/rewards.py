@@ -153,10 +153,10 @@ def model_reward(
     A reward model that this pipeline trained stores the mean and standard deviation of its scores
     in its config (`reward_mean`, `reward_std`). Scores are returned in those units.
 
-    The model reads one of three forms. If the prompt is messages, it reads them and the completion
-    as the assistant's answer through its own chat template; it needs one, and must not have been
-    trained by this pipeline on such ids. Else it reads the sampled ids, where both models share a
-    vocabulary. Else it reads the decoded text. The first two show whether the completion ended or
+    The model reads one of three forms. If the prompt is messages, and the model has a chat template
+    and was not trained by this pipeline on sampled ids, it reads them and the completion as the
+    assistant's answer through this template. Else it reads the sampled ids, where both models share
+    a vocabulary. Else it reads the decoded text. The first two show whether the completion ended or
     was cut at the limit, by the template's closing, which a cut answer lacks, or by the EOS token.
     Decoded text does not.
 
