@@ -6,8 +6,8 @@ from pathlib import Path
 from snakemake.utils import min_version
 
 min_version("9.0")
-# The library is found where it is not installed, so that tools which only read the workflow (lists, lint)
-# need no environment.
+# The library is found where it is not installed, so that tools that only read the workflow (lists,
+# lint) need no environment.
 sys.path.insert(0, str(Path(str(workflow.current_basedir)) / "workflow"))
 
 from warpflow.utf8 import restart_in_utf8
@@ -15,8 +15,8 @@ from warpflow.utf8 import restart_in_utf8
 restart_in_utf8()
 
 
-# The environment of every job, where `snakemake --software-deployment-method apptainer` is asked for:
-# `make image` builds it.
+# Every job runs in this image with `snakemake --software-deployment-method apptainer`. `make image`
+# builds it.
 container: "docker-daemon://warpflow:latest"
 
 
@@ -40,7 +40,8 @@ include: "rules/figures.smk"
 include: "rules/start.smk"
 
 
-# They write what belongs to the whole run (DVC's state, tables, figures): never on a compute node.
+# These rules write what belongs to the whole run (DVC's state, tables, figures), never on a compute
+# node.
 localrules:
     all,
     track,

@@ -1,14 +1,14 @@
-"""Bytes that evaluating a front reads from disk: a process for each point, and one for all.
+"""Measure the bytes that evaluating a front reads from disk, with a process for each point or one.
 
     python benchmarks/front_reads.py --work /tmp/front_reads [--size large] [--points 7]
 
-Writes a random Gemma as θ_sft, as the merge and as the reward model, then evaluates points of the
-front with scripts/evaluate_front.py, on two prompts, so that loading is what is left. Before each
-process the checkpoints are taken out of the page cache, as where every job has a node of its own.
-Bytes are what the kernel counts as read from the disk (/proc/PID/io); on a file system in memory
-(tmpfs) they are 0, and nothing is measured. Bytes go with the weights, so the last column
-multiplies them to a policy of 7 B weights in fp32 and a reward model of its size.
-Next in reading order: scripts/evaluate_front.py, warpflow.merging.points.
+It writes a random Gemma as θ_sft, as the merge and as the reward model. Then it evaluates points of
+the front with scripts/evaluate_front.py on two prompts, so that loading dominates. Before each
+process the checkpoints are taken out of the page cache, as if every job had its own node. Bytes are
+those that the kernel counts as read from the disk (/proc/PID/io). On a file system in memory
+(tmpfs) they are 0, and nothing is measured. Bytes are proportional to the weights, so the last
+column scales them to a policy of 7 B weights in fp32 and a reward model of its size. Next in
+reading order: scripts/evaluate_front.py, warpflow.merging.points.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def forget(work: Path) -> None:
 
 
 def bytes_read(work: Path, etas: list[float]) -> int:
-    """Bytes that evaluating these points in one process reads from disk."""
+    """Return the bytes that evaluating these points in one process reads from disk."""
     points = [
         {
             "init": str(work / "sft"),
@@ -107,7 +107,7 @@ def bytes_read(work: Path, etas: list[float]) -> int:
         "max_new_tokens": 2,
     }
     words = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
-    # The process says itself what it has read so far, at its end.
+    # The process itself says at its end what it has read.
     code = (
         "import sys, evaluate_front; evaluate_front.main(sys.argv[1:]); "
         "print(open('/proc/self/io').read())"

@@ -1,4 +1,4 @@
-"""All that docs/gpu.md wants to know of a card, in one command, without network, in ten minutes.
+"""Measure all that docs/gpu.md says about a card, in one command, without network, in ten minutes.
 
     python benchmarks/gpu_kit.py                                # everything, on the GPU
     python benchmarks/gpu_kit.py --parts floor step             # some parts
@@ -6,9 +6,9 @@
 
 It prints the rows and writes `rows.json` and `rows.md` to --out (folder gpu_kit) after every part,
 with date, card, versions and commit, so that a run that is cut short leaves what it had. Each part
-is a process of its own, ended at --minutes; a part that fails is written down, the others go on,
-and the exit status is 1. Neither Snakemake nor DVC is needed. `NEEDED` lists the packages that are;
-docs/gpu.md says how to carry those that a machine lacks.
+is its own process, which is ended after --minutes. A part that fails is written down, the others go
+on, and the exit status is 1. Neither Snakemake nor DVC is needed. `NEEDED` lists the packages that
+are needed, and docs/gpu.md says how to bring those that a machine lacks.
 
 | part | what it measures |
 |---|---|
@@ -50,7 +50,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# Import name and the package that has it; what these need themselves, pip says.
+# The import name and the package that has it. pip says what these packages need themselves.
 NEEDED = {
     "torch": "torch",
     "transformers": "transformers",
@@ -89,16 +89,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured.
+    """The sizes of what is measured.
 
     Attributes:
         step: flags of benchmarks/rl_step.py.
-        trl, members: other flags where TRL's models are on the card besides, and where two runs
-            are: by reckoning, 80 GB are too few for two runs as `step`.
-        memory: size and settings of benchmarks/memory.py, a run each.
-        matrix: width of the square matrices that are multiplied.
-        copied: bytes of the tensor that is copied.
-        merged: GB a model; 0: a model of a few kB.
+        trl, members: other flags where TRL's models are on the card too, and where two runs are. By
+            calculation 80 GB are too few for two runs like `step`.
+        memory: the size and settings of benchmarks/memory.py for each run.
+        matrix: the width of the square matrices that are multiplied.
+        copied: the bytes of the tensor that is copied.
+        merged: GB of a model. 0 takes a model of a few kB.
     """
 
     step: dict[str, Any]
@@ -172,7 +172,7 @@ def main() -> None:
     if arguments.device == "cuda" and arguments.start == "fork":
         sys.exit("--start fork cannot be used with --device cuda: CUDA does not survive a fork")
     if arguments.start == "fork":
-        for module in ("rl_step", "memory", "merge"):  # imported once, for all parts
+        for module in ("rl_step", "memory", "merge"):  # imported once for all parts
             importlib.import_module(module)
     machine = describe_machine(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -217,7 +217,8 @@ def version(package: str) -> tuple[int, ...]:
 
 
 def prepare_environment(device: str) -> None:
-    """Tell this process, and all that it starts, where code is and which device; no network."""
+    """Tell this process, and all that it starts, where the code is, the device, and to use no
+    network."""
     folders = [str(ROOT / name) for name in ("workflow", "scripts", "benchmarks")]
     sys.path[:0] = folders
     known = os.environ.get("PYTHONPATH")
@@ -252,7 +253,7 @@ def describe_machine(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the working tree, with a + where files differ from it."""
+    """Return the commit of the working tree, with a + where files differ from it."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+"]
     try:
         found = subprocess.run(
@@ -269,7 +270,8 @@ FAILED, NOT_RUN = "failed", "not run"
 
 
 def run_part(part: str, arguments: argparse.Namespace, work: Path, deadline: float) -> list[Row]:
-    """The rows of a part, which are printed; the last says so where it failed or was cut short."""
+    """Return the rows of a part, which are also printed. The last says it where the part failed or
+    was cut short."""
     left = deadline - time.monotonic()
     if left <= 0:
         rows = [Row(part, NOT_RUN, None, note=f"--minutes {arguments.minutes:g} were over")]
@@ -289,7 +291,7 @@ def run_part(part: str, arguments: argparse.Namespace, work: Path, deadline: flo
         assert process.pid is not None
         try:
             os.killpg(process.pid, signal.SIGKILL)  # with all that it started
-        except ProcessLookupError:  # it has not come so far as to have a group
+        except ProcessLookupError:  # it has no group yet
             process.kill()
         process.join()
         with found.open("a", encoding="utf-8") as file:
@@ -305,7 +307,7 @@ def run_part(part: str, arguments: argparse.Namespace, work: Path, deadline: flo
 
 
 def write_rows(part: str, size: str, device: str, work: Path, out: Path, start: str) -> None:
-    """Runs in a process, and process group, of its own: a row is kept as soon as it is known."""
+    """Write rows in a process with its own process group. A row is kept as soon as it is known."""
     os.setpgid(0, 0)
     with out.open("a", encoding="utf-8") as file:
         try:
@@ -319,7 +321,8 @@ def write_rows(part: str, size: str, device: str, work: Path, out: Path, start: 
 
 
 def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
-    """A folder of inputs, made unless it is there; half of one is none."""
+    """Return a folder of inputs, which is made unless it is there. A half-made folder does not
+    count."""
     if not folder.is_dir():
         making = folder.with_name(folder.name + ".making")
         make(making)
@@ -364,11 +367,13 @@ class Work:
     """What one step has to do.
 
     Attributes:
-        inner, output, total: weights of the layers' matrices, of the output layer, and of all.
-        cached: bytes of a token's keys and values.
-        width: bytes of a weight in the products.
-        prompts, rows, prompt_tokens: P prompts of so many tokens, B completions.
-        length: mean of the completions. longest: of them all, the number of decoding steps.
+        inner, output, total: the numbers of weights of the layers' matrices, of the output layer,
+            and of all.
+        cached: the bytes of a token's keys and values.
+        width: the bytes of a weight in the products.
+        prompts, rows, prompt_tokens: P prompts of so many tokens, and B completions.
+        length: the mean length of the completions. longest: the largest, which is the number of
+            decoding steps.
     """
 
     inner: int
@@ -384,12 +389,13 @@ class Work:
 
 
 def least_seconds(work: Work, speed: Speed) -> dict[str, float]:
-    """The least time of each phase of a step that bytes and operations allow.
+    """Return the least time of each phase of a step that bytes and operations allow.
 
-    Sampling reads each prompt once; each of its steps reads all weights, and the keys and values of
-    the rows so far. Scores are products, the backward pass is twice as many. Adam reads weight,
-    gradient and two moments and writes three (28 bytes a weight), the EMA reads two and writes one
-    (12 bytes). Attention's own products and all that could be fused into these are left out.
+    Sampling reads each prompt once. Each of its steps reads all weights, and the keys and values of
+    the rows so far. Scores are products, and the backward pass has twice as many. Adam reads
+    weight, gradient and two moments and writes three (28 bytes a weight), and the EMA reads two and
+    writes one (12 bytes). The products inside attention and all that could be fused into these are
+    left out.
     """
     tokens = work.rows * work.length
     prompt = 2 * work.inner * work.prompts * work.prompt_tokens / speed.products
@@ -431,7 +437,7 @@ def work_of(model: Any, arguments: argparse.Namespace, length: float, longest: i
 
 
 def seconds_of(function: Callable[[], object], device: str, times: int = 10) -> float:
-    """Median wall seconds of a call, after three calls that do not count."""
+    """Return the median wall seconds of a call, after three calls that do not count."""
     import torch
 
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -469,7 +475,7 @@ def measure_floor(size: Size, device: str, work: Path, start: str) -> Iterator[R
 
 
 def step_arguments(size: Size, device: str, **changes: Any) -> argparse.Namespace:
-    """The arguments of benchmarks/rl_step.py."""
+    """Return the arguments of benchmarks/rl_step.py."""
     import rl_step
 
     given = {"device": device, "lengths": "varying"} | size.step | changes
@@ -478,7 +484,7 @@ def step_arguments(size: Size, device: str, **changes: Any) -> argparse.Namespac
 
 
 def start_ours(arguments: argparse.Namespace, work: Path) -> Any:
-    """Our side of benchmarks/rl_step.py, with its model in `work`."""
+    """Start our side of benchmarks/rl_step.py, with its model in `work`."""
     import rl_step
     import torch
     from transformers.utils import logging
@@ -581,7 +587,7 @@ def measure_memory(size: Size, device: str, work: Path, start: str) -> Iterator[
         expected = memory.expect(folder, changes, device)
         try:
             peak, _ = memory.measure(folder, memory.SETTINGS | changes, memory.GIVE_BACK)
-        except SystemExit as error:  # out of memory, say; its log is the message
+        except SystemExit as error:  # out of memory, for example; its log is the message
             yield Row("memory", FAILED, None, note=f"{what}: …{str(error)[-500:]}")
             continue
         note = f"estimate {expected:.0f} MB, off by {expected / peak - 1:+.1%}"
@@ -600,8 +606,9 @@ def train_member(
     deterministic: bool = False,
     barrier: Barrier | None = None,
 ) -> None:
-    """Some steps of our side: their rows, the seconds after the warm-up, a digest of the weights,
-    and which operations torch calls not deterministic (asked only if `deterministic`), as JSON."""
+    """Do some steps of our side, and write as JSON their rows, the seconds after the warm-up, a
+    digest of the weights, and which operations torch calls not deterministic (only with
+    `deterministic`)."""
     import rl_step
     import torch
 
@@ -631,10 +638,10 @@ def train_member(
 def run_members(
     count: int, size: Size, device: str, work: Path, start: str, *rest: Any, together: bool = False
 ) -> list[dict[str, Any]]:
-    """What members wrote that ran one after the other, or together.
+    """Return what members wrote that ran one after the other, or together.
 
     Raises:
-        RuntimeError: one failed; its error is on standard error.
+        RuntimeError: one failed. Its error is on standard error.
     """
     import rl_step
 
@@ -694,8 +701,8 @@ def measure_two_at_once(size: Size, device: str, work: Path, start: str) -> Iter
 
 
 def run_tests(size: Size, device: str, work: Path, start: str) -> Iterator[Row]:
-    """On a CPU they are only collected: they are part of all tests there."""
-    # By name: other files import what need not be here, Snakemake for one.
+    """Run the tests marked `gpu`. On a CPU they are only collected, as all tests run there."""
+    # Files are named, since other files import what need not be here, such as Snakemake.
     files = [
         str(path)
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
@@ -704,7 +711,7 @@ def run_tests(size: Size, device: str, work: Path, start: str) -> Iterator[Row]:
     words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *files]
     if device == "cpu":
         words.append("--collect-only")
-    # Plugins that happen to be there are no part of these tests.
+    # Plugins that happen to be installed are no part of these tests.
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
         words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, encoding="utf-8"

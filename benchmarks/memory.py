@@ -1,12 +1,12 @@
-"""The memory estimate of an RL run against what the run took, at three sizes, on the CPU.
+"""Compare the memory estimate of an RL run with what the run took, at three sizes, on the CPU.
 
     python benchmarks/memory.py
 
-Each row is one run of scripts/train_policy.py (two steps and two evaluations) in a process of its
-own; measured is the largest resident size that the kernel saw. glibc keeps what was freed for
-itself, in pieces that fit the next tensor badly; the second run of each size tells it to give
-blocks of 1 MB or more back (MALLOC_MMAP_THRESHOLD_), and is what the estimate is of. With --device
-cuda measured is what torch had allocated on the GPU at most.
+Each row is one run of scripts/train_policy.py (two steps and two evaluations) in its own process.
+The measured value is the largest resident size that the kernel saw. glibc keeps freed memory for
+itself, in pieces that fit the next tensor badly. The second run of each size tells it to give back
+blocks of 1 MB or more (MALLOC_MMAP_THRESHOLD_), and the estimate is compared with that run. With
+--device cuda the measured value is the most that torch had allocated on the GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 256, "num_hidden_layers": 4, "words": 2000},
     "medium": {"hidden_size": 512, "num_hidden_layers": 8, "words": 8000},
     "large": {"hidden_size": 768, "num_hidden_layers": 12, "words": 16000},
-    # For a GPU (benchmarks/gpu_kit.py); `tiny` tries that script.
+    # These are for a GPU (benchmarks/gpu_kit.py). `tiny` tries that script.
     "1b": {"hidden_size": 2048, "num_hidden_layers": 14, "words": 50000},
     "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "words": 200},
 }
@@ -108,7 +108,7 @@ def describe(changes: dict[str, Any]) -> str:
 
 
 def expect(folder: Path, changes: dict[str, Any], device: str) -> float:
-    """The estimate in MB, on a CPU with the libraries."""
+    """Return the estimate in MB, on a CPU with the libraries."""
     settings = SETTINGS | changes
     configs = (AutoConfig.from_pretrained(folder / part) for part in ("sft", "reward_model"))
     estimate = estimate_training(
@@ -122,7 +122,7 @@ def expect(folder: Path, changes: dict[str, Any], device: str) -> float:
 
 
 def make_inputs(folder: Path, size: dict[str, Any]) -> None:
-    """sft/, reward_model/ and data/ of a Gemma of this size, random."""
+    """Write sft/, reward_model/ and data/ of a random Gemma of this size."""
     tokenizer = make_tokenizer(size["words"])
     heads = size["hidden_size"] // 64
     architecture = {
@@ -157,7 +157,7 @@ def make_tokenizer(words: int) -> PreTrainedTokenizerBase:
 def measure(
     folder: Path, settings: dict[str, Any], environment: dict[str, str]
 ) -> tuple[float, float]:
-    """Largest resident size in MB, and CPU seconds, of a training run."""
+    """Return the largest resident size in MB, and the CPU seconds, of a training run."""
     arguments = settings | {
         "init": folder / "sft",
         "sft": folder / "sft",
@@ -193,7 +193,7 @@ def measure(
 
 
 def libraries() -> float:
-    """Resident size in MB of a process that has imported what a training run imports."""
+    """Return the resident size in MB of a process that has imported what a training run imports."""
     code = "import psutil, train_policy; print(psutil.Process().memory_info().rss / 1e6)"
     folders = os.pathsep.join(str(ROOT / name) for name in ("workflow", "scripts"))
     environment = {**os.environ, "PYTHONPATH": folders}

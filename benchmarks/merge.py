@@ -1,14 +1,14 @@
-"""Merging and LITI: ours against mergekit and against copying the same bytes, interleaved.
+"""Compare our merging and LITI with mergekit and with copying the same bytes, interleaved.
 
     python benchmarks/merge.py                       # the table, the growth plot, the memory trace
     python benchmarks/merge.py --sizes 0.05 0.1 --size 0.1 --rounds 1      # a quick look
     python benchmarks/merge.py --record              # mergekit's values for the oracle test
 
-mergekit is not a dependency: the first run makes an environment of its own (folder .venv-mergekit)
-with the same torch. The checkpoints are random, of a Llama's shapes, in bf16: an init and two
-policies about 69° apart. Each command is a process of its own; wall and CPU seconds hold its
-imports. "floor" reads the three inputs and copies one: what a merge cannot be faster than. The
-files go to TMPDIR: about 17 GB at a time for 4 GB a model.
+mergekit is not a dependency. The first run makes its own environment (folder .venv-mergekit) with
+the same torch. The checkpoints are random, in the shapes of a Llama and in bf16: an init and two
+policies about 69° apart. Each command is its own process, and wall and CPU seconds include its
+imports. "floor" reads the three inputs and copies one, and no merge can be faster. The files go to
+TMPDIR and take about 17 GB at a time for 4 GB a model.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ TINY = {"hidden_size": 8, "intermediate_size": 12, "vocab_size": 16}
 
 @dataclass(frozen=True)
 class Run:
-    """One process: seconds, and its anonymous memory in MiB over time (at most, and a trace)."""
+    """One process: its seconds, and its anonymous memory in MiB (the largest, and a trace over
+    time)."""
 
     wall: float
     cpu: float
@@ -76,7 +77,7 @@ def main() -> None:
 
 
 def mergekit_command() -> Path:
-    """mergekit-yaml in an environment that has what this one has besides."""
+    """Return mergekit-yaml in an environment that also has all that this one has."""
     environment = ROOT / ".venv-mergekit"
     if not (environment / "bin/mergekit-yaml").exists():
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
@@ -92,7 +93,7 @@ def mergekit_command() -> Path:
 
 
 def shapes(size: dict[str, int], layers: int) -> dict[str, tuple[int, ...]]:
-    """The tensors' shapes in a Llama with an untied head."""
+    """Return the tensors' shapes in a Llama with an untied head."""
     width, inner = size["hidden_size"], size["intermediate_size"]
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (size["vocab_size"], width)}
     for layer in range(layers):
@@ -108,7 +109,8 @@ def shapes(size: dict[str, int], layers: int) -> dict[str, tuple[int, ...]]:
 
 
 def make_checkpoints(folder: Path, size: dict[str, int], layers: int, dtype: torch.dtype) -> None:
-    """init, a and b: task vectors of 5 % of the weights' size, with a common part of 0.6."""
+    """Write init, a and b, with task vectors of 5 % of the weights' size and a common part of
+    0.6."""
     generator = torch.Generator().manual_seed(0)
     sizes = {name: torch.Size(shape).numel() for name, shape in shapes(size, layers).items()}
     longest = max(sizes.values())
@@ -142,7 +144,7 @@ def make_checkpoints(folder: Path, size: dict[str, int], layers: int, dtype: tor
 
 
 def layers_of(gigabytes: float) -> int:
-    """Layers of a model of this many GB in bf16, at least one."""
+    """Return the layers of a model of this many GB in bf16, at least one."""
     outside = torch.tensor([2 * WIDE["vocab_size"] * WIDE["hidden_size"]]).item()
     each = sum(torch.Size(s).numel() for s in shapes(WIDE, 1).values()) - outside
     return max(1, round((gigabytes * 1e9 / 2 - outside) / each))
@@ -169,7 +171,8 @@ def interpolate_command(folder: Path, out: Path) -> list[str]:
 def mergekit_commands(
     mergekit: Path, folder: Path, out: Path, method: str, weights: Sequence[tuple[float, float]]
 ) -> list[list[str]]:
-    """A run for each pair of weights; of a and b from the init (nuslerp), or of init and a."""
+    """Return a command for each pair of weights, of a and b from the init (nuslerp), or of init and
+    a."""
     commands = []
     stored = json.loads((folder / "init/config.json").read_text(encoding="utf-8"))
     for number, pair in enumerate(weights):
@@ -193,14 +196,15 @@ def mergekit_commands(
 
 
 def floor_command(folder: Path, out: Path, copies: int = 1, readings: str = "init a") -> list[str]:
-    """Read the inputs, write as many outputs."""
+    """Return a command that reads the inputs and writes as many outputs."""
     reads = " ".join(str(folder / name / "model.safetensors") for name in readings.split())
     copy = "".join(f" && cp {folder}/b/model.safetensors {out}/{k}" for k in range(copies))
     return ["sh", "-c", f"mkdir -p {out} && cat {reads} > /dev/null{copy}"]
 
 
 def execute(*commands: list[str]) -> Run:
-    """Run commands one after another; the sum of their seconds, the most of their memory."""
+    """Run commands one after another. Return the sum of their seconds and the most of their
+    memory."""
     started, cpu, trace = time.monotonic(), 0.0, []
     for command in commands:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -221,8 +225,8 @@ def execute(*commands: list[str]) -> Run:
 
 
 def anonymous_memory(pid: int) -> float:
-    """RssAnon of a process and its children in MiB (what these share with it counts again); 0 once
-    it has ended."""
+    """Return RssAnon of a process and its children in MiB, or 0 once it has ended. What they share
+    counts again."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
@@ -244,7 +248,7 @@ def evict(folder: Path) -> None:
 def interleave(
     cases: dict[str, list[list[str]]], rounds: int, inputs: Path, out: Path, cold: bool
 ) -> dict[str, list[Run]]:
-    """Each case in turn, `rounds` times; the output is removed after each."""
+    """Run each case in turn, `rounds` times, and remove the output after each."""
     runs: dict[str, list[Run]] = defaultdict(list)
     for _ in range(rounds):
         for name, commands in cases.items():
@@ -252,7 +256,7 @@ def interleave(
             if cold:
                 evict(inputs)
             runs[name].append(execute(*commands))
-            os.sync()  # or the next case would wait for this one's pages
+            os.sync()  # else the next case would wait for this one's pages
             print(f"  {name}: {runs[name][-1].wall:.2f} s", file=sys.stderr)
     shutil.rmtree(out, ignore_errors=True)
     return runs
@@ -266,7 +270,7 @@ def median(runs: list[Run], field: str) -> float:
 
 
 def compare(folder: Path, mergekit: Path, arguments: argparse.Namespace) -> None:
-    """Merge and LITI sweep at one size against mergekit and the floor."""
+    """Compare merge and LITI sweep at one size with mergekit and the floor."""
     inputs, out = folder / "inputs", folder / "out"
     make_checkpoints(inputs, WIDE, layers_of(arguments.size), torch.bfloat16)
     halves, sweep = [(0.5, 0.5)], [(1 - eta, eta) for eta in ETAS]
@@ -297,7 +301,8 @@ def compare(folder: Path, mergekit: Path, arguments: argparse.Namespace) -> None
 
 
 def table(runs: dict[str, list[Run]]) -> None:
-    """Markdown: seconds, memory, and how many times ours the others take."""
+    """Print a table in Markdown: seconds, memory, and how many times as long as ours the others
+    take."""
     ours = next(iter(runs.values()))
     print(
         "| | wall s | CPU s | anonymous MiB | wall / ours | CPU / ours |\n|---|---|---|---|---|---|"
@@ -310,7 +315,8 @@ def table(runs: dict[str, list[Run]]) -> None:
 
 
 def difference(inputs: Path, out: Path, mergekit: Path) -> None:
-    """How far ours by tensor is from nuslerp; bf16 results, so at most a rounding apart."""
+    """Print how far ours by tensor is from nuslerp. Results are bf16, so at most a rounding
+    apart."""
     execute(merge_command(inputs, out / "ours", "--granularity", "tensor"))
     execute(*mergekit_commands(mergekit, inputs, out / "theirs", "nuslerp", [(0.5, 0.5)]))
     ours, theirs = (
@@ -329,7 +335,8 @@ def difference(inputs: Path, out: Path, mergekit: Path) -> None:
 
 
 def grow(folder: Path, arguments: argparse.Namespace) -> None:
-    """Ours and the floor at several sizes: a table, and a plot with the memory over time."""
+    """Compare ours and the floor at several sizes: a table, and a plot with the memory over
+    time."""
     runs: dict[str, dict[float, list[Run]]] = {"ours": {}, "floor": {}}
     for gigabytes in arguments.sizes:
         inputs, out = folder / "inputs", folder / "out"
@@ -354,7 +361,7 @@ def grow(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def plot(runs: dict[str, dict[float, list[Run]]], path: Path) -> None:
-    """Seconds by size, and anonymous memory over time for each size."""
+    """Plot seconds by size, and anonymous memory over time for each size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -380,7 +387,8 @@ def plot(runs: dict[str, dict[float, list[Run]]], path: Path) -> None:
 
 
 def record(folder: Path, mergekit: Path) -> None:
-    """What mergekit's nuslerp makes of a tiny fp32 model, inputs included: a test's oracle."""
+    """Record what mergekit's nuslerp makes of a tiny fp32 model, with its inputs, as a test's
+    oracle."""
     make_checkpoints(folder, TINY, 1, torch.float32)
     weights = [(0.5, 0.5), (0.75, 0.25)]
     commands = mergekit_commands(mergekit, folder, folder / "out", "nuslerp", weights)

@@ -1,17 +1,18 @@
-"""One RL step: ours against TRL's RLOOTrainer, interleaved in one process, CPU seconds.
+"""Compare our RL step with TRL's RLOOTrainer, interleaved in one process, in CPU seconds.
 
     python benchmarks/rl_step.py --model tiny --lengths varying
     python benchmarks/rl_step.py --model tiny --members 2      # two runs at once, on two cores
 
-TRL is not a dependency: the first run makes an environment of its own beside the project's
+TRL is not a dependency. The first run makes its own environment beside the project's
 (trl_environment.py) and starts itself there. Both sides have the same model, prompts, batch,
-lengths, reward, KL weight and an EMA anchor moved at every step; TRL's slow CPU defaults (bf16,
-gradient checkpointing) are off. After each step of TRL ours makes one, so both meet the same
-machine. The completion lengths are governed by the model's logit of EOS: `full` (none ends early)
-or `varying` (half end before half of the maximum).
+lengths, reward, KL weight and an EMA anchor that moves at every step. TRL's slow CPU defaults
+(bf16, gradient checkpointing) are off. After each step of TRL ours makes one, so that both see the
+same load of the machine. The model's logit of EOS governs the completion lengths: `full` (none ends
+early) or `varying` (half end before half of the maximum).
 
-With --members 2 the clock is the wall's: two runs of ours side by side, a core each, against two of
-TRL one after the other, each with both cores. With --device cuda all clocks are the wall's.
+With --members 2 the times are wall-clock times: two runs of ours side by side, with a core each,
+against two of TRL one after the other, each with both cores. With --device cuda all times are
+wall-clock times.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def main() -> None:
 
 
 def compare_members(arguments: argparse.Namespace) -> None:
-    """Wall seconds of all members' steps: ours at once, TRL's one after the other."""
+    """Compare the wall seconds of all members' steps: ours at once, TRL's one after the other."""
     base = [sys.executable, *sys.argv]
     del base[base.index("--members") : base.index("--members") + 2]
     rounds = []
@@ -107,7 +108,8 @@ def compare_members(arguments: argparse.Namespace) -> None:
 
 
 def clock_of(device: str) -> float:
-    """CPU seconds of this process; on a GPU wall seconds, once its work is done."""
+    """Return the CPU seconds of this process, or on a GPU the wall seconds once its work is
+    done."""
     if device == "cpu":
         return time.process_time()
     import torch
@@ -117,7 +119,7 @@ def clock_of(device: str) -> float:
 
 
 def start_in_trl_environment() -> None:
-    """Go on in an environment that has TRL besides all that this one has."""
+    """Restart in an environment that has TRL and all that this one has."""
     if Path(sys.prefix) == ENVIRONMENT:
         return
     make_environment()
@@ -127,9 +129,10 @@ def start_in_trl_environment() -> None:
 def make_model(
     folder: Path, size: dict[str, int], half: int, ended: float, prompt_tokens: int, device: str
 ) -> None:
-    """A random Llama and its word tokenizer, of whose completions the share `ended` is shorter than
-    `half` tokens: a channel of the residual stream is constant, and only the output layer's row of
-    EOS reads it. It is made on `device`: on a CPU a billion weights take minutes."""
+    """Make a random Llama and its word tokenizer, so that the share `ended` of completions is
+    shorter than `half` tokens. A channel of the residual stream is constant, and only the output
+    layer's row of EOS reads it. The model is made on `device`, because on a CPU a billion weights
+    take minutes."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -153,7 +156,7 @@ def make_model(
         model.lm_head.weight[:, 0] = model.lm_head.weight[2] = 0
         hidden = model.model(input_ids=ids).last_hidden_state[:, prompt_tokens - 1 : -1]
         kept = torch.arange(len(words), device=device) != 2
-        # Row by row: all logits of a large model would not fit.
+        # This goes row by row, as all logits of a large model would not fit.
         others = torch.stack([model.lm_head(row)[:, kept].logsumexp(-1) for row in hidden])
         low, high = -1000.0, 1000.0
         for _ in range(60):
@@ -164,12 +167,12 @@ def make_model(
 
 
 def reward_of(ids: list[int]) -> float:
-    """Cheap, and the same on both sides: how many tokens differ."""
+    """Return how many tokens differ, a cheap reward that is the same on both sides."""
     return len(set(ids)) / 32
 
 
 class Ours:
-    """Our step with the clock on each of its phases."""
+    """Our step, with a clock on each of its phases."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path, prompts: list[str]) -> None:
         from warpflow.lm import scoring
@@ -222,7 +225,7 @@ class Ours:
         def call(*arguments: Any, **keywords: Any) -> Any:
             started = clock_of(self.device)
             result = function(*arguments, **keywords)
-            policy = name == "score" and result.requires_grad  # the anchor is scored without
+            policy = name == "score" and result.requires_grad  # the anchor has no gradient
             phase = "policy forward" if policy else name
             self.phases[phase] += clock_of(self.device) - started
             return result
@@ -242,13 +245,13 @@ class Ours:
 
 
 def make_inputs(arguments: argparse.Namespace, folder: Path) -> list[str]:
-    """The prompts; the model goes to `folder`/model, unless it is there."""
+    """Return the prompts. The model is written to `folder`/model, unless it is there."""
     size = MODELS[arguments.model]
     if not (folder / "model").is_dir():
         ended = 0.5 if arguments.lengths == "varying" else 1e-6
         half, device = arguments.new_tokens // 2, arguments.device
         make_model(folder / "making", size, half, ended, arguments.prompt_tokens, device)
-        (folder / "making").rename(folder / "model")  # half a model is none
+        (folder / "making").rename(folder / "model")  # a half-made model does not count
     random.seed(0)
     words = [f"w{i}" for i in range(size["words"])]
     return [" ".join(random.choices(words, k=arguments.prompt_tokens)) for _ in range(1024)]
@@ -280,8 +283,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
 def measure_trl(
     arguments: argparse.Namespace, folder: Path, prompts: list[str]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], Ours | None, Any]:
-    """TRL's trainer; after each of its steps ours makes one, unless TRL is to run alone. Seconds
-    and mean length of each step by side (`trl`, `ours`), our side, and TRL's model."""
+    """Run TRL's trainer. After each of its steps ours makes one, unless TRL runs alone. Return the
+    seconds and the mean length of each step by side (`trl`, `ours`), our side, and TRL's model."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import RLOOConfig, RLOOTrainer
@@ -353,7 +356,7 @@ def report(
     ours: Ours,
     model: Any,
 ) -> None:
-    """A markdown table: seconds a step, and the ratio with its spread over the steps."""
+    """Print a table in Markdown: seconds a step, and the ratio with its spread over the steps."""
     rows = arguments.prompts * arguments.generations
     trl, mine = clock["trl"][WARM_UP:], clock["ours"][WARM_UP:]
     ratios = sorted(a / b for a, b in zip(trl, mine, strict=True))
@@ -381,9 +384,10 @@ def report(
 
 
 def floor(model: Any, length: float, arguments: argparse.Namespace) -> float:
-    """Seconds of the matrix products that a step cannot do without, at the speed of a large one:
-    each prompt read once and each token of a completion, then policy and anchor forward and the
-    policy backward (twice a forward) over all of them; attention's own products are left out."""
+    """Return the seconds of the matrix products that a step needs, at the speed of a large one.
+    They are each prompt once and each token of a completion, then policy and anchor forward and the
+    policy backward (twice a forward) over all of them. The products inside attention are left
+    out."""
     import torch
 
     output = model.get_output_embeddings().weight.numel()

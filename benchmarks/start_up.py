@@ -1,9 +1,9 @@
-"""CPU seconds that scripts take to start and to end, with and without looking for garbage.
+"""Measure the CPU seconds that scripts take to start and end, with and without garbage collection.
 
     python benchmarks/start_up.py [--rounds 5] [SCRIPT ...]
 
-Each script is started with `--help`, as jobs start it and in a way in which
-`warpflow.quick_start` changes nothing, in turn. Prints the median of each, and their ratio.
+Each script is started with `--help`, in turn as jobs start it and in a way in which
+`warpflow.quick_start` changes nothing. It prints the median of each, and their ratio.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from statistics import median
 
 SCRIPTS = ("train_policy", "evaluate_front", "train_sft", "merge_policies", "score_trajectories")
-# The process's main file is not the script then.
+# The script is then not the main file of the process.
 UNCHANGED = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])['main']()"
 
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def cpu_seconds(command: Sequence[str]) -> float:
-    """User and system time of a process, its end included."""
+    """Return the user and system time of a process, its end included."""
     start = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     end = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,10 +1,10 @@
-"""What tracking costs: a checkpoint handed to DVC, a run with nothing to do, hashing.
+"""Measure what tracking costs: a checkpoint handed to DVC, a run with nothing to do, hashing.
 
     python benchmarks/tracking.py --work /tmp/tracking --checkpoints 300 --hash_mb 2048
 
-Prints a Markdown table. Works in copies of the project below --work, which must not exist. For
-the run with many checkpoints the scripts that make and evaluate an interpolation are replaced by
-stubs, so that only the work of Snakemake, the wrapper and DVC is left; all else is as in a run.
+It prints a Markdown table, and works in copies of the project below --work, which must not exist.
+For the run with many checkpoints the scripts that make and evaluate an interpolation are replaced
+by stubs, so that only the work of Snakemake, the wrapper and DVC is left. All else is as in a run.
 Next in reading order: warpflow.pipeline.jobs, warpflow.pipeline.freshness.
 """
 
@@ -65,7 +65,8 @@ Row = tuple[str, str, str]
 
 
 def execute(folder: Path, *command: str) -> tuple[float, int, str]:
-    """Run a command in a copy of the project: seconds, bytes read by it, what it prints."""
+    """Run a command in a copy of the project. Return its seconds, the bytes that it read, and what
+    it printed."""
     library = {**os.environ, "PYTHONPATH": str(folder / "workflow")}
     started, before = time.perf_counter(), bytes_read()
     result = subprocess.run(
@@ -78,13 +79,13 @@ def execute(folder: Path, *command: str) -> tuple[float, int, str]:
 
 
 def bytes_read() -> int:
-    """Bytes that this process and its finished children asked the system for (Linux)."""
+    """Return the bytes that this process and its finished children read from the system (Linux)."""
     io = Path("/proc/self/io")
     return int(io.read_text(encoding="utf-8").split()[1]) if io.is_file() else 0
 
 
 def copy_project(target: Path) -> Path:
-    """The project's files, without results, as a fresh Git repository."""
+    """Copy the project's files, without results, as a fresh Git repository."""
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(
         listing, cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8"
@@ -101,14 +102,14 @@ def copy_project(target: Path) -> Path:
 
 
 def track_one(folder: Path, megabytes: int, number: int) -> tuple[float, list[int]]:
-    """Make and track a checkpoint of one file: seconds of `track`; bytes read by the job that
-    makes it, by `track`, and by the check of a job that takes it as input."""
+    """Make and track a checkpoint of one file. Return the seconds of `track`, and the bytes read by
+    the job that makes it, by `track`, and by the check of a job that takes it as input."""
     (folder / "write.py").write_text(WRITE, encoding="utf-8")
     result = f"results/train_sft/{megabytes}_{number}"
     made, pointer = f"{result}/checkpoint", f"{result}/checkpoint.dvc"
     jobs = ("python", "-m", "warpflow.pipeline.jobs")
     making = f"--makes {made} --log write.log --inputs write.py -- python write.py {made}".split()
-    # The number makes a key of its own: else the second would come from the cache.
+    # The number gives each its own key, or the second would come from the cache.
     _, by_run, _ = execute(folder, *jobs, "run", *making, str(megabytes), str(number))
     tracking = ("track", f"{result}/provenance.json", pointer)
     seconds, by_track, _ = execute(folder, *jobs, *tracking)
@@ -117,7 +118,8 @@ def track_one(folder: Path, megabytes: int, number: int) -> tuple[float, list[in
 
 
 def tracking_rows(folder: Path, megabytes: int, repeats: int) -> list[Row]:
-    """Seconds of `track`, and what is read of a large checkpoint on the way."""
+    """Return rows on the seconds of `track`, and on what is read of a large checkpoint on the
+    way."""
     tracked = [track_one(folder, megabytes, number) for number in range(repeats)]
     seconds = min(seconds for seconds, _ in tracked)
     rows = [(f"track a checkpoint of {megabytes} MB", f"{seconds:.2f} s", f"best of {repeats}")]
@@ -129,7 +131,7 @@ def tracking_rows(folder: Path, megabytes: int, repeats: int) -> list[Row]:
 
 
 def hashing_row(folder: Path, megabytes: int) -> Row:
-    """MD5 of one large file, from the page cache."""
+    """Return the row on the MD5 of one large file, from the page cache."""
     (path,) = folder.glob(f"results/train_sft/{megabytes}_0/checkpoint/model.safetensors")
     started = time.perf_counter()
     file_md5(path)
@@ -138,7 +140,7 @@ def hashing_row(folder: Path, megabytes: int) -> Row:
 
 
 def no_op_row(folder: Path, name: str, overlay: Sequence[str]) -> Row:
-    """`snakemake --cores all` when all is made."""
+    """Return the row on `snakemake --cores all` when all is made."""
     seconds = []
     for _ in range(3):
         taken, _, output = execute(folder, "snakemake", "--cores", "all", *SMOKE, *overlay)
@@ -150,7 +152,8 @@ def no_op_row(folder: Path, name: str, overlay: Sequence[str]) -> Row:
 
 
 def stubbed(folder: Path, checkpoints: int) -> tuple[str, ...]:
-    """Stub scripts, and a config with an η for each third of the checkpoints (three merges)."""
+    """Write stub scripts, and a config with an η for each third of the checkpoints (three
+    merges)."""
     (folder / "scripts/interpolate_policy.py").write_text(INTERPOLATE, encoding="utf-8")
     (folder / "scripts/evaluate_front.py").write_text(EVALUATE, encoding="utf-8")
     etas = [round(0.001 * (number + 1), 3) for number in range(checkpoints // 3)]
@@ -162,7 +165,7 @@ def stubbed(folder: Path, checkpoints: int) -> tuple[str, ...]:
 
 
 def machine() -> str:
-    """The processor, its cores and the Python that ran this."""
+    """Return the processor, its cores and the Python that ran this."""
     information = Path("/proc/cpuinfo")
     text = information.read_text(encoding="utf-8") if information.is_file() else ""
     names = re.findall(r"model name\s*: (.*)", text)

@@ -1,4 +1,4 @@
-"""An environment that has TRL besides all that the project's has: the folder .venv-trl.
+"""Make an environment that has TRL and all that the project's has, in the folder .venv-trl.
 
     python benchmarks/trl_environment.py     # or: make trl
 
@@ -18,7 +18,7 @@ PYTHON = ENVIRONMENT / "bin/python"
 
 
 def make_environment() -> None:
-    """Make it where it is not there whole; that takes half a minute."""
+    """Make the environment where it is not complete, which takes half a minute."""
     if any(ENVIRONMENT.glob("lib/python*/site-packages/trl-*")):
         return
     subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)

@@ -1,7 +1,7 @@
-"""MkDocs calls these functions: they add pages from outside docs/, and mend links that leave it.
+"""MkDocs calls these functions. They add pages from outside docs/, and correct links that leave it.
 
 On the forge the same files are read in place, so links are written as relative paths of the
-repository. The site holds docs/ and the pages of `OUTSIDE` only.
+repository. The site has only docs/ and the pages of `OUTSIDE`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Point links at the pages of the site; of a link to another file its label is left."""
+    """Point links at the pages of the site. Of a link to another file only its label is left."""
     sources = {page: source for source, page in OUTSIDE.items()}
     folder = os.path.dirname(sources.get(page.file.src_uri, f"docs/{page.file.src_uri}"))
     return LINK.sub(lambda found: site_link(found, folder, page.file.src_uri), markdown)
 
 
 def site_link(found: re.Match[str], folder: str, page: str) -> str:
-    """The link as it is on the site.
+    """Return the link as it is on the site.
 
     Args:
         found: a match of `LINK`.

@@ -1,5 +1,5 @@
-# Capability benchmarks (section benchmark_policy): points of the fronts → lm-eval → table and figure.
-# `snakemake benchmarks` makes those of the config.
+# Capability benchmarks (section benchmark_policy): points of the fronts → lm-eval → table and
+# figure. `snakemake benchmarks` makes those of the config.
 
 from warpflow.evaluation.benchmark_points import benchmark_points
 
@@ -102,6 +102,6 @@ rule plot_benchmarks:
 
 
 rule benchmarks:
-    """All benchmarks of the config."""
+    """Make all benchmarks of the config."""
     input:
         BENCHMARK_FIGURES,

@@ -1,9 +1,10 @@
-# Names, paths and small helpers that several rule files use. What only one of them uses is there.
+# This file has names, paths and small helpers that several rule files use. What only one of them
+# uses is in that file.
 #
-# A heavy result is a folder RESULTS/<rule>/…/ with the bytes in checkpoint/ (or data/, tables/), what
-# went in in provenance.json (made by the rule) and what came out in checkpoint.dvc (made by rule
-# track). Rules take the .dvc pointer as their input: it is small text, so content decides what runs
-# again (docs/how_reruns_work.md). How a job runs: workflow/warpflow/pipeline/jobs.py.
+# A heavy result is a folder RESULTS/<rule>/…/. It has the bytes in checkpoint/ (or data/, tables/),
+# what went in in provenance.json (made by the rule) and what came out in checkpoint.dvc (made by
+# rule track). Rules take the .dvc pointer as their input. It is small text, so content decides what
+# runs again (docs/how_reruns_work.md). workflow/warpflow/pipeline/jobs.py runs a job.
 
 import functools
 import json
@@ -43,12 +44,12 @@ code_hash = functools.cache(code_hash)  # no file changes while Snakemake runs
 COMPARISONS = read_comparisons(config)
 
 
-# What runs a command once for each content of what goes in, and keeps its result.
+# This command runs another one once for each content of its inputs, and keeps its result.
 JOB = shlex.join(["python", "-m", "warpflow.pipeline.jobs", "run", "--results", RESULTS])
 
 
 def reading(*models):
-    """Tells a job which models of the user's it reads: their content is part of the job's key."""
+    """Tell a job which of the user's models it reads, since their content is part of its key."""
     given = [model for model in models if model]
     return shlex.join(["--models", *given]) if given else ""
 
@@ -69,48 +70,50 @@ wildcard_constraints:
 
 
 def evaluation(result):
-    """The evaluation of a policy, e.g. train_policy/warp/replicate1/iteration1/member0."""
+    """Return the evaluation of a policy, e.g. train_policy/warp/replicate1/iteration1/member0."""
     return f"{RESULTS}/evaluate_policy/{result}/evaluation.json"
 
 
-# What one job evaluates, by the job's name, e.g. warp/replicate1/iteration1; and where a policy is.
+# What each job evaluates, by its name, e.g. warp/replicate1/iteration1, and which job evaluates a
+# policy.
 FRONTS = fronts(PLAN, config["evaluate_policy"]["points_per_job"])
 FRONT_OF = {result: front for front, results in FRONTS.items() for result in results}
 
 
 def evaluations_index(front):
-    """What names the evaluations of a front, each with the hash of its content."""
+    """Return the file that names the evaluations of a front, each with the hash of its content."""
     return f"{RESULTS}/evaluate_front/{front}/evaluations.json"
 
 
 def evaluations_of(results):
-    """The indices that name the evaluations of these policies."""
+    """Return the indices that name the evaluations of these policies."""
     return sorted({evaluations_index(FRONT_OF[result]) for result in results})
 
 
 def stage(w):
-    """What the plan knows an iteration by."""
+    """Return the plan's key of an iteration."""
     return w.experiment, int(w.replicate), int(w.iteration)
 
 
 def pointer(result, made="checkpoint"):
-    """The DVC pointer of a result, e.g. train_policy/warp/replicate1/iteration1/member0."""
+    """Return the DVC pointer of a result, e.g. train_policy/warp/replicate1/iteration1/member0."""
     made = "data" if result in ("generate_data", "prepare_data") else made
     return f"{RESULTS}/{result}/{made}.dvc"
 
 
 def trajectory(result):
-    """The scored trajectories of an iteration, e.g. score_trajectories/warp/replicate1/iteration1."""
+    """Return the file of an iteration's scored trajectories."""
     return f"{RESULTS}/{result}/trajectories.json"
 
 
 def of_group(named, group, made="checkpoint"):
-    """Pointers of those results of the plan that experiments of a group use."""
+    """Return the pointers of the plan's results that experiments of a group use."""
     used = {result for (name, *_), result in named.items() if name in PLAN.groups[group]}
     return [pointer(result, made) for result in sorted(used)]
 
 
-# The policy that all starts from: a result of ours, or as the config names it; None: built here.
+# The policy from which all starts: a result of ours, or as the config names it, or None where it is
+# built here.
 FETCHED = pointer("fetch_policy") if config["policy"]["path"] == "fetch_policy" else []
 GIVEN_POLICY = None if FETCHED else config["policy"]["path"]
 POLICY = FETCHED or GIVEN_POLICY
@@ -127,20 +130,20 @@ GIVEN_GOLDS = [
     if name != GOLD_RESULT and not (is_function(name) or is_endpoint(name))
 ]
 REWARDS = reward_terms(config["rewards"])
-# What all policies are measured by; an RL run may be trained on others (rules/helpers/warp.smk). No
-# reward model is trained where it has no weight.
+# All policies are measured by these rewards. An RL run may be trained on others
+# (rules/helpers/warp.smk). A reward model without a weight is not trained.
 REWARD_MODEL = pointer("train_reward_model") if "reward_model" in REWARDS else []
-# Functions that the config names: their files are code of the jobs that call them. Training never
+# The files of functions that the config names are code of the jobs that call them. Training never
 # sees gold.
 REWARD_FUNCTIONS = [name for name in REWARDS if is_function(name)]
 SCORERS = [*REWARD_FUNCTIONS, *filter(is_function, GOLDS.values())]
-# How completions are sampled.
+# These settings say how completions are sampled.
 SAMPLING = {
     "max_prompt_tokens": config["policy"]["max_prompt_tokens"],
     "max_new_tokens": config["policy"]["max_new_tokens"],
     "temperature": config["policy"]["temperature"],
 }
-# What scores them where they are measured.
+# These settings say what scores them where they are measured.
 SCORING = {
     "rewards": json.dumps(REWARDS, sort_keys=True),
     "reward_model": REWARD_MODEL or None,
@@ -150,7 +153,8 @@ SCORING = {
 
 
 def calling(rewards, gold=None):
-    """How the endpoints among these rewards and golds are called, which changes no result."""
+    """Return how the endpoints among these rewards and golds are called, which changes no
+    result."""
     calls = endpoint_calls(rewards) | gold_calls(gold)
     return {"endpoints": json.dumps(calls, sort_keys=True)} if calls else {}
 
@@ -159,13 +163,14 @@ CALLING = calling(config["rewards"], config["evaluate_policy"]["gold"])
 
 
 def look_of(figures):
-    """Section figures without what only the summary reads, so that a budget draws no figure anew."""
+    """Return section figures without what only the summary reads, so that a budget draws no figure
+    anew."""
     return {name: value for name, value in figures.items() if name != "kl_budget"}
 
 
 LOOK = look_of(config["figures"])
 
-# Jobs that use a GPU where there is one; each holds its own (warpflow.pipeline.gpus), so that as many
-# run at once as there are.
+# A job that uses a GPU holds one by itself (warpflow.pipeline.gpus), so that as many run at once as
+# there are GPUs.
 GPUS = len(visible_gpus())
 GPUS_OF_A_JOB = min(GPUS, 1)

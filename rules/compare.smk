@@ -1,5 +1,6 @@
-# Answers side by side (section compare_answers): each contestant's answers → judgements of each judge
-# → win rates and graded scores → matrices. `snakemake compare_answers` makes those of the config.
+# Answers side by side (section compare_answers): each contestant's answers → judgements of each
+# judge → win rates and graded scores → matrices. `snakemake compare_answers` makes those of the
+# config.
 
 from warpflow.settings.compare_answers import JUDGE_TEMPLATE
 from warpflow.side_by_side.settings import OWN_REWARD_MODEL
@@ -147,6 +148,6 @@ rule plot_side_by_side:
 
 
 rule compare_answers:
-    """All comparisons of the config."""
+    """Make all comparisons of the config."""
     input:
         SIDE_BY_SIDE,

@@ -1,5 +1,5 @@
-# Nothing, or the user's files → RESULTS/generate_data/data or RESULTS/prepare_data/data:
-# sft.jsonl, preferences.jsonl, train_prompts.jsonl, eval_prompts.jsonl, tokenizer/.
+# Nothing, or the user's files → RESULTS/generate_data/data or RESULTS/prepare_data/data, with
+# sft.jsonl, preferences.jsonl, train_prompts.jsonl, eval_prompts.jsonl and tokenizer/.
 
 from warpflow.data.hub import is_hub
 from warpflow.pipeline.config import held_out_pairs
@@ -9,12 +9,12 @@ USER_DATA = sorted(
 )
 USER_FILES = [path for path in USER_DATA if not is_hub(path)]
 HUB_DATASETS = [path for path in USER_DATA if is_hub(path)]
-# Pairs that the training of reward models wants beside those that they learn from.
+# The pairs that reward models need beside those from which they learn.
 HELD_OUT_PAIRS = held_out_pairs(config)
 
 
 rule generate_data:
-    """The embedded synthetic language: corpus, noisy preferences and prompts from a seed."""
+    """Make the embedded synthetic language: corpus, noisy preferences and prompts from a seed."""
     output:
         f"{RESULTS}/generate_data/provenance.json",
     log:
@@ -36,7 +36,7 @@ rule generate_data:
 
 
 rule prepare_data:
-    """The user's corpus, preferences and prompts, from files or datasets of the hub."""
+    """Prepare the user's corpus, preferences and prompts from files or datasets of the hub."""
     input:
         files=USER_FILES,
         policy=FETCHED,
@@ -63,7 +63,7 @@ rule prepare_data:
             }
             | config["prepare_data"]
         ),
-        # What it only checks, and is no part of its key.
+        # The job only checks this, so it is no part of its key.
         runtime_args=flags({"held_out_pairs": HELD_OUT_PAIRS}),
     shell:
         "{params.job} --makes {params.made:q} --log {log:q} {params.reads} --inputs {input:q} "

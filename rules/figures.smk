@@ -1,8 +1,8 @@
 # The tables of the run → figures, tables to read, and the report.
 #
-# A figure that every run has is a stage of dvc.yaml, so `dvc repro` and Snakemake leave one and the same
-# state. Runs in another results folder, with figure settings of another config, or without DVC, and the figures
-# of other groups than main, call the same script by themselves.
+# A figure that every run has is a stage of dvc.yaml, so that `dvc repro` and Snakemake leave the
+# same state. Four cases call the same script directly: another results folder, other figure
+# settings than the default's, no DVC, and figures of other groups than main.
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ FIGURE_NAMES = [
     "diversity",
     "averages",
 ]
-# A figure that dvc.yaml would draw just so is drawn by it.
+# dvc.yaml draws a figure where it would draw the same.
 DEFAULTS = yaml.safe_load(
     Path("config/config.yaml").read_text(encoding="utf-8")
 )  # what dvc.yaml reads
@@ -42,7 +42,7 @@ for figure in FIGURE_NAMES:
         name:
             f"plot_{figure}"
         input:
-            # As files, as dvc.yaml has them: both draw anew after the same edits.
+            # These are files, as in dvc.yaml, so that both draw anew after the same edits.
             code=code_files(f"plot_{figure}"),
             pipeline="dvc.yaml",
             tables=TABLES,
@@ -67,7 +67,7 @@ for figure in FIGURE_NAMES:
 
 
 rule plot_envelopes:
-    """Both anchors over β at equal KL, of rule compare_fronts."""
+    """Draw both anchors over β at equal KL, from rule compare_fronts."""
     input:
         envelopes=f"{RESULTS}/compare_fronts/{{group}}/envelopes.csv",
     output:
@@ -92,7 +92,7 @@ rule plot_envelopes:
 
 
 rule write_tables:
-    """Verdicts, comparisons, evaluations and some completions as HTML tables, for the report."""
+    """Write verdicts, comparisons, evaluations and some completions as HTML for the report."""
     input:
         tables=TABLES,
         comparisons=rules.compare_fronts.output,
@@ -135,7 +135,7 @@ rule write_tables:
 
 
 rule write_summary:
-    """What a group found, on one page: front, verdicts in words, points to take, completions, cost."""
+    """Write what a group found on one page: front, verdicts, points to take, completions, cost."""
     input:
         tables=TABLES,
         comparisons=rules.compare_fronts.output,
@@ -168,10 +168,10 @@ rule write_summary:
 
 
 rule report:
-    """All figures and tables of a group with captions in one self-contained HTML file."""
+    """Put all figures and tables of a group, with captions, into one self-contained HTML file."""
     input:
         shown=lambda w: shown_in_report(w.group),
-        # What is measured beside the run, where the config asks for it.
+        # These are measured beside the run, where the config asks for them.
         beside=lambda w: [*SIDE_BY_SIDE, *BENCHMARK_FIGURES] if w.group == MAIN else [],
         caption="docs/captions/workflow.rst",
     output:
@@ -181,7 +181,7 @@ rule report:
     resources:
         dvc=1,
     params:
-        config=json.dumps(config),  # as it is in force, overlays and --config included
+        config=json.dumps(config),  # the config in force, with overlays and --config
         configfile=f"{LOGS}/report/{{group}}.json",
         track="true" if tracking_problem(RESULTS) else "dvc --wait-for-lock add --quiet",
     shell:
@@ -190,7 +190,8 @@ rule report:
         "{params.track} {output:q}) 2>&1 | tee {log:q}"
 
 
-# A group's target is its report, which shows all that was made of it: `snakemake anchor`.
+# The target of a group, as in `snakemake anchor`, is its report, which shows all that was made of
+# it.
 for group in PLAN.groups:
 
     rule:
@@ -201,6 +202,6 @@ for group in PLAN.groups:
 
 
 rule ablations:
-    """All groups of the config's section `ablations`."""
+    """Make the reports of all groups of the config's section `ablations`."""
     input:
         [f"{RESULTS}/report/{group}.html" for group in PLAN.groups if group != MAIN],

@@ -1,5 +1,6 @@
-# What happens when Snakemake starts, all in one place: whatever reads or changes more than the rules'
-# own files. The rules are read in every job of a cluster too; only the main process does these things.
+# This file has all that happens when Snakemake starts and that reads or changes more than the
+# rules' own files. Every job of a cluster reads the rules too, but only the main process does these
+# things.
 
 import gc
 
@@ -11,7 +12,7 @@ from warpflow.pipeline.slurm import Needs, login_node_warning, step_warning, sub
 from warpflow.pipeline.user import provide_user
 
 RECORDS = Records(results=Path(RESULTS))
-# --jobs is given, beside an executor that submits.
+# --jobs is given, and an executor that submits.
 IS_SUBMITTED = workflow.resource_settings.nodes is not None
 
 PROVIDED = provide_user()  # for the jobs of this process, on a node too
@@ -24,16 +25,16 @@ if workflow.is_main_process:
         logger.warning(f"Results are not tracked by DVC: {tracking_problem(RESULTS)}.")
     if problem := RECORDS.problem or results_without_records(RESULTS, RECORDS):
         raise WorkflowError(problem)
-    # The login node's GPUs limit nothing: what a job asks for is in slurm/config.yaml.
+    # The login node's GPUs limit nothing, as slurm/config.yaml says what a job asks for.
     if not IS_SUBMITTED:
         workflow.register_resource("gpu", GPUS)
 workflow.register_resource("dvc", 1)
 
 
 def inputs_of(made):
-    """A parameter of a rule that changes whenever the content of one of its inputs is not the one
-    that its output was made from. Snakemake alone looks at contents only where times say so, and
-    Git and DVC leave any times behind."""
+    """Return a parameter of a rule that changes when the content of one of its inputs is not the
+    one from which its output was made. Snakemake itself compares contents only of inputs that are
+    newer than the output, and Git and DVC leave arbitrary times behind."""
     return lambda wildcards: RECORDS.inputs_of(apply_wildcards(made.output[0], wildcards))
 
 
@@ -43,7 +44,7 @@ for made in workflow.rules:
 
 
 def needs(job):
-    """What a job asks of one node; what is not known yet counts as nothing."""
+    """Return what a job asks of one node. What is not known yet counts as nothing."""
     asked = {name: job.resources.get(name) for name in ("mem_mb", "gpu", "nodes")}
     number = {name: value if isinstance(value, int) else 0 for name, value in asked.items()}
     return Needs(
@@ -54,7 +55,7 @@ def needs(job):
     )
 
 
-# What a cluster cannot give is said before the first job is submitted.
+# A message says what the cluster does not have, before the first job is submitted.
 onstart:
     jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
     if workflow.executor_plugin.name == "slurm":
@@ -68,5 +69,5 @@ onstart:
             logger.warning(warning)
 
 
-# What was read so far lives as long as the process, so that Python need not look for garbage in it.
+# What was read so far lives as long as the process, so Python need not look for garbage in it.
 gc.freeze()

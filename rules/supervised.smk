@@ -1,9 +1,10 @@
-# Data → θ_sft (RESULTS/train_sft/checkpoint) → reward model (RESULTS/train_reward_model/checkpoint).
+# Data → θ_sft (RESULTS/train_sft/checkpoint) → reward model
+# (RESULTS/train_reward_model/checkpoint).
 import json
 
 
 rule train_sft:
-    """Fine-tune the policy on completions; every KL is measured to the result."""
+    """Fine-tune the policy on completions. Every KL is measured to the result."""
     input:
         data=DATA,
         policy=FETCHED,
@@ -67,8 +68,8 @@ rule train_reward_model:
         "--out {params.made:q} {params.settings}"
 
 
-# Gold, where the config asks for `held_out_preferences`: the same on the share that the other one never
-# sees, with a seed of its own.
+# Where the config asks for `held_out_preferences`, gold is trained in the same way, with its own
+# seed, on the share that the other reward model never sees.
 use rule train_reward_model as train_gold_reward_model with:
     output:
         f"{RESULTS}/train_gold_reward_model/provenance.json",

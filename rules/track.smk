@@ -1,4 +1,4 @@
-# provenance.json of a finished result → its DVC pointer. The only rules that call DVC.
+# provenance.json of a finished result → its DVC pointer. No other rules call DVC for results.
 
 
 rule track:
@@ -16,7 +16,7 @@ rule track:
 
 
 rule track_run:
-    """`track` for an RL run, which makes two folders: DVC is called once for both."""
+    """Do the same for an RL run, which makes two folders, with one call of DVC for both."""
     input:
         f"{RESULTS}/train_policy/{{run}}/provenance.json",
     output:

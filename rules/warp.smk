@@ -1,5 +1,5 @@
-# The WARP loop (Algorithm 1). From the init of iteration i, which PLAN.init names (θ_sft, then the
-# LITI point of the iteration before): M policies → their merge → LITI points.
+# The WARP loop (Algorithm 1). Iteration i starts from its init, which PLAN.init names: θ_sft, then
+# the LITI point of the iteration before. It makes M policies → their merge → LITI points.
 
 
 include: "helpers/warp.smk"
@@ -13,7 +13,8 @@ POINT = (
 
 
 rule train_policy:
-    """Stage 1: train member m of iteration i of replicate r by RL, with a KL penalty to its anchor."""
+    """Stage 1: train member m of iteration i and replicate r by RL, with a KL penalty to its
+    anchor."""
     input:
         init=lambda w: pointer(PLAN.init[stage(w)]),
         sft=SFT,
@@ -31,7 +32,8 @@ rule train_policy:
         runtime=1440,
         mem_mb=4000,
         gpu=GPUS_OF_A_JOB,
-        # One run over several GPUs or nodes (docs/gpu.md); 0: as many processes as GPUs, or one.
+        # One run may use several GPUs or nodes (docs/gpu.md). 0 starts as many processes as GPUs,
+        # or one.
         processes=0,
         nodes=1,
         accelerate="ddp",
@@ -61,8 +63,9 @@ rule train_policy:
             }
             | calling(rewarding(w))
         ),
-    # Under SLURM in a step of its own: there SIGTERM comes to it, and not to Snakemake alone. Over
-    # several nodes warpflow.pipeline.launch makes the step. A container may have no srun.
+    # Under SLURM it runs in a step of its own, so that SIGTERM comes to it and not only to
+    # Snakemake. Over several nodes warpflow.pipeline.launch makes the step. A container may have no
+    # srun.
     shell:
         "step=${{SLURM_JOB_ID:+srun --overlap --ntasks=1 --cpus-per-task={threads}}}; "
         "[ {resources.nodes} = 1 ] && command -v srun > /dev/null || step=; "
@@ -76,7 +79,7 @@ rule train_policy:
 
 
 rule merge_policies:
-    """Stage 2: merge the M policies of an iteration by SLERP of their task vectors, layer by layer."""
+    """Stage 2: merge the M policies of an iteration by SLERP of task vectors, layer by layer."""
     input:
         init=lambda w: pointer(PLAN.init[stage(w)]),
         policies=lambda w: [
@@ -106,7 +109,7 @@ rule merge_policies:
 
 
 rule interpolate_policy:
-    """Stage 3, LITI: interpolate the merge towards SFT (the front) or its own init (the next start)."""
+    """Stage 3, LITI: interpolate the merge towards SFT (the front) or its init (the next start)."""
     input:
         init=lambda w: (SFT if w.towards == "sft" else pointer(PLAN.init[stage(w)])),
         policy=lambda w: pointer(PLAN.merged[stage(w)]),
@@ -124,7 +127,7 @@ rule interpolate_policy:
         job=JOB,
         code=code_hash("interpolate_policy"),
         made=f"{RESULTS}/{POINT}/checkpoint",
-        # A recipe names its parents by content alone: the same under whatever path.
+        # A recipe names its parents only by content, so it is the same under any path.
         recipe=lambda w: (
             "--recipe contents"
             if recipe_parents(

@@ -3,11 +3,10 @@
     python scripts/accept_results.py --reason "only a message changed"
     python scripts/accept_results.py train_policy/warp/replicate1/iteration1/member0 --reason "…"
 
-Without RESULT all that is due is accepted, or nothing is: a result of which a setting or an input
-differs, or that is missing, is refused, and it is said what differs. Then Snakemake passes over the
-accepted results once, so that its records agree. Who accepted what, when and why stays in
-provenance.json and in DVC's run cache (`dvc push --run-cache`), and scripts/trace_provenance.py
-shows it.
+Without RESULT either all that is due is accepted, or nothing is. A missing result, or one with
+another setting or input, is refused with a message that says what differs. Then Snakemake passes
+over the accepted results once, so that its records agree. provenance.json and DVC's run cache (`dvc
+push --run-cache`) keep who accepted what, when and why, and scripts/trace_provenance.py shows it.
 Next in reading order: warpflow.pipeline.accept.
 """
 
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit("\n".join(["Nothing was accepted.", *(f"- {line}" for line in refusals)]))
     today = datetime.date.today().isoformat()
     for name, (parts, _) in chosen.items():
-        if is_in_place(parts):  # the key is the same: Snakemake alone wants to look it up
+        if is_in_place(parts):  # the key is the same, and only Snakemake looks it up
             continue
         entry = accept(parts, given.reason.strip(), author(), today)
         print(f"{name}: {entry['old_key'][:10]} → {entry['new_key'][:10]}")
@@ -56,7 +55,7 @@ def choose(
     found: dict[str, tuple[Parts, list[str]]],
     parser: argparse.ArgumentParser,
 ) -> dict[str, tuple[Parts, list[str]]]:
-    """The results that are to be accepted, of those that are due."""
+    """Return the results to accept among those that are due."""
     names = [name.strip("/").removesuffix("/provenance.json") for name in named]
     results = {str(parts.results) for parts, _ in found.values()}
     for folder in results:

@@ -1,8 +1,8 @@
-"""Let one policy answer the prompts of a comparison: one sampled answer each, in AlpacaEval's form.
+"""Let one policy answer the prompts of a comparison, with one sampled answer to each.
 
-The prompts are the run's held-out ones (`--data`), or the instructions of a file of stored answers
-(`--instructions`), which a policy with a chat template gets as a user's message.
-Next in reading order: warpflow.side_by_side.answers.
+Answers are in AlpacaEval's format. The prompts are the run's held-out ones (`--data`), or the
+instructions of a file of stored answers (`--instructions`), which a policy with a chat template
+gets as a user's message. Next in reading order: warpflow.side_by_side.answers.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from warpflow.side_by_side.answers import Answer, read_answers, write_answers
 
 @section
 class Arguments:
-    """What the command line says beside the settings."""
+    """Arguments of the command line beside the settings."""
 
     policy: str
-    """Checkpoint that answers, folder or hub name."""
+    """The checkpoint that answers, a folder or a hub name."""
     out: str
-    """JSON file to write."""
+    """The JSON file to write."""
     name: str
     """The answers' generator."""
     seed: int
-    """Base seed, the same for every policy."""
+    """The base seed, the same for every policy."""
     max_prompt_tokens: int
-    """Longer prompts are an error."""
+    """The largest number of tokens of a prompt; a longer one is an error."""
     batch_size: int
-    """Answers sampled together."""
+    """The number of answers that are sampled together."""
     prompts: int | None = None
-    """Only the first so many."""
+    """The number of prompts that are taken, the first ones."""
     data: str | None = None
-    """Data folder with the held-out prompts."""
+    """The data folder with the held-out prompts."""
     instructions: str | None = None
-    """File of stored answers, for its instructions."""
+    """A file of stored answers, whose instructions are the prompts."""
     parents: list[str] = listed()
     """The two checkpoints of a policy that is a recipe."""
 
@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_prompts(arguments: Arguments) -> tuple[list[Row], str]:
-    """Rows with a `prompt` each and where they come from; ValueError where there are too few."""
+    """Return rows with a `prompt` each and where they come from. Raises ValueError where there are
+    too few."""
     if arguments.instructions:
         source = arguments.instructions
         rows = [{**answer.columns, "prompt": answer.prompt} for answer in read_answers(source)]
@@ -110,7 +111,7 @@ def sample(
     arguments: Arguments,
     sampling: Sampling,
 ) -> Iterator[tuple[str, bool]]:
-    """Each prompt's answer, and whether it ended by itself."""
+    """Yield each prompt's answer, and whether it ended by itself."""
     limit = sampling.max_new_tokens
     uniforms = draw_uniforms(len(encoded), limit, policy.device, arguments.seed, "answer_prompts")
     for start in range(0, len(encoded), arguments.batch_size):

@@ -1,7 +1,7 @@
-"""Run tasks of lm-eval on one policy; a recipe is composed in memory, nothing is exported.
+"""Run tasks of lm-eval on one policy. A recipe is composed in memory, and nothing is exported.
 
-Writes one JSON file: `rows` of task, metric, value and error, and lm-eval's version.
-Next in reading order: warpflow.evaluation.lm_eval.
+It writes one JSON file with `rows` of task, metric, value and error, and lm-eval's version. Next in
+reading order: warpflow.evaluation.lm_eval.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from warpflow.settings.benchmark_policy import TaskSettings
 
 @section
 class Arguments:
-    """What the command line says beside the settings."""
+    """Arguments of the command line beside the settings."""
 
     policy: str
-    """Checkpoint to benchmark."""
+    """The checkpoint to benchmark."""
     out: str
-    """JSON file to write."""
+    """The JSON file to write."""
     seed: int = 0
     """The seed of few-shot examples."""
     parents: list[str] = listed()
@@ -47,12 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_tasks(arguments: Arguments, settings: TaskSettings) -> dict[str, Any]:
-    """lm-eval's results.
+    """Return lm-eval's results.
 
     Raises:
-        SystemExit: lm-eval is not installed. ValueError: it knows no such task.
+        SystemExit: lm-eval is not installed. ValueError: lm-eval knows no such task.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it forks
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # lm-eval forks
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
@@ -80,8 +80,8 @@ def run_tasks(arguments: Arguments, settings: TaskSettings) -> dict[str, Any]:
 
 
 def begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, which puts BOS before texts where it has one, as the policies here read them
-    (`prompts.prompt_tokens`); of the tokenizers that come with models most do so already."""
+    """Make the tokenizer put BOS before texts where it has one, as the policies here read them
+    (`prompts.prompt_tokens`). Most tokenizers that come with models do so already."""
     bos = tokenizer.bos_token
     ids = tokenizer("a")["input_ids"]
     if bos is not None and (ids[0] != tokenizer.bos_token_id or ids[-1] == tokenizer.eos_token_id):

@@ -1,10 +1,9 @@
-"""Gather what the jobs of a group of experiments measured into one tidy table each.
+"""Gather what the jobs of a group of experiments measured into tidy tables.
 
-Writes evaluations.csv (a row per use of a policy in an experiment), trajectories.csv and
+It writes evaluations.csv (a row per use of a policy in an experiment), trajectories.csv and
 training.csv (rows of the RL runs), geometry.csv (angles between task vectors by layer),
-completions.csv (samples to read), metrics/ (the headlines for `dvc metrics`), and a copy of
-optimum.csv.
-Next in reading order: warpflow.fronts.tables.
+completions.csv (samples to read), metrics/ (the main numbers for `dvc metrics`), and a copy of
+optimum.csv. Next in reading order: warpflow.fronts.tables.
 """
 
 from __future__ import annotations

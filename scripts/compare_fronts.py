@@ -1,10 +1,10 @@
 """Compare the fronts of a group of experiments, with intervals, and judge the paper's claims.
 
-Writes verdicts.csv (six observations and two lemmas: held, did not hold, undecided, one run, not
+It writes verdicts.csv (six observations and two lemmas: held, did not hold, undecided, one run, not
 measured), comparisons.csv (each experiment against the base one, at matched KL and by hypervolume),
 envelopes.csv (the best of each anchor's β at each KL) and shares.csv (each policy's KL and reward,
-and its gain as a share of the optimum's at its KL).
-Next in reading order: warpflow.fronts.measurements, then warpflow.fronts.claims.
+and its gain as a share of the optimum's at its KL). Next in reading order:
+warpflow.fronts.measurements, then warpflow.fronts.claims.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from warpflow.settings.compare_fronts import CompareFronts
 
 @section
 class Arguments:
-    """What the command line says beside the settings."""
+    """Arguments of the command line beside the settings."""
 
     results: str
-    """Results folder."""
+    """The results folder."""
     tables: str
-    """Folder of evaluations.csv, geometry.csv, optimum.csv."""
+    """The folder of evaluations.csv, geometry.csv and optimum.csv."""
     out: str
-    """Folder to write."""
+    """The folder to write."""
     seed: int
     """The seed of the resamples."""
 

@@ -1,11 +1,10 @@
-"""Write a plain model folder, as policy.path takes it, of one that is more than its weights.
+"""Write a plain model folder, as policy.path takes it, from one that is more than its weights.
 
     python scripts/convert_model.py --model FOLDER_OR_HUB_NAME --out PLAIN
     python scripts/convert_model.py --model FOLDER_OR_HUB_NAME --out PLAIN --reward_model
 
-An adapter (LoRA) is merged into the model that it is for, numbers of a quantiser become float32,
-and of a model that sees the language model alone is kept. docs/your_models.md lists what is taken
-as it is.
+An adapter (LoRA) is merged into its base model, quantised weights become float32, and of a
+multimodal model only the language model is kept. docs/your_models.md lists what is taken as it is.
 Next in reading order: warpflow.lm.plain_models.plain_model.
 """
 

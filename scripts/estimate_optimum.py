@@ -1,7 +1,7 @@
-"""The best reward at each KL to SFT, estimated from SFT samples: the ruler of all policies.
+"""Estimate the best reward at each KL to SFT from SFT samples. All policies are measured by it.
 
-Writes one CSV file: the optimal KL–reward front (kind `optimum`, a row per β) and best-of-n (kind
-`best_of_n`, a row per n). Next in reading order: warpflow.evaluation.optimum.
+It writes one CSV file: the optimal KL–reward front (kind `optimum`, a row per β) and best-of-n
+(kind `best_of_n`, a row per n). Next in reading order: warpflow.evaluation.optimum.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from warpflow.settings.base import section
 
 @section
 class Arguments:
-    """What the command line says beside the settings."""
+    """Arguments of the command line beside the settings."""
 
     out: str
-    """CSV file to write."""
+    """The CSV file to write."""
     seed: int
-    """Base seed."""
+    """The base seed."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,10 +1,10 @@
-"""Print what memory the RL runs of a config take, before anything runs.
+"""Print how much memory the RL runs of a config take, before anything runs.
 
     python scripts/estimate_resources.py --configfile config/movie_sentences.yaml
 
-Nothing is loaded but configs, so a 7 B policy is estimated on a laptop. docs/memory.md says what
-the parts are and how near the estimate is.
-Next in reading order: warpflow.estimates.memory.estimate_training.
+Only configs are loaded, so a 7 B policy can be estimated on a laptop. docs/memory.md explains the
+parts and says how near the estimate is. Next in reading order:
+warpflow.estimates.memory.estimate_training.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = read_config(("config/config.yaml", *arguments.configfile))
     tried = (pair.partition("=") for pair in arguments.set)
     config["train_policy"] |= {key: yaml.safe_load(value) for key, _, value in tried}
-    check_config(config, files=False)  # nothing is loaded: files may be yet to come
+    check_config(config, files=False)  # nothing is loaded, so files may come later
     seen: dict[str, list[str]] = {}
     for experiment in resolve_experiments(config).values():
         text = describe(estimate_memory(config, policy_settings(experiment, 1), arguments.shards))

@@ -53,11 +53,12 @@ class Point:
     """A policy to evaluate: a folder of weights, or two of them and η."""
 
     policy: str
-    """Checkpoint to evaluate, or that at η = 1; a recipe too, whose parents are where it says."""
+    """The checkpoint to evaluate, or the one at η = 1. A recipe is read too, with the parents that
+    it names."""
     out: str
-    """JSON file to write."""
+    """The JSON file to write."""
     init: str | None = None
-    """Checkpoint at η = 0."""
+    """The checkpoint at η = 0."""
     eta: Eta | None = None
     """η of the point (1 − η) · init + η · policy, together with init."""
 
@@ -68,20 +69,20 @@ class Point:
 
 @section
 class Arguments:
-    """What the command line says beside the settings: one point, or several."""
+    """Arguments of the command line beside the settings: one point, or several."""
 
     seed: int
-    """Base seed, the same for every policy."""
+    """The base seed, the same for every policy."""
     policy: str | None = None
-    """Checkpoint to evaluate, or that at η = 1."""
+    """The checkpoint to evaluate, or the one at η = 1."""
     out: str | None = None
-    """JSON file to write."""
+    """The JSON file to write."""
     init: str | None = None
-    """Checkpoint at η = 0."""
+    """The checkpoint at η = 0."""
     eta: Eta | None = None
     """η of the point, together with init."""
     points: str | None = None
-    """JSON list of objects with the keys policy, out, init and eta; in place of these."""
+    """A JSON list of objects with the keys policy, out, init and eta, in place of these flags."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -99,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_points(arguments: Arguments) -> list[Point]:
-    """The points that the command line names; ValueError where it is none, or wrong."""
+    """Return the points that the command line names. Raises ValueError where there is none or it is
+    wrong."""
     if arguments.points is not None:
         return [Point(**point) for point in json.loads(arguments.points)]
     if arguments.policy is None or arguments.out is None:
@@ -110,7 +112,7 @@ def read_points(arguments: Arguments) -> list[Point]:
 def evaluate_points(
     points: Sequence[Point], judges: Judges, settings: EvaluationSettings, seed: int
 ) -> Iterator[str]:
-    """Evaluate each point and write its file; what went wrong with those that failed."""
+    """Evaluate each point and write its file. Yield what went wrong with those that failed."""
     composers: dict[tuple[str, str], Composer] = {}
     for point in points:
         try:
@@ -123,27 +125,29 @@ def evaluate_points(
             sys.exit(f"{point.out}: {OUT_OF_MEMORY}: {error}")
         else:
             text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-            write_atomically(Path(point.out), text.encode())  # after a kill: all of it or nothing
+            write_atomically(Path(point.out), text.encode())  # a kill leaves all of it or nothing
             logging.info("%s: done", point.out)
 
 
 def load(point: Point, composers: dict[tuple[str, str], Composer]) -> PreTrainedModel:
-    """The model of a point, valid until the next one is loaded.
+    """Return the model of a point, valid until the next one is loaded.
 
     Args:
-        composers: that of the front at hand, by its parents; kept from point to point.
+        composers: the composer of the current front, by its parents. It is kept from point to
+            point.
     """
     if point.init is None or point.eta is None:
         return load_point(point.policy)
     parents = point.init, point.policy
     if parents not in composers:
-        composers.clear()  # the last front's model goes before this one's comes
+        composers.clear()  # the last front's model is freed before this one is built
         composers[parents] = Composer(*parents)
     return composers[parents].compose(point.eta)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had no memory left; torch says the latter in words only."""
+    """Whether a device or the host had no memory left. torch reports the latter only by its
+    message."""
     is_said = "can't allocate memory" in str(error)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or is_said
 
@@ -151,7 +155,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def evaluation(
     model: PreTrainedModel, judges: Judges, settings: EvaluationSettings, seed: int
 ) -> dict[str, object]:
-    """The document of one policy."""
+    """Return the document of one policy."""
     samples = evaluate(
         model,
         judges.sft,
@@ -181,7 +185,7 @@ def evaluation(
 def completion_rows(
     samples: Samples, prompts: list[str], responses: list[str], samples_per_prompt: int, count: int
 ) -> list[dict[str, object]]:
-    """The first completion of each of the first `count` prompts, with its scores."""
+    """Return the first completion of each of the first `count` prompts, with its scores."""
     golds = gold_values(samples)
     return [
         {

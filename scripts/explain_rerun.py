@@ -3,9 +3,9 @@
     python scripts/explain_rerun.py
     python scripts/explain_rerun.py --configfile config/mine.yaml -- results/mine/report/main.html
 
-Nothing is run and no file is changed. Results that are due for a change of the code alone, one that
-cannot change them, need not be computed again: see scripts/accept_results.py.
-Next in reading order: warpflow.pipeline.reruns.
+Nothing is run and no file is changed. Results that are due only for a change of the code that
+cannot change them need not be computed again: see scripts/accept_results.py. Next in reading order:
+warpflow.pipeline.reruns.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def known_costs(config: Mapping[str, Any]) -> Callable[[str], float | None]:
-    """Seconds of each result by its name, as `make plan` knows them; None where it does not."""
-    from warpflow.estimates import costs  # torch: an import of seconds, needed where jobs are due
+    """Return a function that gives the seconds of a result by its name, as `make plan` knows them,
+    or None."""
+    from warpflow.estimates import costs  # imports torch for seconds, and is needed only here
     from warpflow.experiments import fronts, make_plan
 
     plan, results = make_plan(config), Path(config["results"])
@@ -67,7 +68,7 @@ def known_costs(config: Mapping[str, Any]) -> Callable[[str], float | None]:
 
 
 def in_words(seconds: float | None) -> str:
-    """A time to read: 45 s, 12 min, 3.1 h."""
+    """Write a time for readers: 45 s, 12 min, 3.1 h."""
     if seconds is None:
         return "it is not known how long it takes"
     if seconds < 90:

@@ -54,8 +54,8 @@ class Point:
     """What is exported.
 
     Attributes:
-        name: as it was given. result: its name in the plan. metrics: of its evaluation.
-        weights: where its weights are. experiment, replicate, iteration: whose it is.
+        name: the name as given. result: its name in the plan. metrics: those of its evaluation.
+        weights: where its weights are. experiment, replicate, iteration: where it belongs.
     """
 
     name: str
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def export_point(arguments: argparse.Namespace) -> None:
-    """All checks, then the folder, then the hub."""
+    """Do all checks, then write the folder, then push to the hub."""
     config = read_config((*DEFAULTS, *arguments.configfile))
     check_config(config, files=False)
     plan = make_plan(config)
@@ -114,7 +114,7 @@ def export_point(arguments: argparse.Namespace) -> None:
 
 
 def find_point(plan: Plan, name: str, results: str) -> Point:
-    """The policy that a name means, and its evaluation.
+    """Return the policy that a name means, and its evaluation.
 
     Raises:
         ValueError: the run has no such policy (lists those that it has), or did not evaluate it.
@@ -137,7 +137,8 @@ def find_point(plan: Plan, name: str, results: str) -> Point:
 
 
 def read_parents(plan: Plan, point: Point, results: str) -> list[MappedTensors]:
-    """The checkpoints at η = 0 and at η = 1 of a point; of another policy SFT and itself.
+    """Return the checkpoints at η = 0 and at η = 1 of a point. For another policy they are SFT and
+    itself.
 
     Raises:
         ValueError: one of them is not on this machine.
@@ -163,7 +164,7 @@ def write_point(
     point: Point,
     parents: Sequence[MappedTensors],
 ) -> None:
-    """The folder, whole or not at all."""
+    """Write the folder as a whole or not at all."""
     init, policy = parents
     eta = float(point.weights.eta or 1)
     dtypes = output_dtypes(parents, to_dtype(arguments.dtype))
@@ -198,7 +199,8 @@ def written_dtypes(
 def rounding_text(
     dtypes: set[torch.dtype], init: MappedTensors, policy: MappedTensors, eta: float
 ) -> str:
-    """How far rounding to half precision moves the weights, as a share of their way from SFT."""
+    """Say how far rounding to half precision moves the weights, as a share of their way from
+    SFT."""
     halves = dtypes & {torch.bfloat16, torch.float16}
     if not halves or init.folder == policy.folder:
         return ""
@@ -215,7 +217,7 @@ def card_texts(
     point: Point,
     folder: Path,
 ) -> dict[str, Any]:
-    """What the card says of the point, and the figure beside it."""
+    """Return what the card says about the point, and draw the figure beside it."""
     experiment, results = plan.experiments[point.experiment], config["results"]
     group = next(name for name, names in plan.groups.items() if point.experiment in names)
     tables = Path(results, "collect_evaluations", group)
@@ -257,13 +259,13 @@ def has_template(folder: Path) -> bool:
 
 
 def example_prompt(results: str, result: str) -> str:
-    """A prompt that the point was evaluated on."""
+    """Return a prompt on which the point was evaluated."""
     completions = read_evaluation(results, result)["completions"]
     return str(completions[0]["prompt"]) if completions else "…"
 
 
 def commit_of(results: str, result: str) -> str | None:
-    """The commit of the project that a result was made at."""
+    """Return the commit of the project at which a result was made."""
     file = Path(results, result, "provenance.json")
     if not file.is_file():
         return None
@@ -271,7 +273,8 @@ def commit_of(results: str, result: str) -> str | None:
 
 
 def tree_of(results: str, result: str) -> str:
-    """The tree of jobs behind a result; empty where it would name folders of this machine."""
+    """Return the tree of jobs behind a result. It is empty where it would name folders of this
+    machine."""
     path = Path(results, result)
     if path.is_absolute() or not (path / "provenance.json").is_file():
         return ""

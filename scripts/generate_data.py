@@ -26,19 +26,19 @@ from warpflow.settings.generate_data import GenerateData
 
 @section
 class Arguments:
-    """What the command line says beside the settings."""
+    """Arguments of the command line beside the settings."""
 
     out: str
-    """Data folder to write."""
+    """The data folder to write."""
     seed: int
-    """Base seed."""
+    """The base seed."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments, settings = parse_arguments(__doc__, argv, Arguments, GenerateData)
 
     def stream(purpose: str) -> random.Random:
-        # one stream per purpose, so that a size changes its own file only
+        # Each purpose has a stream of its own, so that a size changes only its own file.
         return random.Random(derive_seed(arguments.seed, "generate_data", purpose))
 
     prompts = sample_distinct_prompts(

@@ -1,5 +1,6 @@
-"""Win rates and graded scores of every pair of contestants, by every judge (side_by_side.csv), and
-what each judge did and cost (judges.csv).
+"""Grade every pair of contestants by every judge.
+
+Win rates and graded scores go to side_by_side.csv, and what each judge did and cost to judges.csv.
 
 Next in reading order: warpflow.side_by_side.grades.
 """
@@ -21,28 +22,28 @@ from warpflow.side_by_side.grades import side_by_side_table
 
 @section
 class Arguments:
-    """What the command line says beside the settings."""
+    """Arguments of the command line beside the settings."""
 
     names: list[str]
-    """Contestants."""
+    """The names of the contestants."""
     answers: list[str]
-    """Their files of answers, in the same order."""
+    """The contestants' files of answers, in the same order."""
     judges: list[str]
-    """Judges."""
+    """The names of the judges."""
     judgements: list[str]
-    """Their files of judgements, in the same order."""
+    """The judges' files of judgements, in the same order."""
     out: str
-    """Folder for side_by_side.csv and judges.csv."""
+    """The folder for side_by_side.csv and judges.csv."""
     seed: int
     """The seed of the bootstrap."""
     thresholds: list[float]
     """The largest differences of a tie, of slightly better, and of better."""
     confidence: float
-    """Level of the intervals."""
+    """The level of the intervals."""
     pairs: str = "all"
-    """All, or the first against each other."""
+    """Which pairs are judged: all, or the first contestant against each other one."""
     prompts: int | None = None
-    """Only the first so many."""
+    """The number of prompts that are taken, the first ones."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def judge_row(name: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of judges.csv; a failed judgement is shown with its reason."""
+    """Return a row of judges.csv. A failed judgement is shown with its reason."""
     failed = document.get("failed", [])
     row: dict[str, Any] = {
         "judge": name,

@@ -4,11 +4,11 @@
     python scripts/interpolate_policy.py --init A --policy B --eta 0 0.3 1 --out C   # C/eta0, …
     python scripts/interpolate_policy.py --export C/eta0.3 --out D     # a recipe's weights
 
-Works on any Hugging Face folders with safetensors weights, of any size; Snakemake is not needed.
-Several η are one pass over the two checkpoints. With `--recipe` the folders hold a recipe in place
-of weights (see warpflow.merging.recipes), which costs no room;
-`warpflow.merging.points.load_point` composes it while loading.
-Next in reading order: warpflow.merging.liti.interpolate_into.
+It works on any Hugging Face folders with safetensors weights, of any size, and does not need
+Snakemake. Several η take one pass over the two checkpoints. With `--recipe` the folders hold a
+recipe in place of weights (see warpflow.merging.recipes), which takes no room.
+`warpflow.merging.points.load_point` composes it while loading. Next in reading order:
+warpflow.merging.liti.interpolate_into.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Let one judge judge all contestants of a comparison: scores of answers, or verdicts on pairs.
 
-Writes one JSON file: `scores` by contestant, or `verdicts`, `failed` and `usage`.
-Next in reading order: warpflow.side_by_side.scores, warpflow.side_by_side.chat_judge.
+It writes one JSON file: `scores` by contestant, or `verdicts`, `failed` and `usage`. Next in
+reading order: warpflow.side_by_side.scores, warpflow.side_by_side.chat_judge.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from warpflow.side_by_side.scores import function_scores, model_scores
 
 @section
 class Arguments:
-    """What the command line says beside the settings."""
+    """Arguments of the command line beside the settings."""
 
     names: list[str]
-    """Contestants."""
+    """The names of the contestants."""
     answers: list[str]
-    """Their files of answers, in the same order."""
+    """The contestants' files of answers, in the same order."""
     judge: str
-    """JSON: function, reward_model or chat."""
+    """The judge as JSON: function, reward_model or chat."""
     out: str
-    """JSON file to write."""
+    """The JSON file to write."""
     pairs: str = "all"
-    """All, or the first against each other."""
+    """Which pairs are judged: all, or the first contestant against each other one."""
     prompts: int | None = None
-    """Only the first so many."""
+    """The number of prompts that are taken, the first ones."""
     reward_model: str | None = None
-    """A reward model's checkpoint."""
+    """The checkpoint of a reward model."""
     sft: str | None = None
     """θ_sft, where the reward model is the run's own."""
     as_messages: bool = False
-    """Prompts that are text are a user's messages."""
+    """Whether prompts that are text are a user's messages."""
     batch_size: int = 64
-    """Answers scored together."""
+    """The number of answers that are scored together."""
     cache: str = "judgements.jsonl"
-    """A chat judge's replies; all files of the folder are read."""
+    """The file for a chat judge's replies; all files of its folder are read."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def judge(answers: dict[str, list[Answer]], arguments: Arguments) -> dict[str, Any]:
-    """What the judge says of matched answers by contestant."""
+    """Return what the judge says about matched answers, by contestant."""
     given = json.loads(arguments.judge)
     if "chat" in given:
         pairs = list_pairs(arguments.names, arguments.pairs)

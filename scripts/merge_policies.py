@@ -2,11 +2,10 @@
 
     python scripts/merge_policies.py --init A --policies B C D --method slerp --out E
 
-Works on any Hugging Face folders with safetensors weights, of any size: memory does not grow with
-it. Snakemake is not needed. Writes the merged checkpoint with everything else of the init (config,
-tokenizer, chat template), `geometry.csv` (angles and norms of the task vectors by layer) and
-`provenance.json`.
-Next in reading order: warpflow.merging.streaming.merge_into.
+It works on any Hugging Face folders with safetensors weights, of any size, and memory does not grow
+with it. Snakemake is not needed. It writes the merged checkpoint with everything else of the init
+(config, tokenizer, chat template), `geometry.csv` (angles and norms of the task vectors by layer)
+and `provenance.json`. Next in reading order: warpflow.merging.streaming.merge_into.
 """
 
 from __future__ import annotations
@@ -44,16 +43,16 @@ GEOMETRY_COLUMNS = [
 
 @section
 class Arguments:
-    """What the command line says beside the settings."""
+    """Arguments of the command line beside the settings."""
 
     init: Path
-    """Checkpoint that the policies started from."""
+    """The checkpoint that the policies started from."""
     policies: list[Path]
-    """Checkpoints to merge, in order."""
+    """The checkpoints to merge, in order."""
     out: Path
-    """Checkpoint folder to write."""
+    """The checkpoint folder to write."""
     workers: Count = available_cores()
-    """Processes; all cores, to 8, unless it is given."""
+    """The number of processes; by default all cores, but at most 8."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,7 +68,7 @@ def merge_policies(arguments: Arguments, settings: MergePolicies) -> None:
     init, *policies = parents = [read_tensors(f) for f in (arguments.init, *arguments.policies)]
     check_vocabularies([arguments.init, *arguments.policies])
     check_sources(parents)
-    # A setting that only some methods have is not told to the others.
+    # A setting that only some methods have is not passed to the others.
     how = {key: value for key, value in asdict(settings).items() if key != "density" or value}
     dtype = to_dtype(how.pop("dtype"))
     roles = {"init": init} | {f"policy {m}": policy for m, policy in enumerate(policies)}

@@ -2,11 +2,11 @@
 
     python scripts/plan_run.py --configfile config/paper.yaml --tflops 400
 
-Nothing is loaded but configs, and the user's files are not opened. Once the run has made some
-results, times are its own (benchmark files in RESULTS/logs/); before, they follow from the
-operations of a job and `--tflops`, else they are unknown. Sampling has a rate of its own where
-`--sampling-tokens-per-second` gives it. `snakemake -n` says what would run now.
-Next in reading order: warpflow.estimates.costs.jobs_of.
+Only configs are loaded, and the user's files are not opened. Once the run has made some results,
+times are its own (benchmark files in RESULTS/logs/). Before, they follow from the operations of a
+job and `--tflops`; without that they are unknown. Sampling has its own rate where
+`--sampling-tokens-per-second` gives it. `snakemake -n` says what would run now. Next in reading
+order: warpflow.estimates.costs.jobs_of.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from warpflow.experiments import MAIN, Plan, make_plan, policy_settings
 from warpflow.pipeline.config import check_config
 from warpflow.pipeline.config_files import DEFAULTS, read_config
 
-# Settings of train_policy that its memory depends on.
+# The memory of train_policy depends on these settings.
 MEMORY = (
     *("batch_size", "samples_per_prompt", "micro_batch_size", "anchor", "anchor_memory"),
     *("frozen_memory", "sampling_batch_size"),
@@ -90,7 +90,7 @@ def describe(
     speed: float | None,
     sampling_speed: float | None = None,
 ) -> list[str]:
-    """The plan to read, line by line."""
+    """Return the plan for readers, line by line."""
     jobs = jobs_of(config, plan, group)
     results = Path(config["results"])
     known = {job: found for job in jobs if (found := measured(results, job))}
@@ -127,7 +127,8 @@ def describe_rule(
 
 
 def hours(jobs: Sequence[Job], times: Mapping[Job, float | None]) -> str:
-    """The hours of all jobs one after the other, with a ? where the times of some are not known."""
+    """Return the hours of all jobs one after the other, with a ? where the times of some are not
+    known."""
     known = [seconds for job in jobs if (seconds := times[job]) is not None]
     total = f"{sum(known) / 3600:.{3 if sum(known) < 36000 else 0}f}"
     if len(known) == len(jobs):
@@ -149,7 +150,7 @@ def describe_hours(
 
 
 def describe_memory(config: Mapping[str, Any], plan: Plan, group: str) -> list[str]:
-    """The memory of a device in the RL runs with the least and the most."""
+    """Return the memory of a device in the RL runs with the least and the most."""
     peaks: dict[tuple[Any, ...], int] = {}
     for name in plan.groups[group]:
         training = policy_settings(plan.experiments[name], 1)
@@ -161,7 +162,7 @@ def describe_memory(config: Mapping[str, Any], plan: Plan, group: str) -> list[s
 
 
 def describe_requests(config: Mapping[str, Any]) -> list[str]:
-    """What chat judges would be asked, and paid for."""
+    """Return how many requests chat judges would get, which are paid for."""
     return [
         f"chat judge {judge}: {each} requests for each "
         + (f"of {prompts} prompts, {each * prompts} in all" if prompts else "stored instruction")

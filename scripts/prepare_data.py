@@ -1,4 +1,4 @@
-"""Write the data folder from the user's own files; the flags are the keys of `prepare_data`.
+"""Write the data folder from the user's own files. The flags are the keys of `prepare_data`.
 
 A flag that is left out stands for null in the config.
 Next in reading order: warpflow.data.prepare.prepare_data.
@@ -18,10 +18,10 @@ from warpflow.settings.base import section
 
 @section
 class Arguments:
-    """What the command line says beside the settings."""
+    """Arguments of the command line beside the settings."""
 
     out: str
-    """Data folder to write."""
+    """The data folder to write."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

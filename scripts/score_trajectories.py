@@ -1,8 +1,8 @@
 """Score what the RL runs of an iteration answered along their way: reward, gold, KL, diversity.
 
-Writes one JSON file: `trajectories`, a row for each member, step and kind of weights, and
-`prompts`, the values of every prompt, which pair one run with another.
-Next in reading order: warpflow.evaluation.trajectories.score_trajectory.
+It writes one JSON file with `trajectories`, a row for each member, step and kind of weights, and
+`prompts`, the values of every prompt, which pair one run with another. Next in reading order:
+warpflow.evaluation.trajectories.score_trajectory.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from warpflow.settings.base import Count, section
 
 @section
 class Arguments:
-    """What the command line says beside what scores."""
+    """Arguments of the command line beside those of the scorers."""
 
     runs: list[str]
-    """Folders of completions.jsonl, a member each."""
+    """The folders of completions.jsonl, one for each member."""
     members: list[int]
     """Their numbers."""
     out: str
-    """JSON file to write."""
+    """The JSON file to write."""
     batch_size: Count = 256
-    """Completions scored together."""
+    """The number of completions that are scored together."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,9 +3,9 @@
     python scripts/show_status.py --configfile config/mine.yaml
 
 Nothing is run or changed, so it may be called while the run goes on, on any machine that sees the
-results folder. A job counts as made where its provenance.json is there; `snakemake -n` says
-whether it is up to date. Hours to go are those of scripts/plan_run.py, which says more.
-Next in reading order: warpflow.estimates.costs.seconds_of.
+results folder. A job counts as made where its provenance.json exists, and `snakemake -n` says
+whether it is up to date. The hours to go are those of scripts/plan_run.py, which says more. Next in
+reading order: warpflow.estimates.costs.seconds_of.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def status_lines(config: Mapping[str, Any], plan: Plan, group: str) -> Iterator[str]:
-    """The status to read, line by line."""
+    """Yield the status for readers, line by line."""
     results = Path(config["results"])
     jobs = jobs_of(config, plan, group)
     made = {job for job in jobs if is_made(results, job)}
@@ -64,7 +64,7 @@ def status_lines(config: Mapping[str, Any], plan: Plan, group: str) -> Iterator[
 
 
 def time_to_go(left: Sequence[Job], jobs: Sequence[Job], results: Path) -> str:
-    """How long the jobs that are left take, by those that are made."""
+    """Say how long the jobs that are left take, by those that are made."""
     known = {job: found for job in jobs if (found := measured(results, job))}
     seconds = [seconds_of(job, known, None) for job in left]
     told = [value for value in seconds if value is not None]
@@ -76,7 +76,7 @@ def time_to_go(left: Sequence[Job], jobs: Sequence[Job], results: Path) -> str:
 
 
 def fronts_so_far(plan: Plan, group: str, results: str) -> pd.DataFrame:
-    """A row for each LITI point of the group that is evaluated already."""
+    """Return a row for each LITI point of the group that is evaluated already."""
     rows = []
     for row in evaluations(plan, group):
         file = Path(results, "evaluate_policy", row["policy"], "evaluation.json")
@@ -86,7 +86,7 @@ def fronts_so_far(plan: Plan, group: str, results: str) -> pd.DataFrame:
 
 
 def front_lines(points: pd.DataFrame) -> Iterator[str]:
-    """The fronts as a table of text."""
+    """Yield the fronts as a table of text."""
     if points.empty:
         yield "No point of a front is evaluated yet."
         return

@@ -2,9 +2,8 @@
 
     python scripts/trace_provenance.py results/merge_policies/warp/replicate1/iteration2
 
-Each line: the result, the key of its job, script, seconds, device, versions, code and commit. An
-input that is no longer what went in is marked.
-Next in reading order: warpflow.pipeline.provenance.
+Each line has the result, the key of its job, script, seconds, device, versions, code and commit. An
+input that has changed since is marked. Next in reading order: warpflow.pipeline.provenance.
 """
 
 from __future__ import annotations

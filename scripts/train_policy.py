@@ -1,14 +1,13 @@
-"""One RL fine-tuning run: member m of iteration i, from θ_init, against its anchor (stage 1).
+"""Do one RL fine-tuning run: member m of iteration i, from θ_init, against its anchor (stage 1).
 
-Writes the final policy θ_m to `--out`, and to `--tables` `training.csv` (a row per logged step) and
-`completions.jsonl`: what the policy answered to held-out prompts along the way, with its KL to SFT.
-Rule score_trajectories scores these answers, so that what is measured is no part of a run. What
+It writes the final policy θ_m to `--out`. To `--tables` it writes `training.csv` (a row per logged
+step) and `completions.jsonl`, what the policy answered to held-out prompts along the way, with its
+KL to SFT. Rule score_trajectories scores these answers, so that measuring is no part of a run. What
 depends on the clock (progress, tokens/s) goes to the log and to the trackers of `--report_to`, so
-that the bytes written depend on the inputs alone.
-With `--state` the run saves itself every `--save_every` steps and on SIGTERM (exit status 75), and
-goes on from there when started again, to the same bytes. Several processes share the work when it
-is started by `accelerate launch`.
-Next in reading order: warpflow.training.reinforce.train_policy.
+that the written bytes depend only on the inputs. With `--state` the run saves itself every
+`--save_every` steps and on SIGTERM (exit status 75). When it is started again it goes on from
+there, to the same bytes. Several processes share the work when `accelerate launch` starts it. Next
+in reading order: warpflow.training.reinforce.train_policy.
 """
 
 from __future__ import annotations
@@ -71,39 +70,40 @@ from warpflow.training.resume import STOPPED, load_state, locked, noting_termina
 
 @section
 class Arguments:
-    """What the command line says beside the settings."""
+    """Arguments of the command line beside the settings."""
 
     init: str
-    """Checkpoint of θ_init."""
+    """The checkpoint of θ_init."""
     out: str
-    """Checkpoint folder to write."""
+    """The checkpoint folder to write."""
     tables: str
-    """Folder to write for training.csv and completions.jsonl."""
+    """The folder for training.csv and completions.jsonl."""
     seed: int
-    """Base seed."""
+    """The base seed."""
     replicate: int
-    """r, from 1: part of the seed."""
+    """r, from 1, which is part of the seed."""
     iteration: int
-    """i, from 1: part of the seed."""
+    """i, from 1, which is part of the seed."""
     member: int
-    """m, from 0: part of the seed."""
+    """m, from 0, which is part of the seed."""
     evaluate_batch_size: int = 256
-    """Completions of those evaluations at once."""
+    """The number of completions that those evaluations sample at once."""
     optimizer_of: str | None = None
-    """Checkpoint of the run whose optimiser this one goes on with; without: a fresh one."""
+    """The checkpoint of the run whose optimiser this one goes on with; by default it starts
+    afresh."""
     state: str | None = None
-    """Folder to save to and resume from."""
+    """The folder to save to and resume from."""
     report_to: list[str] = listed()
-    """Trackers: tensorboard, wandb, mlflow, trackio, dvclive."""
+    """The trackers: tensorboard, wandb, mlflow, trackio, dvclive."""
     trackers: str = "."
-    """Folder for what they write."""
+    """The folder for what trackers write."""
     run: str = "warp/replicate1/iteration1/member0"
-    """The run's name there."""
+    """The run's name for trackers."""
 
 
 Log = Callable[[int, Mapping[str, float]], None]
 Tables = dict[str, list[dict[str, Any]]]
-# Of how a run is started, and no part of what it computes.
+# These say how a run is started, and are no part of what it computes.
 NOT_OF_THE_RUN = (
     *("out", "tables", "state", "save_every", "evaluate_batch_size"),
     *("endpoints", "report_to", "trackers", "run"),
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, given, settings = parse_arguments(
         __doc__, argv, Arguments, JudgeArguments, ReinforceSettings
     )
-    # Of one process where nothing else was launched; several share a CPU only if they are told to.
+    # It has one process where nothing else was launched. Several share a CPU only if asked to.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     own_part(settings.batch_size // settings.samples_per_prompt, "batch_size / samples_per_prompt")
     with ExitStack() as stack:
@@ -136,8 +136,8 @@ def train(
     stopped: list[int],
     accelerator: Accelerator,
 ) -> None:
-    """Start or resume the run, train to the end, write the checkpoint. Once `stopped` is not
-    empty: save and leave with exit status `STOPPED`."""
+    """Start or resume the run, train to the end, and write the checkpoint. Once `stopped` is not
+    empty, save and leave with exit status `STOPPED`."""
     attention = settings.attn_implementation
     judges = load_judges(given, settings.max_new_tokens, reading(settings), attention)
     policy = load_policy(arguments.init, attention)
@@ -149,7 +149,7 @@ def train(
     # θ_sft is needed on the device while the KL to it is measured; as the anchor, always.
     is_anchor = is_sft_itself(settings.anchor, settings.anchor_memory)
     if settings.compute_dtype == "bfloat16" and not is_anchor:
-        round_matrices_(judges.sft)  # as autocast would, each time
+        round_matrices_(judges.sft)  # as autocast would each time
     is_kept = settings.frozen_memory == "host" and not is_anchor
     kept_sft = keep_in_host_memory_(judges.sft) if is_kept else []
     measured = (run, judges, arguments, settings, kept_sft)
@@ -201,7 +201,7 @@ def train(
 
 
 def reading(settings: ReinforceSettings) -> Reading:
-    """How the reward model reads: as the policy is scored."""
+    """Return how the reward model reads, which is how the policy is scored."""
     rows = settings.micro_batch_size or Reading.rows
     return Reading(rows, settings.compute_dtype, settings.frozen_memory)
 
@@ -209,8 +209,8 @@ def reading(settings: ReinforceSettings) -> Reading:
 def explain_out_of_memory(
     error: RuntimeError, arguments: Arguments, given: JudgeArguments, settings: ReinforceSettings
 ) -> None:
-    """Raise MemoryError with what to do, where `error` says that memory ran out."""
-    # By name: the estimate is no part of a result, and a change to it must not train anew.
+    """Raise MemoryError that says what to do, where `error` says that memory ran out."""
+    # It is loaded by name, since it is no part of a result, and a change to it must not train anew.
     memory = importlib.import_module("warpflow.estimates.memory")
     if memory.is_out_of_memory(error):
         estimate = memory.estimate_training(
@@ -225,8 +225,9 @@ def explain_out_of_memory(
 
 
 def trackers(arguments: Arguments, settings: ReinforceSettings) -> AbstractContextManager[Log]:
-    """What tells the trackers of a step; of several processes the first one does."""
-    # By name: a tracker is no part of a result, and a change to it must not train anew.
+    """Return what reports a step to the trackers. Of several processes only the first one does."""
+    # It is loaded by name, since a tracker is no part of a result, and a change must not train
+    # anew.
     module = importlib.import_module("warpflow.training.trackers")
     names = arguments.report_to if process_index() == 0 else []
     run = module.RunName(arguments.run)
@@ -236,7 +237,7 @@ def trackers(arguments: Arguments, settings: ReinforceSettings) -> AbstractConte
 def show_progress(
     steps: Iterator[StepRow], done: int, settings: ReinforceSettings, log: Log
 ) -> Iterator[StepRow]:
-    """Pass the rows on, with a progress bar on standard error, and tell the trackers.
+    """Pass the rows on, show a progress bar on standard error, and report to the trackers.
 
     Args:
         log: takes a step and its values by name.
@@ -269,8 +270,8 @@ def sample_along(
     settings: ReinforceSettings,
     kept_sft: Sequence[torch.Tensor],
 ) -> list[dict[str, Any]]:
-    """A completion of each of the first held-out prompts by the policy, or by each of its averages
-    that `evaluate_weights` names; with its KL to SFT. The processes share the prompts.
+    """Sample a completion to each of the first held-out prompts, by each of the weights that
+    `evaluate_weights` names, with its KL to SFT. The processes share the prompts.
 
     Args:
         kept_sft: θ_sft's weights, where they are in host memory between its uses.
@@ -285,7 +286,7 @@ def sample_along(
             if weights != "policy":
                 scoring = run.weights(weights).scoring(run.policy.device)
                 model = stack.enter_context(scoring)
-            # As in training: sharded, the weights are whole in this dtype.
+            # As in training, sharded weights are gathered in this dtype.
             stack.enter_context(compute_in(settings.compute_dtype, run.policy.device))
             model = stack.enter_context(gathered(model))
             parts = sample_and_measure(

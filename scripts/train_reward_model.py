@@ -1,9 +1,9 @@
 """Train the reward model r(x, y) on preference pairs (Bradley–Terry), or store a given one.
 
-It starts from the SFT policy's weights with a fresh one-label head. Scores are standardised to
+It starts from the SFT policy's weights with a fresh head of one label. Scores are standardised to
 mean 0 and standard deviation 1 over the rejected and chosen sequences, so that β means the same
-whatever the head's scale; the two numbers are stored in the checkpoint's config.
-Next in reading order: warpflow.training.supervised.bradley_terry_loss.
+whatever the head's scale is. The two numbers are stored in the checkpoint's config. Next in reading
+order: warpflow.training.supervised.bradley_terry_loss.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ from warpflow.training.supervised import (
 
 @section
 class Arguments:
-    """What the command line says beside the settings."""
+    """Arguments of the command line beside the settings."""
 
     data: str
-    """Data folder."""
+    """The data folder."""
     sft: str
-    """SFT checkpoint to start from."""
+    """The SFT checkpoint to start from."""
     out: str
-    """Checkpoint folder to write."""
+    """The checkpoint folder to write."""
     seed: int
-    """Base seed."""
+    """The base seed."""
     gold_share: Share = 0.0
     """This share of the preferences is for the gold reward model, and the rest for the other."""
     gold: Flag = False
-    """Train the gold reward model, on its share and with a seed of its own."""
+    """Whether to train the gold reward model, on its share and with its own seed."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -104,8 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_share(arguments: Arguments, held_out: int) -> list[Row]:
-    """The preferences that this reward model may see; ValueError where too few are left to train
-    on after those that are held out for its accuracy."""
+    """Return the preferences that this reward model may see. Raises ValueError where too few are
+    left to train on besides those that are held out for its accuracy."""
     path, share = f"{arguments.data}/preferences.jsonl", arguments.gold_share
     rows = read_rows(path)
     of_share = ""

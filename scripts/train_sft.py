@@ -1,8 +1,8 @@
-"""Fine-tune the policy on completions: θ_sft, where every KL in this project is measured to.
+"""Fine-tune the policy on completions. Every KL in this project is measured to the result, θ_sft.
 
-Reads a data folder, writes a Hugging Face checkpoint. With `--steps 0` and `--policy` it only
-stores the given policy in fp32 (the policy is SFT'd already).
-Next in reading order: warpflow.training.supervised.train.
+It reads a data folder and writes a Hugging Face checkpoint. With `--steps 0` and `--policy` it only
+stores the given policy in fp32, which is fine-tuned already. Next in reading order:
+warpflow.training.supervised.train.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from warpflow.training.supervised import (
 
 @section
 class Arguments:
-    """What the command line says beside the settings."""
+    """Arguments of the command line beside the settings."""
 
     data: str
-    """Data folder."""
+    """The data folder."""
     out: str
-    """Checkpoint folder to write."""
+    """The checkpoint folder to write."""
     seed: int
-    """Base seed."""
+    """The base seed."""
     policy: str | None = None
-    """Hugging Face policy to start from; else --architecture."""
+    """The Hugging Face policy to start from; without it, --architecture says what is built."""
     architecture: str | None = None
-    """JSON: a Hugging Face config, model_type included."""
+    """The config of a Hugging Face model as JSON, with model_type."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def end_answers_as_the_template(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, prompts: str
 ) -> None:
-    """Where prompts are messages, or texts that the chat template has rendered, make the token that
-    closes an answer in the template the EOS token, from SFT to sampling. It is stored with θ_sft,
-    beside all that ended a completion before."""
+    """Make the token that closes an answer in the chat template the EOS token, from SFT to
+    sampling, where prompts are messages or texts that the template has rendered. It is stored with
+    θ_sft, beside all that ended a completion before."""
     prompt = next(iterate_rows(prompts))["prompt"]
     if isinstance(prompt, str):
         closing = template_closing(tokenizer) if is_rendered(tokenizer, prompt) else None
@@ -105,7 +105,7 @@ def end_answers_as_the_template(
     before = tokenizer.eos_token_id
     tokenizer.eos_token = closing
     assert model.generation_config is not None
-    ends = model.generation_config.eos_token_id  # one or several: what generate() stops at
+    ends = model.generation_config.eos_token_id  # one id or several, at which generate() stops
     ends = ends if isinstance(ends, list) else [ends]
     if tokenizer.eos_token_id not in ends:
         known = [*ends, before, tokenizer.eos_token_id]

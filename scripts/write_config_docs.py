@@ -1,7 +1,7 @@
 """Write config.yaml, schema.yaml and README.md of config/ from workflow/warpflow/settings.
 
-The `experiments` of config.yaml are data: they stay as they are in that file. `--check` writes
-nothing and fails where a file is not what it would write.
+The `experiments` of config.yaml are data and stay as they are in that file. `--check` writes
+nothing and fails where a file differs from what would be written.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from warpflow.settings.base import described
 from warpflow.settings.config import LEFT_OUT, Config
 
 CONFIG = Path(__file__).parents[1] / "config"
-UNBROKEN = "\N{NO-BREAK SPACE}"  # where a comment is not to be wrapped
-WIDTH, COMMENTS = 100, 28  # of a line; where a line's comment begins at the earliest
+UNBROKEN = "\N{NO-BREAK SPACE}"  # a comment is not wrapped here
+WIDTH, COMMENTS = 100, 28  # of a line, and the first column of a comment beside a key
 
 CONFIG_HEAD = """config/README.md describes every key. `make config-docs` writes this file from
 workflow/warpflow/settings and keeps its experiments. For runs of your own, lay a file over it."""
 
-SCHEMA_HEAD = """# JSON Schema of the config, for editors.
-# Written by `make config-docs` from workflow/warpflow/settings; edit that.
+SCHEMA_HEAD = """# JSON Schema of the config, for editors. `make config-docs` writes this file from
+# workflow/warpflow/settings; edit that.
 """
 
 README_HEAD = """# Configuration
@@ -38,7 +38,7 @@ README_HEAD = """# Configuration
 differs: `snakemake --cores all --configfile config/mine.yaml`. Unknown keys, wrong types and values
 out of range are errors before any job starts. A changed key re-runs what it changes.
 
-Written by `make config-docs` from `workflow/warpflow/settings`; edit that.
+`make config-docs` writes this file from `workflow/warpflow/settings`; edit that.
 
 | key | default | meaning |
 |---|---|---|
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def config_lines(config: Config, experiments: Mapping[str, Any]) -> Iterator[str]:
-    """The default config: sections in order, each key with the first sentence about it."""
+    """Yield the default config: sections in order, each key with the first sentence about it."""
     yield from comment_block(f"{Config.__doc__} {CONFIG_HEAD}")
     was_section = True
     for name, text in described(Config).items():
@@ -100,7 +100,7 @@ def config_lines(config: Config, experiments: Mapping[str, Any]) -> Iterator[str
 
 
 def section_lines(section: Any) -> Iterator[str]:
-    """The keys of a section."""
+    """Yield the keys of a section."""
     for name, text in described(type(section)).items():
         value = getattr(section, name)
         if isinstance(value, dict):
@@ -111,7 +111,7 @@ def section_lines(section: Any) -> Iterator[str]:
 
 
 def mapping_lines(name: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """Keys of the user's own choice, each with its value on one line, or below it."""
+    """Yield keys of the user's own choice, each with its value on one line, or below it."""
     yield f"{name}:" if values else f"{name}: {{}}"
     for key, value in values.items():
         line = f"  {key}: {yaml_inline(value)}"
@@ -129,7 +129,7 @@ def mapping_lines(name: str, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def with_comment(entry: str, description: str) -> Iterator[str]:
-    """A line with a comment behind it, which goes on below where it is long."""
+    """Yield a line with a comment after it, which continues below where it is long."""
     start = max(COMMENTS, len(entry) + 2)
     first, *rest = textwrap.wrap(summary(description), WIDTH - start - 2, break_on_hyphens=False)
     yield f"{entry:{start}}# {first}".replace(UNBROKEN, " ")
@@ -137,7 +137,7 @@ def with_comment(entry: str, description: str) -> Iterator[str]:
 
 
 def summary(description: str) -> str:
-    """The first sentence, and the paper's value where there is one."""
+    """Return the first sentence, and the paper's value where there is one."""
     text = " ".join(description.split())
     first = re.split(r"\.(?:\s|$)", text, maxsplit=1)[0]
     paper = re.search(r"Paper([^:]*: .*)\.$", text)
@@ -156,7 +156,7 @@ def comment_block(text: str) -> Iterator[str]:
 
 
 def rows(schema: Mapping[str, Any], defaults: Any, prefix: str = "") -> Iterator[str]:
-    """A table row per key, sections before their keys."""
+    """Yield a table row per key, with sections before their keys."""
     for name, node in schema["properties"].items():
         default = getattr(defaults, name)
         options = [one_line(option) for option in alternatives(node)]
@@ -174,14 +174,14 @@ def rows(schema: Mapping[str, Any], defaults: Any, prefix: str = "") -> Iterator
 
 
 def named_properties(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys below any name of a mapping whose keys are names of the user's choice."""
+    """Return the keys below any name of a mapping whose keys are names of the user's choice."""
     below = [*node.get("patternProperties", {}).values(), node.get("additionalProperties")][0]
     options = alternatives(below) if isinstance(below, dict) else []
     return one_line(next((o["properties"] for o in options if "properties" in o), {}))
 
 
 def one_line(node: Any) -> Any:
-    """A part of a JSON Schema with its descriptions on one line each."""
+    """Return a part of a JSON Schema with its descriptions on one line each."""
     if isinstance(node, dict):
         return {
             key: " ".join(inner.split())
@@ -197,7 +197,7 @@ def dump(value: Any, **options: Any) -> str:
 
 
 def yaml_inline(value: Any) -> str:
-    """A value as YAML on one line."""
+    """Return a value as YAML on one line."""
     dumped = dump(value, default_flow_style=True, width=10_000)
     return dumped.strip().removesuffix("\n...").strip()
 

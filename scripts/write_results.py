@@ -1,7 +1,7 @@
 """Renew the tables in docs/results.md from the results of the runs that it shows.
 
-A table stands between `<!-- FILE.csv: column, column … -->` and `<!-- end -->`; a condition on
-a column may follow the columns, as in `; quantity == 'reward'`. The prose is left as it is.
+A table is between `<!-- FILE.csv: column, column … -->` and `<!-- end -->`. A condition on a column
+may follow the columns, as in `; quantity == 'reward'`. The prose is left as it is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def renew(found: re.Match[str], root: Path) -> str:
-    """The block with the table that its first line asks for."""
+    """Return the block with the table that its first line asks for."""
     start, file, names, condition, end = found.groups()
     path = root / file
     if not path.is_file():
@@ -49,7 +49,8 @@ def renew(found: re.Match[str], root: Path) -> str:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown: numbers to three digits or to the unit, nothing where one is missing."""
+    """Write a table in Markdown, with numbers to three digits or to the unit, and nothing where one
+    is missing."""
     rows = [list(map(str, table.columns)), ["---"] * table.shape[1]]
     rows += [[cell(value) for value in row] for row in table.itertuples(index=False)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

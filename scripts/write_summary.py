@@ -1,8 +1,8 @@
 """Write what a run found on one page: the front, verdicts in words, points to take, and the cost.
 
-One HTML file that needs no network. All that it says comes from the tables of collect_evaluations
-and compare_fronts, and from the jobs' benchmark files as far as they are on disk.
-Next in reading order: warpflow.figures.summary.
+The page is one HTML file that needs no network. All that it says comes from the tables of
+collect_evaluations and compare_fronts, and from the jobs' benchmark files as far as they are on
+disk. Next in reading order: warpflow.figures.summary.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ COMPARED = ("verdicts", "comparisons", "shares")
 
 @section
 class Arguments:
-    """What the command line says beside the settings."""
+    """Arguments of the command line beside the settings."""
 
     results: Path
-    """Results folder, whose benchmark files say what the jobs took."""
+    """The results folder, whose benchmark files say what the jobs took."""
     tables: Path
-    """Folder of evaluations.csv, trajectories.csv, completions.csv and optimum.csv."""
+    """The folder of evaluations.csv, trajectories.csv, completions.csv and optimum.csv."""
     comparisons: Path
-    """Folder of verdicts.csv, comparisons.csv and shares.csv."""
+    """The folder of verdicts.csv, comparisons.csv and shares.csv."""
     out: Path
-    """HTML file to write."""
+    """The HTML file to write."""
     group: str = "main"
-    """Of experiments."""
+    """The group of experiments."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_all(given: Arguments) -> Tables:
-    """The tables of the page.
+    """Read the tables of the page.
 
     Raises:
-        ValueError: a table is missing; says what makes it.
+        ValueError: a table is missing. The message says what makes it.
     """
     names = ["evaluations", "trajectories", "optimum"]
     evaluations, trajectories, optimum = read_tables(given.tables, names)

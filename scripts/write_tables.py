@@ -1,4 +1,4 @@
-"""Verdicts, comparisons, evaluations and a few completions as HTML tables for the report.
+"""Write verdicts, comparisons, evaluations and a few completions as HTML tables for the report.
 
 The CSV tables come from warpflow.fronts.tables and warpflow.fronts.claims, which are next to read.
 """
@@ -23,7 +23,7 @@ td[class^=held], td[class=above] { color: #00693e }
 td[class^=did], td[class=below] { color: #b2182b }
 </style>
 """
-# Cells of a verdict; the class is its words.
+# The cells of a verdict. Their class is its words.
 COLOURED = re.compile("<td>(held|did not hold|above|below)(?=</td>)")
 COLUMNS = ["experiment", "replicate", "stage", "iteration", "member", "towards", "eta", "reward"]
 COLUMNS += ["reward_se", GOLD, "kl_exact", "kl_exact_se", "kl", "kl_se", "length"]
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def shown(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """The columns to show, those of all gold rewards in their place."""
+    """Return the columns to show, with those of all gold rewards in their place."""
     golds = [name for gold in gold_columns(evaluations) for name in (gold, f"{gold}_se")]
     place = COLUMNS.index(GOLD)
     return evaluations[[*COLUMNS[:place], *golds, *COLUMNS[place + 1 :]]]

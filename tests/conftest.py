@@ -102,8 +102,8 @@ Enumerate = Callable[..., Completions]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The CPU everywhere, since exact comparisons hold there; but `pytest -m gpu` puts the models
-    of `make_model` on the GPU, in tests that are marked for it."""
+    """Use the CPU, since exact comparisons hold there. `pytest -m gpu` puts the models of
+    `make_model` on the GPU in tests that are marked for it."""
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -160,7 +160,7 @@ def covered(request: pytest.FixtureRequest, make_model: MakeModel) -> PreTrained
 
 @pytest.fixture(scope="session")
 def perturb() -> Perturb:
-    """A copy of a model, every parameter moved by its own random step: a stand-in for RL."""
+    """Return a copy of a model whose parameters moved by random steps, in place of RL."""
 
     def copy_moved(model: PreTrainedModel, seed: int, scale: float = 0.05) -> PreTrainedModel:
         moved = type(model)(model.config).eval()
@@ -176,7 +176,7 @@ def perturb() -> Perturb:
 
 @pytest.fixture(scope="session")
 def enumerate_completions() -> Enumerate:
-    """Every completion that a model can sample for one prompt, each once.
+    """Return every completion that a model can sample for one prompt, each once.
 
     A completion ends with its first EOS or at `limit` tokens; the whole vocabulary counts, the
     special tokens included, since the sampler draws from all of it.

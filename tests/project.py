@@ -25,7 +25,7 @@ def environment(folder: Path) -> dict[str, str]:
 def execute(
     folder: Path, *command: str, succeeds: bool = True, extra: dict[str, str] | None = None
 ) -> str:
-    """Run a command there and require that it succeeds, or fails; all that it prints."""
+    """Run a command there, require that it succeeds or fails, and return all that it prints."""
     variables = environment(folder) | (extra or {})
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=variables)
     output = result.stdout + result.stderr
@@ -48,7 +48,7 @@ def snakemake(folder: Path, *arguments: str, succeeds: bool = True) -> str:
 
 
 def planned(folder: Path, *arguments: str) -> dict[str, int]:
-    """Jobs by rule of a dry run, `track`, `all` and `report` left out."""
+    """Return the jobs of a dry run by rule, without `track`, `all` and `report`."""
     output = snakemake(folder, "-n", "--quiet", "rules", *arguments)
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.M)}
     ignored = ("track", "track_run", "all", "report", "total")
@@ -80,13 +80,14 @@ def copy_project(target: Path) -> Path:
 
 
 def commit(folder: Path, message: str) -> None:
-    """All that Git is to keep."""
+    """Commit all that Git is to keep."""
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", message)
 
 
 def copy_finished(finished: Path, target: Path) -> Path:
-    """A finished project to change: its own files, the links between them kept."""
+    """Copy a finished project to change it: its files are its own, and links between them are
+    kept."""
     subprocess.run(["cp", "-a", str(finished), str(target)], check=True)
     return target
 
@@ -107,7 +108,7 @@ def set_config(folder: Path, **changes: dict[str, object]) -> None:
 
 
 def pointers(folder: Path) -> dict[str, str]:
-    """Every DVC pointer with its text; but the report's, which holds a date."""
+    """Return every DVC pointer with its text, except the report's, which holds a date."""
     found = sorted((folder / "results").rglob("*.dvc"))
     return {
         str(path.relative_to(folder)): path.read_text()

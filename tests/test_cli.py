@@ -11,7 +11,7 @@ from warpflow.settings.train_policy import ReinforceSettings
 
 @section
 class Arguments:
-    """What the tests pass beside settings."""
+    """Arguments that the tests pass beside settings."""
 
     out: str
     """Where to; 100 % of it."""

@@ -423,7 +423,7 @@ def test_a_front_towards_the_init_starts_there() -> None:
 
 
 def test_settings_at_the_value_from_before_they_were_there_are_not_told() -> None:
-    """So that finished results keep their keys; what differs is told."""
+    """Finished results then keep their keys, and what differs is passed on."""
     base, defaults = config(), TrainPolicy()
     assert {name: getattr(defaults, name) for name in UNTOLD} == UNTOLD
     base["train_policy"] |= UNTOLD

@@ -314,7 +314,7 @@ def test_sft_evaluates_to_zero_kl(results, tmp_path):
 
 
 def test_an_endpoint_rewards_training_and_evaluation(results, tmp_path):
-    """By the same contract; how it is called is no part of the run."""
+    """Both use the same contract. How it is called is no part of the run."""
 
     def words(body):
         return 200, {"scores": [float(len(text.split())) for text in body["completions"]]}
@@ -337,7 +337,7 @@ def test_an_endpoint_rewards_training_and_evaluation(results, tmp_path):
 
 
 def test_functions_reward_without_a_reward_model_and_are_weighted_beside_it(results, tmp_path):
-    """Gold's own function as the reward: then reward and gold are one."""
+    """The reward is gold's own function, so reward and gold are equal."""
     document = run_evaluate(
         results, results / "sft", tmp_path / "a.json", rewards=json.dumps({GOLD: 2.0})
     )["metrics"]
@@ -361,7 +361,7 @@ def test_functions_reward_without_a_reward_model_and_are_weighted_beside_it(resu
 
 
 def test_several_golds_are_a_function_and_a_model_and_each_has_a_column(results, tmp_path):
-    """Of the reward model itself as gold: gold and reward are one."""
+    """One gold is the reward model itself, so gold and reward are equal."""
     golds = ["--gold", GOLD, str(results / "reward_model"), "--gold_names", "gold.f", "gold.m"]
     paths = {name: results / name for name in ("sft", "reward_model", "data")}
     sizes = {"prompts": 4, "samples_per_prompt": 1, "batch_size": 4, "completions": 2}
@@ -444,7 +444,7 @@ def test_without_gold_its_column_is_there_and_empty(results, tmp_path):
 
 
 def test_the_gold_reward_model_is_another_one_of_the_other_share(results, tmp_path, monkeypatch):
-    """And neither sees a pair of the other's."""
+    """Neither of the two sees a pair of the other's."""
     seen: dict[str, list[str]] = {}
     encode = train_reward_model.encode_example
     for name, gold in (("proxy", False), ("gold", True)):
@@ -474,7 +474,8 @@ def test_a_share_too_small_for_a_gold_reward_model_is_named(results, tmp_path):
 
 
 def test_several_points_are_evaluated_as_each_alone(results, tmp_path):
-    """In one process and in one model; the one that cannot be composed is left out and named."""
+    """They share one process and one model. A point that cannot be composed is left out and
+    named."""
     ends = {"init": results / "sft", "policy": results / "train_policy/member0/checkpoint"}
     given = [{**ends, "eta": 0.3}, {"policy": ends["policy"]}, {**ends, "eta": 0.8}]
     alone = [

@@ -30,7 +30,7 @@ def source_files() -> list[Path]:
 
 
 def calls_by_locale(path: Path) -> Iterator[str]:
-    """Calls that read or write text in the locale's encoding, for want of one of their own."""
+    """Yield calls that read or write text in the locale's encoding, because they name none."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call):
             continue

@@ -1,10 +1,10 @@
-# Helpers of rules/compare.smk: who answers and who judges in a comparison.
+# These helpers of rules/compare.smk say who answers and who judges in a comparison.
 
 from warpflow.side_by_side.settings import policy_result
 
 
 def answers(w):
-    """The contestants' files of answers, in the config's order."""
+    """Return the contestants' files of answers, in the config's order."""
     comparison = COMPARISONS[w.comparison]
     return [
         comparison.stored.get(name, f"{RESULTS}/answer_prompts/{w.comparison}/{name}/answers.json")
@@ -13,18 +13,18 @@ def answers(w):
 
 
 def contestant(w):
-    """The config of a contestant."""
+    """Return the config of a contestant."""
     return COMPARISONS[w.comparison].contestants[w.contestant]
 
 
 def own_policy(w):
-    """The run's result that a contestant is; None for another checkpoint."""
+    """Return the run's result that a contestant is, or None for another checkpoint."""
     given = contestant(w)
     return policy_result(PLAN, given["policy"]) if "policy" in given else None
 
 
 def answer_flags(w, input):
-    """Who answers what, and how: flags of answer_prompts."""
+    """Return the flags of answer_prompts: who answers what, and how."""
     comparison = COMPARISONS[w.comparison]
     given = {
         "policy": input.policy or comparison.contestants[w.contestant].get("path"),
@@ -40,18 +40,18 @@ def answer_flags(w, input):
 
 
 def judge(w):
-    """The config of a judge."""
+    """Return the config of a judge."""
     return COMPARISONS[w.comparison].judges[w.judge]
 
 
 def other_reward_model(w):
-    """The reward model of the user's that judges; None where another one, or something else, does."""
+    """Return the user's reward model that judges, or None where something else does."""
     name = judge(w).get("reward_model")
     return None if name == OWN_REWARD_MODEL else name
 
 
 def judge_flags(w, input):
-    """Who judges what: flags of judge_answers."""
+    """Return the flags of judge_answers: who judges what."""
     comparison = COMPARISONS[w.comparison]
     return flags(
         {

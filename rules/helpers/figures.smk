@@ -1,8 +1,8 @@
-# Helpers of rules/figures.smk: what draws a figure, and what a report shows.
+# These helpers of rules/figures.smk say what draws a figure, and what a report shows.
 
 
 def plot_command(figure):
-    """What draws a figure: its stage of dvc.yaml, which are of the main group, or its script."""
+    """Return what draws a figure: its stage of dvc.yaml, for the main group, or its script."""
     return lambda w: (
         f"dvc repro plot_{figure}"
         if UNDER_DVC and w.group == MAIN and f"plot_{figure}" in DVC_STAGES
@@ -19,7 +19,7 @@ def plot_command(figure):
 
 
 def shown_in_report(group):
-    """The summary, the figures that have something to draw, and the tables."""
+    """Return the summary, the figures that have something to draw, and the tables."""
     figures = available_figures(PLAN, group, [*FIGURE_NAMES, "envelopes"])
     return [
         f"{RESULTS}/write_summary/{group}.html",

@@ -4,27 +4,27 @@ from warpflow.experiments import carried_from, policy_settings, run_rewards
 
 
 def training(w):
-    """Settings of section train_policy for the RL run with these wildcards."""
+    """Return the settings of section train_policy for the RL run with these wildcards."""
     return policy_settings(PLAN.experiments[w.experiment], int(w.iteration))
 
 
 def rewarding(w):
-    """The terms of the reward of that run, as the config has them."""
+    """Return the terms of the reward of that run, as the config has them."""
     return run_rewards(PLAN.experiments[w.experiment], int(w.member))
 
 
 def training_model(w):
-    """The pointer of the reward model, where it has a weight there."""
+    """Return the pointer of the reward model, where it has a weight there."""
     return pointer("train_reward_model") if "reward_model" in rewarding(w) else []
 
 
 def training_functions(w):
-    """The functions of that reward: their files are code of the job."""
+    """Return the functions of that reward, whose files are code of the job."""
     return [name for name in rewarding(w) if is_function(name)]
 
 
 def reward_flags(w):
-    """What scores completions in that run."""
+    """Return the flags that say what scores completions in that run."""
     return {
         "rewards": json.dumps(reward_terms(rewarding(w)), sort_keys=True),
         "reward_model": training_model(w) or None,
@@ -32,6 +32,7 @@ def reward_flags(w):
 
 
 def optimizer_of(w):
-    """The pointer of the run whose optimiser that one goes on with; none where it has a fresh one."""
+    """Return the pointer of the run whose optimiser that one goes on with, if it has no fresh
+    one."""
     result = carried_from(PLAN, *stage(w), int(w.member))
     return pointer(result) if result else []

@@ -41,7 +41,7 @@ ABSENT = (
 
 
 def kit(tmp_path: Path, *words: str, without: tuple[str, ...] = ABSENT) -> tuple[int, str, list]:
-    """Exit status, output and rows of a run that cannot import some modules."""
+    """Return exit status, output and rows of a run that cannot import some modules."""
     (tmp_path / "blocked").mkdir()
     blocking = f"import sys\nsys.modules.update(dict.fromkeys({without!r}))\n"
     (tmp_path / "blocked/sitecustomize.py").write_text(blocking)
@@ -92,7 +92,7 @@ def test_every_part_gives_its_rows_on_a_bare_machine(tmp_path: Path) -> None:
 
 
 def test_a_part_that_is_cut_short_is_written_down(tmp_path: Path) -> None:
-    """In a process of its own that imports for itself, as on a GPU."""
+    """The part runs in its own process that imports by itself, as on a GPU."""
     given = argparse.Namespace(minutes=1.0, out=tmp_path, size="tiny", device="cpu", start="spawn")
     now = time.monotonic()
     cut, *_ = run_part("step", given, tmp_path / "work", now + 0.5)  # its imports take longer

@@ -27,7 +27,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """One that belongs to a user without a name."""
+    """A project that belongs to a user without a name."""
     if os.getuid() != 0 or subprocess.run([*BECOME, "true"], check=False).returncode:
         pytest.skip("only root can become a user without a name")
     folder = copy_project(tmp_path / "project")
@@ -38,7 +38,7 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def nameless(project: Path, tmp_path: Path) -> Run:
-    """Run a command there as that user; all that it prints."""
+    """Run a command there as that user, and return all that it prints."""
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp").chmod(0o777)
 
@@ -129,7 +129,7 @@ def test_a_changed_file_of_somebody_else_is_due_and_not_touched(project, nameles
 
 
 def test_an_rl_run_is_a_step_where_there_is_srun(tmp_path):
-    """Of a SLURM job whose container has none, it is a plain process."""
+    """In a SLURM job whose container has no srun, it is a plain process."""
     folder = copy_project(tmp_path / "project")
     target = "results/train_policy/warp/replicate1/iteration1/member0/provenance.json"
     planned = snakemake(folder, "-n", "-p", target, *SMOKE)

@@ -55,8 +55,9 @@ def odd_config(folder: Path, make_model, make_tokenizer) -> dict[str, object]:
 
 
 def test_everything_is_made_where_names_are_odd(tmp_path, make_model, make_tokenizer):
-    """All of the default run: report, figures and DVC's pointers too. Then nothing is due, neither
-    here nor in a clone of Git for Windows' settings, and a result that is taken away comes back."""
+    """The whole default run is made, with report, figures and DVC's pointers. Then nothing is due,
+    neither here nor in a clone of Git for Windows' settings, and a result that is taken away comes
+    back."""
     folder = copy_project(tmp_path / "mon projet d'été")
     config = odd_config(folder, make_model, make_tokenizer)
     (folder / "ma config.yaml").write_text(
@@ -84,8 +85,8 @@ def test_everything_is_made_where_names_are_odd(tmp_path, make_model, make_token
 
 
 def test_a_whole_run_on_a_scratch_file_system(tmp_path, monkeypatch):
-    """Named by a variable, from data to report, with a tracker; the project itself stays as it is,
-    and a setting that is set back is computed again, since there is no cache."""
+    """A variable names the place, and the run goes from data to report, with a tracker. The project
+    itself stays as it is. A setting that is set back is computed again, since there is no cache."""
     folder, scratch = copy_project(tmp_path / "project"), tmp_path / "scratch space"
     monkeypatch.setenv("SCRATCH_OF_ADA", str(scratch))
     settings = {"results": "$SCRATCH_OF_ADA/run1", "iterations": 1}

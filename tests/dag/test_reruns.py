@@ -127,7 +127,7 @@ def test_settings_make_due_what_they_can_change(folder, changes, due):
 
 
 def computed_anew(folder: Path, changes: dict[str, object]) -> list[str]:
-    """Results that `explain_rerun` says would be computed."""
+    """Return the results that `explain_rerun` says would be computed."""
     printed = explain(folder, *overlay(folder, **changes))
     return [line for line in printed.splitlines() if ": runs" in line]
 

@@ -1,5 +1,5 @@
-"""On a real SLURM of two virtual nodes on this machine (tests/slurm/start.sh): the run of a fresh
-clone, and jobs that are taken from it in every way that clusters have."""
+"""A real SLURM of two virtual nodes on this machine (tests/slurm/start.sh) runs a fresh clone, and
+its jobs are interrupted in every way that clusters have."""
 
 import csv
 import json
@@ -129,7 +129,7 @@ def calls(folder: Path) -> list[str]:
 
 
 def control(*command: str) -> str:
-    """A command of SLURM's, and what it prints."""
+    """Run a command of SLURM, and return what it prints."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -147,13 +147,13 @@ def wait_until(true: Callable[[], object], what: str, seconds: float = 180) -> N
 
 
 def running(folder: Path) -> list[str]:
-    """Ids of the jobs submitted from there that run now."""
+    """Return the ids of the jobs submitted from there that run now."""
     lines = control("squeue", "--noheader", "--states=R", "--format=%i %Z").splitlines()
     return [line.split()[0] for line in lines if line.split()[1] == str(folder)]
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    """Snakemake on the cluster, what it prints in `printed`."""
+    """Start Snakemake on the cluster, with what it prints in `printed`."""
     command = ["snakemake", *arguments, *PROFILE, *SMOKE]
     variables = environment(folder) | {"GLOO_SOCKET_IFNAME": "lo"}  # all nodes are this machine
     with (folder / "printed").open("w") as file:
@@ -163,7 +163,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, folder: Path) -> str:
-    """Wait for the end of the run; what it printed."""
+    """Wait for the end of the run, and return what it printed."""
     try:
         process.wait(timeout=400)
     finally:
@@ -201,8 +201,8 @@ def reach_time_limit(job: str) -> None:
 
 
 def near_time_limit(job: str) -> None:
-    """So near that SLURM sends the signal that `--signal` asks for; it looks every 30 s, for which
-    the steps left would not last."""
+    """Set a time limit so near that SLURM sends the signal that `--signal` asks for. SLURM looks
+    every 30 s, for which the steps left would not last."""
     folder = Path(control("squeue", "--noheader", f"--jobs={job}", "--format=%Z"))
     (folder / "delay").write_text("8")
     control("scontrol", "update", f"jobid={job}", "endtime=now+80")
@@ -289,7 +289,7 @@ AT_ONCE: dict[str, Callable[[Path], str]] = {
 def runs_at_once(
     cluster, prepared, undisturbed, tmp_path_factory
 ) -> Iterator[dict[str, tuple[Path, Future[str]]]]:
-    """The folder of each, and what Snakemake printed there once it is done."""
+    """Return the folder of each run, and what Snakemake printed there once it is done."""
     with ThreadPoolExecutor(4) as pool:  # more are too many for two cores
         found = {}
         for name, trial in AT_ONCE.items():
@@ -322,8 +322,8 @@ def test_with_accounts_a_run_ends_with_a_report_of_its_efficiency(runs_at_once):
 
 @pytest.mark.parametrize(("fault", "repeated"), [("cancel", 0), ("reach_time_limit", SAVE_EVERY)])
 def test_a_run_taken_away_goes_on_to_the_same_bytes(runs_at_once, undisturbed, fault, repeated):
-    """At a time limit nothing before the last save is lost; on a machine that is not too busy
-    nothing at all, as the time to save itself is enough."""
+    """At a time limit nothing before the last save is lost. On a machine that is not too busy
+    nothing at all is lost, as there is time to save."""
     folder, printed = runs_at_once[fault]
     assert printed.result().count(SUBMITTED) == 2
     assert_same(folder, undisturbed, repeated)
@@ -338,7 +338,7 @@ def test_a_signal_before_the_time_limit_leaves_time_to_save(runs_at_once, undist
 
 
 def assert_same(folder: Path, undisturbed: Undisturbed, repeated: int) -> None:
-    """The bytes of an undisturbed run, and at most so many steps done twice."""
+    """Require the bytes of an undisturbed run, and at most so many steps done twice."""
     assert (folder / POLICY).read_text() == (undisturbed.folder / POLICY).read_text()
     assert len(calls(folder)) - undisturbed.calls <= repeated
     assert not list((folder / "results/states").iterdir())
@@ -387,7 +387,7 @@ def largest_difference(*folders: Path) -> float:
 def test_what_slurm_itself_starts_again_goes_on_to_the_same_bytes(
     cluster, prepared, undisturbed, tmp_path, runs_at_once, fault, repeated
 ):
-    """After those that it would disturb."""
+    """This test runs after those that it would disturb."""
     wait([printed for _, printed in runs_at_once.values()])
     folder = copy_finished(prepared, tmp_path / "project")
     printed = disturbed(folder, fault)
@@ -404,7 +404,7 @@ def test_what_no_node_has_is_said_before_anything_is_submitted(cluster, prepared
 
 
 def test_a_file_that_shows_up_late_is_waited_for(tmp_path):
-    """As on a shared file system; Snakemake's own 5 seconds are too few."""
+    """This happens on a shared file system, where Snakemake's own 5 seconds are too few."""
     (tmp_path / "Snakefile").write_text(
         'rule all:\n    output: "made"\n    shell: "(sleep 8; touch {output}) > /dev/null 2>&1 &"\n'
     )
@@ -437,7 +437,7 @@ def test_two_runs_at_once_on_a_machine_with_two_gpus(prepared, tmp_path):
 
 
 def test_torch_has_the_threads_of_the_rule(prepared, undisturbed, tmp_path):
-    """Jobs share the cores; else each would take them all."""
+    """Jobs share the cores. Otherwise each would take them all."""
     assert {line.split(", ")[1] for line in calls(undisturbed.folder)} == {"threads 1"}
     folder = copy_finished(prepared, tmp_path / "project")
     snakemake(folder, POLICY, "--set-threads", "train_policy=2", *SMOKE)

@@ -77,7 +77,8 @@ def clone(two_betas: TwoBetas, target: Path) -> Path:
 
 
 def figures(folder: Path) -> dict[str, bytes]:
-    """Those that are stages of dvc.yaml; envelopes are drawn from a table of compare_fronts."""
+    """Return the figures that are stages of dvc.yaml. Envelopes are drawn from a table of
+    compare_fronts."""
     found = sorted((folder / "results/figures/main").glob("*.[sp][vn]g"))
     return {path.name: path.read_bytes() for path in found if path.stem != "envelopes"}
 
@@ -288,8 +289,8 @@ KILLS = [  # signal, to the whole process group or Snakemake alone, what it wait
 
 
 def kill_when(folder: Path, kill: tuple[signal.Signals, str, str], delay: float) -> int:
-    """Start a run and kill it `delay` seconds after the first sign of what the kill waits for;
-    its exit status."""
+    """Start a run, kill it `delay` seconds after the first sign of what the kill waits for, and
+    return its exit status."""
     number, whom, sign = kill
     log = folder.parent / "killed.log"
     with log.open("w") as file:
@@ -314,7 +315,8 @@ def kill_when(folder: Path, kill: tuple[signal.Signals, str, str], delay: float)
 
 
 def test_killed_at_any_moment_the_next_run_goes_on(finished, tmp_path):
-    """From scratch, elsewhere, killed and killed again: the same bytes as the run that was not."""
+    """A run that starts from scratch elsewhere and is killed twice has the bytes of one that was
+    not."""
     folder = copy_project(tmp_path / "killed")
     seed = random.randrange(10**6)
     print("seed", seed)

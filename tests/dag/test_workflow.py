@@ -126,7 +126,7 @@ def test_editing_code_reruns_what_imports_it(finished, tmp_path):
 
 def test_answers_are_compared_where_the_config_asks(finished, tmp_path, overlay):
     """A policy of the run against stored answers, by a function and a chat judge that breaks down
-    once: the second call asks for the rest only, and an edited function judges again, alone."""
+    once. The second call asks only for the rest, and an edited function judges again by itself."""
     from test_chat_judge import Endpoint
 
     folder = copy_finished(finished, tmp_path / "compared")
@@ -344,7 +344,8 @@ def test_an_optimiser_is_carried_from_member_to_member(tmp_path):
 
 
 def test_a_member_with_rewards_of_its_own_is_trained_on_them(tmp_path):
-    """Its command has them, its functions, and no reward model; the base's runs have none of it."""
+    """Its command has the rewards and their functions, and no reward model. The base's runs have
+    none of these."""
     folder = copy_project(tmp_path / "project")
     (folder / "my_rewards.py").write_text("def short(completions, **_):\n    return []\n")
     other = {"reward_model": 0, "my_rewards:short": 0.5}

@@ -74,7 +74,7 @@ def test_the_prompt_that_two_texts_begin_with(
 
 
 def prepare(tmp_path: Path, make_tokenizer: Any, rows: dict[str, list[dict[str, Any]]]) -> Path:
-    """The data folder from files of such rows, no column named."""
+    """Return the data folder from files of such rows, where no column is named."""
     words = "user assistant Who are you? And she? Me. You. Q: A: me you"
     tokenizer = make_tokenizer(words.split())
     tokenizer.chat_template = TEMPLATE

@@ -1,5 +1,5 @@
-"""Texts that are odd, or broken, in the user's files: what is said of them, by file and row, or
-that they do no harm. docs/your_files.md has the same list."""
+"""Odd or broken texts in the user's files are reported by file and row, or do no harm.
+docs/your_files.md has the same list."""
 
 import gzip
 import json
@@ -193,7 +193,7 @@ def test_a_broken_gzip_file_is_named(
 
 
 def test_columns_without_a_name_do_no_harm(prepare: Prepare, tmp_path: Path) -> None:
-    """As spreadsheets write them."""
+    """Spreadsheets write such columns."""
     path = tmp_path / "mine.csv"
     path.write_text("text,,\n" + "".join(f"{text},,\n" for text in TEXTS), encoding="utf-8")
     assert texts_of(prepare(prompts_path=path)) == sorted(TEXTS)
@@ -211,8 +211,9 @@ def test_prompts_that_stand_twice_are_one(prepare: Prepare, tmp_path: Path) -> N
 def test_prompts_that_the_template_makes_alike_are_decided_here(
     prepare: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Gemma's and Llama's trim: the first row stays, as of prompts that are equal, and the other
-    is named. Otherwise a reward function, which could not tell them apart, stops in training."""
+    """Gemma's and Llama's templates trim spaces. The first row stays, as with equal prompts, and
+    the other is named. Otherwise a reward function, which could not tell them apart, would stop in
+    training."""
     make_chat_tokenizer("gemma", tmp_path / "tokenizer")
     asked = [f"How was film {n}?" for n in range(4)] + ["How was film 1? ", "How was film 1?"]
     rows = [{"ask": [{"role": "user", "content": q}], "n": n} for n, q in enumerate(asked)]

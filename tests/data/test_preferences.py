@@ -31,7 +31,8 @@ def test_another_seed_gives_other_shares_and_a_larger_share_adds_to_a_smaller_on
 
 
 def test_pairs_of_labelled_texts_share_no_text_across_the_shares() -> None:
-    """Twice as many preferred texts as others, so that each of these stands in two pairs."""
+    """There are twice as many preferred texts as others, so that each of the others is in two
+    pairs."""
     texts = [f"t{i}" for i in range(300)]
     labels = [i % 3 > 0 for i in range(300)]
     pairs = pair_by_label(texts, labels, random.Random(0))

@@ -194,7 +194,7 @@ def test_splits_and_configs_that_are_not_there_are_listed(
 
 
 def test_a_dataset_that_cannot_be_had_says_what_to_do(cached: Path) -> None:
-    with pytest.raises(OSError, match=r"hub:org/other: the dataset cannot be had.*bring HF_HOME"):
+    with pytest.raises(OSError, match=r"hub:org/other: the dataset is neither.*copy HF_HOME"):
         read_rows("hub:org/other")
 
 

@@ -1,4 +1,4 @@
-"""The pages of the documentation, and what stands in them."""
+"""The pages of the documentation, and what they contain."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def pages() -> list[Path]:
-    """All Markdown pages, the log excepted: it is dated, and stays as it was written."""
+    """Return all Markdown pages but the log, which is dated and stays as it was written."""
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
     return [page for page in found if page.name != "log.md"]
 
 
 def prose(text: str) -> str:
-    """A page without its blocks of code, as many lines long."""
+    """Return a page without its blocks of code, with as many lines."""
     return FENCE.sub(lambda found: "\n" * found[0].count("\n"), text)
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link may name after `#`: the headings as GitHub and MkDocs write them."""
+    """Return what a link may name after `#`: the headings as GitHub and MkDocs write them."""
     headings = re.findall(r"^#+ (.*)$", prose(page.read_text(encoding="utf-8")), re.MULTILINE)
     words = (re.sub(r"[^\w\s-]", "", heading.lower()) for heading in headings)
     return {re.sub(r"\s", "-", heading.strip()) for heading in words}
 
 
 def commands(page: Path) -> Iterator[str]:
-    """The commands in the blocks without a language, a line each; comments and a prompt `$ ` left
-    out. Of a block with prompts, the other lines are output."""
+    """Return the commands in the blocks without a language, one a line, without comments and a
+    prompt `$ `. In a block with prompts the other lines are output."""
     for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
         if language:
             continue

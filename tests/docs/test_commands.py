@@ -28,7 +28,7 @@ PAGES = pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 
 
 def check_make(words: list[str]) -> None:
-    """The target is in the Makefile; make says so without doing anything."""
+    """Check that the target is in the Makefile, by asking make without doing anything."""
     done = subprocess.run(
         ["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -36,7 +36,7 @@ def check_make(words: list[str]) -> None:
 
 
 def check_snakemake(words: list[str]) -> None:
-    """Snakemake knows the options; rules, groups of experiments and files are there."""
+    """Check that Snakemake knows the options, and that rules, groups and files are there."""
     from snakemake.cli import get_argument_parser
 
     said = io.StringIO()
@@ -53,7 +53,7 @@ def check_snakemake(words: list[str]) -> None:
 
 
 def targets() -> set[str]:
-    """Names of rules, and of the groups of experiments."""
+    """Return the names of rules, and of the groups of experiments."""
     rules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk"))
     names = set(re.findall(r"^ *rule (\w+):", rules, re.MULTILINE))
     for path in (ROOT / "config").glob("*.yaml"):
@@ -63,7 +63,7 @@ def targets() -> set[str]:
 
 
 def check_python(words: list[str]) -> None:
-    """The script is there, and its help has each flag."""
+    """Check that the script is there, and that its help has each flag."""
     if words[0] in ("-m", "-c"):
         compile(words[1] if words[0] == "-c" else "", "command", "exec")
         return
@@ -75,7 +75,8 @@ def check_python(words: list[str]) -> None:
 
 
 def help_of(path: Path) -> str:
-    """What the script prints at --help, run in this process, which has the libraries loaded."""
+    """Return what the script prints at --help, run in this process, which has loaded the
+    libraries."""
     module = importlib.import_module(path.stem)  # pyproject.toml has both folders on the path
     assert module.__file__ and Path(module.__file__) == path
     said = io.StringIO()
@@ -133,7 +134,7 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.slow
 def test_the_merge_method_of_the_page_passes_the_tests_of_all(tmp_path: Path) -> None:
-    """The example of docs/extend.md, written into a copy of the project as the page says."""
+    """The example of docs/extend.md is written into a copy of the project as the page says."""
     for name in ("workflow/warpflow", "tests/merging"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("tests/conftest.py", "tests/project.py", "pyproject.toml"):

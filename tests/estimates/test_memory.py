@@ -77,7 +77,7 @@ def test_what_is_held_is_exact(make_model: MakeModel) -> None:
 def test_a_real_steps_backward_is_as_estimated(
     make_model: MakeModel, architecture: str, checkpointing: bool
 ) -> None:
-    """The same counter on real tensors, through the step itself."""
+    """The same counter is run on real tensors, through the step itself."""
     changes = {} if architecture in ("gpt2", "gpt_neox") else WIDE
     policy = make_model(architecture, words=[f"w{i}" for i in range(500)], **changes)
     chosen = dataclasses.replace(CHOSEN, gradient_checkpointing=checkpointing)
@@ -135,7 +135,7 @@ def test_shards_share_what_fsdp_shares(make_model: MakeModel) -> None:
 def test_the_papers_setting_is_estimated_without_its_files(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its models and prompts are yet to come; docs/gpu.md says that it fits 4 GPUs of 80 GB."""
+    """Its models and prompts are not there yet. docs/gpu.md says that it fits 4 GPUs of 80 GB."""
     monkeypatch.chdir(ROOT)
     chosen = ["--set", "frozen_memory=host", "sampling_batch_size=32"]
     estimate_resources.main(["--configfile", "config/paper.yaml", "--shards", "4", *chosen])
@@ -170,7 +170,7 @@ def test_out_of_memory_names_the_settings_to_lower_and_the_estimate(
 
 @pytest.mark.slow
 def test_the_estimate_is_within_15_percent_of_a_real_run() -> None:
-    """By the benchmark's own command and its smallest size; docs/memory.md has the others."""
+    """This is the benchmark's own command at its smallest size. docs/memory.md has the others."""
     command = [sys.executable, str(ROOT / "benchmarks/memory.py"), "--rows", "0"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

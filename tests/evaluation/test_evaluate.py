@@ -92,18 +92,18 @@ def test_distinct_n() -> None:
 
 
 def bigram_texts(count: int, rng: random.Random, words: int = 20) -> list[str]:
-    """Texts of one bigram each, uniform over those of so many words."""
+    """Return texts of one bigram each, uniform over those of so many words."""
     return [f"{rng.randrange(words)} {rng.randrange(words)}" for _ in range(count)]
 
 
 def expected_share(draws: int, kinds: int = 400) -> float:
-    """Expected share of distinct ones among uniform draws of so many kinds."""
+    """Return the expected share of distinct ones among uniform draws of so many kinds."""
     return kinds * (1 - (1 - 1 / kinds) ** draws) / draws
 
 
 def test_distinct_bigrams_do_not_depend_on_the_number_of_completions() -> None:
     """One policy, measured along the way (200 completions) and at its end (400 prompts × 2): the
-    share of all texts falls by half with their number alone, that of equally many does not."""
+    share of all texts falls by half only with their number, that of equally many does not."""
     rng = random.Random(0)
     of_all: dict[int, list[float]] = {200: [], 800: []}
     of_equal: dict[int, list[float]] = {200: [], 800: []}
@@ -171,7 +171,8 @@ def test_kl_of_another_policy_is_positive(make_model: MakeModel, perturb: Pertur
 def test_long_completions_are_evaluated_in_parts(
     make_model: MakeModel, perturb: Perturb, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits of two tokens at a time, where a row's are too many; equal to rounding."""
+    """Logits are taken for two tokens at a time, where a row's are too many. They agree to
+    rounding."""
     sft = make_model(name)
     policy = perturb(sft, 1)
     whole = evaluate_on(policy, sft)
@@ -200,7 +201,8 @@ def test_kls_of_tokens_side_by_side_are_those_of_the_librarys_rows(
     at_once: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All logits at once, or three tokens' at a time; prompts and completions of unlike lengths."""
+    """Logits are taken at once, or for three tokens at a time. Prompts and completions differ in
+    length."""
     sft = make_model(name)
     policy = perturb(sft, 1)
     (batch, *_) = evaluate_on(policy, sft).batch
@@ -221,7 +223,7 @@ def test_kls_of_tokens_side_by_side_are_those_of_the_librarys_rows(
 
 
 def test_parts_of_the_prompts_make_the_whole(make_model: MakeModel, perturb: Perturb) -> None:
-    """As processes share them; one may have none."""
+    """Processes share them so, and one may have none."""
     sft = make_model("llama")
     policy = perturb(sft, 1)
     sizes = {"samples_per_prompt": 1, "batch_size": 2, "temperature": 0.9, "max_new_tokens": 4}
@@ -320,7 +322,7 @@ def test_summary_with_and_without_gold(make_model: MakeModel, with_gold: bool) -
 
 
 def test_pass_at_k_counts_prompts_with_a_right_answer_among_k() -> None:
-    """By all choices of k of the K completions, one after the other."""
+    """The test goes through all choices of k of the K completions."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(0, 2, (6, 5), generator=generator).float()
     found = pass_at_k("gold", values.flatten(), 5)

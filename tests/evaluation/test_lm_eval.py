@@ -61,7 +61,7 @@ def test_points_that_the_run_has_not_are_refused(change: dict[str, Any], message
 
 
 def test_nothing_is_needed_where_no_task_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing lm-eval and a wrong η matter to those only who benchmark."""
+    """A missing lm-eval and a wrong η matter only to those who benchmark."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert list(check_benchmarks(plan_of(), SECTION | {"tasks": [], "etas": [9]})) == []
     problems = list(check_benchmarks(plan_of(), SECTION | {"task_folder": "no/such", "etas": [9]}))
@@ -156,7 +156,7 @@ def task_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_task_in_lm_evals_format(
     task_folder: Path, tmp_path: Path, make_model: MakeModel, make_tokenizer: MakeTokenizer
 ) -> None:
-    """Its accuracy is that of the choice which the policy itself finds more likely."""
+    """Accuracy is that of the choice which the policy itself finds more likely."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     import torch
 

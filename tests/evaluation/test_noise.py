@@ -1,4 +1,4 @@
-"""Rewards that say nothing of the text."""
+"""Rewards that say nothing about the text."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def test_noise_is_standard_normal_and_the_same_for_the_same_text() -> None:
 
 
 def test_neighbouring_texts_have_nothing_in_common() -> None:
-    """Neither the prompt nor a part of the completion tells anything of the reward."""
+    """Neither the prompt nor a part of the completion says anything about the reward."""
     texts = [f"good film {i}" for i in range(4000)]
     a = normal(["p"] * 4000, texts)
     for other in (normal(["q"] * 4000, texts), normal(["p"] * 4000, [f"{t} ." for t in texts])):

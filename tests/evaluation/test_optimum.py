@@ -106,7 +106,8 @@ def test_best_of_n_is_the_mean_over_all_sets(n: int) -> None:
 
 
 def test_best_of_n_breaks_ties_fairly() -> None:
-    """Of equal rewards each completion is as likely; gold must not depend on their order."""
+    """With equal rewards each completion is equally likely, and gold must not depend on their
+    order."""
     reward = np.array([[1.0, 1.0, 0.0, 1.0]])
     weights = best_of_n_weights(reward, 2)
     assert weights[0, [0, 1, 3]] == pytest.approx([1 / 3] * 3)
@@ -128,7 +129,7 @@ def test_best_of_n_agrees_with_fresh_samples_and_lies_below_the_front() -> None:
 
 
 def test_front_of_a_normal_reward_is_known() -> None:
-    """For r ~ N(0, 1), π* is N(1 / β, 1): the reward is √(2 KL)."""
+    """For r ~ N(0, 1), π* is N(1 / β, 1), so the reward is √(2 KL)."""
     reward = np.random.default_rng(2).standard_normal((60, 2000))
     front = reliable_front(optimum_table(reward, {"gold": 2 * reward}, SETTINGS))
     assert front.kl.iloc[-1] > 1
@@ -176,7 +177,8 @@ def test_errors_cover_the_truth_as_often_as_they_say() -> None:
 
 
 def draw_prompts(generator: np.random.Generator) -> np.ndarray:
-    """[40, 500] normal rewards with a level and a spread (mean variance 1) of each prompt."""
+    """Return normal rewards [40, 500] with a level and a spread (mean variance 1) for each
+    prompt."""
     spread = np.sqrt(generator.uniform(0.5, 1.5, (40, 1)))
     level = generator.standard_normal((40, 1))
     return level + spread * generator.standard_normal((40, 500))

@@ -99,7 +99,7 @@ def test_batching_and_padding_do_not_change_scores(
 def test_a_model_rounded_or_in_host_memory_scores_as_autocast_does(
     name: str, make_tokenizer: MakeTokenizer
 ) -> None:
-    """To the bit, in half the memory or with its weights elsewhere between its uses."""
+    """Scores agree to the bit, in half the memory or with weights elsewhere between uses."""
     tokenizer, model = make_tokenizer(), classifier(name=name)
     with torch.autocast("cpu", torch.bfloat16):
         expected = sequence_scores(model, ROWS)
@@ -143,8 +143,8 @@ def test_more_than_one_label_is_refused(make_tokenizer: MakeTokenizer, tmp_path:
 def test_a_policy_without_pad_token_becomes_a_reward_model(
     make_model: MakeModel, make_tokenizer: MakeTokenizer, tmp_path: Path
 ) -> None:
-    """As GPT-2 from the hub: neither its config nor its tokenizer has a pad token, and without
-    one Hugging Face's classifiers score one row at a time only."""
+    """Neither the config nor the tokenizer of GPT-2 on the hub has a pad token. Without one Hugging
+    Face's classifiers score only one row at a time."""
     policy, tokenizer = make_model("gpt2"), make_tokenizer()
     policy.config.pad_token_id = policy.generation_config.pad_token_id = None
     tokenizer.pad_token = None
@@ -196,7 +196,7 @@ def test_rows_follow_their_completions_in_any_batch(make_tokenizer: MakeTokenize
 
 
 def test_prompts_that_look_alike_but_differ_are_refused() -> None:
-    """With a tokenizer that knows neither word, say."""
+    """This happens, for example, with a tokenizer that knows neither word."""
     same = [[BOS, 3], [BOS, 3]]
     assert len(index_rows(same, [{"prompt": "x"}, {"prompt": "x"}])) == 1
     with pytest.raises(ValueError, match=r"'x'.*'y'.*leave one of them out"):
@@ -315,7 +315,7 @@ def test_training_stops_at_nan(
 
 
 def test_functions_are_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the library, or of a file in the folder that a job runs in."""
+    """They are in the library, or in a file in the folder that a job runs in."""
     (tmp_path / "in_this_folder.py").write_text("def short(completions, **_): return []\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))  # what is appended goes with the test

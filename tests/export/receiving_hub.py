@@ -1,4 +1,4 @@
-"""A Hugging Face hub of this machine alone, as far as a push of a small folder needs one."""
+"""A Hugging Face hub only on this machine, as far as a push of a small folder needs one."""
 
 import base64
 import json

@@ -110,7 +110,7 @@ def test_what_was_not_evaluated_or_is_not_here_is_named(run, tmp_path):
 
 
 def push(run: Path, out: Path, endpoint: str, *words: str, token: str | None = TOKEN):
-    """In a process of its own: huggingface_hub reads its environment when it is imported."""
+    """Push in a separate process, because huggingface_hub reads its environment on import."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(out.parent / "hf")}
     environment |= {"PYTHONPATH": str(ROOT / "workflow"), "CUDA_VISIBLE_DEVICES": ""}

@@ -172,7 +172,7 @@ def test_a_root_scale_makes_room_for_small_kls() -> None:
     tables = make_tables()
 
     def share_of_axis(scale: str) -> float:
-        """Where KL 1 lies between SFT and the right end."""
+        """Return where KL 1 lies between SFT and the right end."""
         axes = draw("fronts", tables, FigureStyle(kl_scale=scale)).axes[0]
         places = axes.transData.transform([(kl, 0) for kl in (0, 1, axes.get_xlim()[1])])[:, 0]
         assert axes.get_xlim()[0] < 0 < places[0]  # the star of SFT is whole

@@ -107,7 +107,7 @@ def test_intervals_cover_the_mean_as_often_as_they_say(regime: str, replicates: 
 
 
 def test_one_replicate_has_an_interval_over_its_prompts() -> None:
-    """That of Student's t over the prompts."""
+    """It is the interval of Student's t over the prompts."""
     values = np.random.default_rng(0).standard_normal((1, 40))
     draws = means_over_prompts(resample(40, 20_000, seed=0), values)
     estimate, low, high = interval(draws, 0.95, 40)

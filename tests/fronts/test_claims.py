@@ -235,7 +235,7 @@ def test_rows_name_what_was_compared() -> None:
 
 
 def test_one_replicate_gives_no_verdict() -> None:
-    """However far its interval is from the reference."""
+    """This holds however far its interval is from the reference."""
     world = make_world(ema=9.0, fronts=(1, 5, 9), replicates=1)
     table = verdicts(world)
     measured = table[table.verdict != "not measured"]
@@ -304,7 +304,7 @@ def test_longer_runs_are_no_arm_of_the_anchor() -> None:
 
 
 def test_runs_with_other_settings_are_compared_with_one_another() -> None:
-    """Both anchors without clipping: rows of their own, in which the anchor alone differs."""
+    """Both anchors without clipping have their own rows, in which only the anchor differs."""
     world = make_world(ema=1.3)
     for name, anchor, gain in (("x6", "ema", 0.5), ("x7", "sft", 1.0)):
         arm = settings_of(name, members=1, anchor=anchor, training_changes="max_grad_norm 1e9")
@@ -339,7 +339,7 @@ def test_too_few_prompts_decide_nothing() -> None:
 
 
 def test_a_front_without_its_start_has_that_of_the_base() -> None:
-    """η = 0 towards SFT is SFT itself, whatever the experiment; a single point stays one."""
+    """η = 0 towards SFT is SFT itself in every experiment. A single point stays single."""
     world = make_world()
     kept = [
         row
@@ -462,7 +462,7 @@ def test_unreliable_points_are_no_part_of_the_front() -> None:
 
 
 def write_world(world: World, folder: Path) -> None:
-    """What the jobs leave behind, as files."""
+    """Write what the jobs leave behind, as files."""
     measured = world.measured()
     measured.evaluations.to_csv(folder / "evaluations.csv", index=False)
     measured.geometry.to_csv(folder / "geometry.csv", index=False)

@@ -30,8 +30,8 @@ def make_arm(
     replicates: int = 5,
     seed: int = 0,
 ) -> Arm:
-    """β → a front `gain · √KL`, up to KL `ends` (4), for each replicate with an effect of its run
-    and of the prompts, in units of reward at KL 4 and proportional to √KL."""
+    """Map β to a front `gain · √KL`, up to KL `ends` (4), for each replicate with an effect of its
+    run and of the prompts, in units of reward at KL 4 and proportional to √KL."""
     generator = np.random.default_rng(seed)
     halves: tuple[list[Curve], list[Curve]] = ([], [])
     whole = []

@@ -39,7 +39,7 @@ def test_no_files_are_no_rows_and_a_wrong_one_is_named(tmp_path: Path) -> None:
 
 
 def test_where_all_came_from_the_cache_nothing_was_taken(tmp_path: Path) -> None:
-    """As in a clone that pulls: no job has a number, and the table has its columns all the same."""
+    """In a clone that pulls no job has a number, but the table still has its columns."""
     write(tmp_path, "train_sft", 7)
     (tmp_path / "train_sft").mkdir()
     (tmp_path / "train_sft/provenance.json").write_text('{"restored": true}')

@@ -67,7 +67,8 @@ LAYOUTS = [
 
 
 def as_trained(kind: Any, folder: Path, messages: list[dict[str, str]]) -> float:
-    """The score by the authors' own recipe: the template's ids, and the head at the last token."""
+    """Return the score by the authors' own recipe: the template's ids, and the head at the last
+    token."""
     tokenizer, model = load_reward_tokenizer(folder), kind.from_pretrained(folder)
     ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=False)
     logits = model.float()(ids).logits
@@ -78,7 +79,8 @@ def as_trained(kind: Any, folder: Path, messages: list[dict[str, str]]) -> float
 def test_a_published_reward_model_reads_the_conversation_as_it_was_trained(
     tmp_path: Path, template: str, kind: Any, changes: dict[str, Any]
 ) -> None:
-    """Whatever the policy's template and vocabulary; and one BOS where its template has one."""
+    """This holds for any template and vocabulary of the policy. There is one BOS where its template
+    has one."""
     folder = publish(tmp_path / "reward", template, kind, **changes)
     policy = make_chat_tokenizer("gemma" if template != "gemma" else "chatml", tmp_path / "policy")
     policy.add_tokens(["<another>"])
@@ -118,7 +120,7 @@ def test_a_rendered_prompt_gets_no_second_bos(tmp_path: Path, template: str) -> 
 
 
 def test_a_head_on_every_token_is_stored_whole(tmp_path: Path) -> None:
-    """By train_reward_model, which stores the user's model for later stages."""
+    """train_reward_model stores the user's model for later stages."""
     kind = AutoModelForTokenClassification
     folder = publish(tmp_path / "given", "chatml", kind, model_type="qwen2")
     stored = tmp_path / "stored"

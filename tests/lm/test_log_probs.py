@@ -88,7 +88,7 @@ def test_eos_and_a_sampled_pad_id_count(make_model: MakeModel) -> None:
 
 
 def test_probabilities_of_the_next_token_sum_to_one(make_model: MakeModel) -> None:
-    """Over all tokens y_1 after one prompt: so nothing of the vocabulary is left out."""
+    """The sum is over all tokens y_1 after one prompt, so nothing of the vocabulary is left out."""
     vocabulary = 20
     batch = batch_of([[BOS, 5]] * vocabulary, [[token] for token in range(vocabulary)])
     log_probs = token_log_probs(make_model("gpt2"), batch, 0.8)
@@ -161,8 +161,8 @@ def test_a_large_vocabulary_is_scored_in_parts_with_the_same_gradient_in_less_me
 def test_logits_in_parts_are_those_of_one_pass(
     make_model: MakeModel, architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that reads on by its cache; each part attends in another matrix product, so values
-    agree to rounding."""
+    """The model reads on by its cache. Each part attends in another matrix product, so values agree
+    to rounding."""
     model, batch = make_model(architecture), batch_of(PROMPTS, RESPONSES, left=1)
     whole = response_logits(model, batch, 0.7)
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 3 * 20 * 2)
@@ -187,7 +187,7 @@ def completions_of_prompts(each: int, prompts: int = 3, length: int = 6) -> Comp
 def test_completions_behind_one_copy_of_their_prompt_score_as_apart(
     make_model: MakeModel, architecture: str, each: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Value and gradient, also with the softmax of one prompt at a time."""
+    """Value and gradient agree, also with the softmax of one prompt at a time."""
     windows = {"sliding_window": 64} if architecture in ("mistral", "gemma3_text") else {}
     model, batch = make_model(architecture, **windows), completions_of_prompts(each)
     weights, results = torch.randn(batch.response_ids.shape), []

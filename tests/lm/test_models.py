@@ -51,7 +51,7 @@ def test_code_that_comes_with_a_model_is_refused_and_not_run(tmp_path: Path) -> 
 def test_code_is_left_alone_where_transformers_has_the_architecture(
     make_model: MakeModel, save: Callable[..., Path]
 ) -> None:
-    """As in many folders from the hub that came before their architecture's support."""
+    """Many folders on the hub are older than the support of their architecture."""
     model = make_model("llama")
     folder = save(model, "policy")
     config = json.loads((folder / "config.json").read_text())
@@ -132,7 +132,7 @@ def test_a_reward_model_smaller_than_its_tokenizer_is_refused_before_the_run(
 
 
 def test_recurrent_policies_are_refused(make_tokenizer: MakeTokenizer) -> None:
-    """Left pads and rows that leave the batch are not theirs."""
+    """They cannot have left pads, nor rows that leave the batch."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
     with pytest.raises(ValueError, match=r"policy.architecture: layers of model type 'mamba' keep"):
         build_policy({"model_type": "mamba", **sizes}, make_tokenizer(), 0)
@@ -165,7 +165,7 @@ def test_what_no_batch_can_hold_is_said_with_the_number(
 def test_an_encoder_without_eos_is_a_reward_model(
     make_tokenizer: MakeTokenizer, tmp_path: Path
 ) -> None:
-    """As BERT: other special tokens, put around a text by its tokenizer."""
+    """BERT has other special tokens, which its tokenizer puts around a text."""
     words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *[f"w{i}" for i in range(16)]]
     backend = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = WhitespaceSplit()
@@ -198,8 +198,8 @@ def test_an_encoder_without_eos_is_a_reward_model(
 def test_a_trained_reward_model_sees_the_end_of_a_text_where_pad_is_eos(
     make_model: MakeModel, make_tokenizer: MakeTokenizer, tmp_path: Path
 ) -> None:
-    """As GPT-2, which has no pad token: Hugging Face's classifiers score the last token that is
-    no pad, and EOS would be one."""
+    """GPT-2 has no pad token. Hugging Face's classifiers score the last token that is no pad, and
+    EOS would be one."""
     tokenizer = make_tokenizer()
     tokenizer.pad_token = None
     model = make_model("gpt2")

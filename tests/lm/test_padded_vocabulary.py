@@ -48,8 +48,8 @@ def tokenizer_with_gaps() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(params=["llama", "qwen2", "gemma", "gpt2"])
 def model(request: pytest.FixtureRequest, make_model: MakeModel) -> PreTrainedModel:
-    """Of the layers that are ours and of the library's (gpt2), with the rows that nobody has the
-    likeliest: whoever forgot to leave one out would sample nothing else."""
+    """A model with our layers, and one with the library's (gpt2). Rows that no token has are the
+    likeliest, so code that forgot to leave one out would sample nothing else."""
     model = make_model(request.param, words=[f"w{i}" for i in range(ROWS - 4)])
     weight = model.get_output_embeddings().weight
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_ids_that_no_token_has_are_never_sampled(model: PreTrainedModel) -> None
 def test_scores_are_one_distribution_over_the_tokens_that_are(
     model: PreTrainedModel, enumerate_completions: Enumerate
 ) -> None:
-    """Over all that can be said in two tokens, by every way to score."""
+    """The sum is over all completions of two tokens, by every way to score."""
     everything = enumerate_completions([BOS, 5], vocabulary=KNOWN, limit=2)
     is_gap = torch.isin(everything.response_ids, torch.tensor(GAPS)) & everything.is_response
     can_be_said = everything.rows((~is_gap.any(1)).nonzero()[:, 0])
@@ -165,7 +165,7 @@ def test_gradients_are_numbers_and_none_goes_to_rows_that_nobody_has(
 
 
 def test_a_model_without_padding_is_left_as_it_is(make_model: MakeModel, make_tokenizer) -> None:
-    """No number and no cost: the very logits, and a config as it was."""
+    """No number changes at no cost: the same logits, and a config as it was."""
     model = make_model("llama")
     before = model.config.to_dict()
     note_known_ids_(model.config, make_tokenizer())
@@ -200,7 +200,7 @@ def test_a_policy_for_a_tokenizer_with_gaps_has_a_row_for_every_id() -> None:
 def test_answers_of_a_policy_from_elsewhere_leave_them_out_too(
     make_model: MakeModel, make_tokenizer: MakeTokenizer, tmp_path: Path
 ) -> None:
-    """Its config says nothing of them, as no config of a model on the hub does."""
+    """Its config says nothing about them, and neither does any config of a model on the hub."""
     model, tokenizer = make_model("llama"), make_tokenizer()
     model.resize_token_embeddings(64, mean_resizing=False)
     with torch.no_grad():
@@ -257,13 +257,13 @@ def test_a_special_token_without_a_row_does_no_harm(
 def test_a_text_that_has_it_is_named(smaller: Path, tmp_path: Path, column: str) -> None:
     rows = [{"text": f"w{i}", "more": "w1"} for i in range(4)]
     rows[2][column] = "w3 <image>"
-    with pytest.raises(ValueError, match=r"mine\.jsonl, row 3: <image> stands in a text"):
+    with pytest.raises(ValueError, match=r"mine\.jsonl, row 3: a text holds <image>"):
         prepare_data(settings(tmp_path, rows), tmp_path / "data")
 
 
 @pytest.mark.parametrize("name", ["pad_token", "bos_token", "eos_token"])
 def test_tokens_of_every_batch_need_a_row(smaller: Path, make_model: MakeModel, name: str) -> None:
-    """As of a fine-tune whose trainer added a pad token and forgot the embedding."""
+    """The trainer of a fine-tune may have added a pad token and forgotten the embedding."""
     tokenizer = load_tokenizer(smaller)
     setattr(tokenizer, name, "<image>")
     with pytest.raises(ValueError, match="ids up to 20, but the model's embedding has 20 rows"):

@@ -41,7 +41,8 @@ def convert(folder: Path, out: Path, *more: str) -> Path:
 
 
 def with_adapter(model: PreTrainedModel, folder: Path, **how: object) -> torch.nn.Module:
-    """A LoRA folder for a model, which is saved beside it; the model with the adapter."""
+    """Write a LoRA folder for a model, which is saved beside it, and return the model with the
+    adapter."""
     base = folder.with_name(f"{folder.name}-base")
     model.save_pretrained(base)
     model.config._name_or_path = model.name_or_path = str(base)
@@ -127,8 +128,8 @@ FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 def test_four_bit_floats_become_what_they_stand_for(
     make_tokenizer: MakeTokenizer, tmp_path: Path
 ) -> None:
-    """As gpt-oss has them: two numbers in a byte, the lower half first, and a power of two for each
-    32 of them."""
+    """gpt-oss has two numbers in a byte, the lower half first, and a power of two for each 32 of
+    them."""
     sizes = TEXT | {"hidden_size": 32, "intermediate_size": 32, "num_local_experts": 2}
     config = AutoConfig.for_model("gpt_oss", **sizes, num_experts_per_tok=1)
     model, folder = AutoModelForCausalLM.from_config(config), tmp_path / "mxfp4"
@@ -154,7 +155,7 @@ def test_four_bit_floats_become_what_they_stand_for(
     load_policy(tmp_path / "plain")
 
 
-# What the text's config has beside TEXT: positions of Qwen's have three parts.
+# The text's config has these beside TEXT. Positions of Qwen's have three parts.
 WRAPPERS: dict[str, dict[str, object]] = {
     **{"gemma3": {}, "llama4": {}, "llava": {}, "mistral3": {}},
     "qwen2_vl": {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},

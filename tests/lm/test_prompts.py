@@ -160,7 +160,7 @@ def write_ends(folder: Path, tokenizer: PreTrainedTokenizerBase, ends: object) -
 def test_every_id_of_the_generation_config_ends_a_completion(
     tokenizer: PreTrainedTokenizerBase, name: str, tmp_path: Path
 ) -> None:
-    """With the tokenizer's EOS token, and what closes an answer in the chat template."""
+    """So do the tokenizer's EOS token, and the token that closes an answer in the chat template."""
     closing = tokenizer.get_vocab()[TEMPLATES[name][2]]
     folder = write_ends(tmp_path / "several", tokenizer, [7, 9])
     assert ending_ids(folder, tokenizer) == sorted([EOS, 7, 9, closing])
@@ -187,7 +187,8 @@ def test_an_example_is_the_templates_own_dialogue_with_the_loss_on_the_answer(
 
 
 def test_no_prompt_depends_on_the_day(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Llama 3.1's template tells the model today's date: at midnight all prompts would change."""
+    """Llama 3.1's template tells the model today's date, so at midnight all prompts would
+    change."""
     plain = dialogue_tokens(tokenizer, USER)
     clock = "{%- set today = strftime_now('%d %b %Y') %}{{ today + strftime_now(\"%Y\") }}"
     tokenizer.chat_template = clock + tokenizer.chat_template
@@ -270,7 +271,8 @@ def write_dialogues(folder: Path) -> dict[str, Any]:
 
 
 def test_a_run_on_messages(name: str, tmp_path: Path) -> None:
-    """From files to an evaluated policy: completions end with the template's token."""
+    """The run goes from files to an evaluated policy, and completions end with the template's
+    token."""
     policy, settings = write_policy(tmp_path / "policy", name), write_dialogues(tmp_path)
     folder = {key: tmp_path / key for key in ("data", "sft", "reward_model")}
     prepare_data.main(flags(out=folder["data"], tokenizer_path=policy, **settings))

@@ -106,7 +106,7 @@ def test_the_whole_vocabulary_is_sampled(make_model: MakeModel) -> None:
 
 @torch.no_grad()
 def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
-    """The likeliest continuation of one prompt alone, without a cache."""
+    """Return the likeliest continuation of a single prompt, without a cache."""
     ids = list(prompt)
     for _ in range(count):
         ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
@@ -133,7 +133,7 @@ def test_near_temperature_zero_every_row_is_its_own_greedy_continuation(
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_any_of_several_ids_ends_a_completion(make_model: MakeModel, name: str) -> None:
-    """With the same uniforms a completion is what it would be without an end, cut at the first."""
+    """With the same uniforms a completion is the one without an end, cut at the first end."""
     model, ends = make_model(name), (EOS, 5, 9)
     endless = responses(sample(model, PROMPTS * 8, 12, eos_ids=(-1,)))
     batch = sample(model, PROMPTS * 8, 12, eos_ids=ends)
@@ -151,7 +151,7 @@ def test_any_of_several_ids_ends_a_completion(make_model: MakeModel, name: str) 
 def test_cached_logits_are_those_of_a_plain_forward_pass(
     make_model: MakeModel, architecture: str, prompts: list[list[int]]
 ) -> None:
-    """Token by token through the sampler's cache, a row leaving it on the way."""
+    """Tokens go one by one through the sampler's cache, and a row leaves it on the way."""
     model, rows = make_model(architecture), [list(prompt) for prompt in prompts]
     ids, is_prompt = pad_left(rows, PAD)
     is_token, count = is_prompt, 9
@@ -192,7 +192,7 @@ def test_rows_that_end_leave_the_batch_and_sampling_stops_with_the_last(
 
 
 def test_a_prompt_is_read_once_for_all_its_completions(make_model: MakeModel) -> None:
-    """With the same completions as from the prompt given K times."""
+    """The completions are the same as from the prompt given K times."""
     for name in ("gemma", "gpt2", "mistral"):  # mistral's layers slide: the library's own cache
         model, uniforms = make_model(name), draw_uniforms(9, 8, "cpu", 0)
         settings = {"max_new_tokens": 8, "temperature": 1.0, "eos_ids": [EOS], "pad_id": PAD}
@@ -259,7 +259,8 @@ def test_a_row_does_not_depend_on_the_others(make_model: MakeModel) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [2, 5, 6, 100])
 def test_chunks_are_sampled_as_the_whole(make_model: MakeModel, size: int) -> None:
-    """To the bit, in the whole batch's order, with the completions of a prompt together."""
+    """They agree to the bit, in the order of the whole batch, with a prompt's completions
+    together."""
     model = make_model("gemma")
     ids, mask = pad_left(PROMPTS * 3, PAD, model.device)
     given = {"max_new_tokens": 12, "temperature": 1.0, "eos_ids": [EOS, 5], "pad_id": PAD}
@@ -289,7 +290,7 @@ class Calls(TorchDispatchMode):
 def test_the_host_waits_every_few_tokens_and_samples_the_same(
     make_model: MakeModel, ours: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By our decoder, and by the library's forward pass."""
+    """This holds for our decoder, and for the library's forward pass."""
     model = make_model("llama", words=[f"w{i}" for i in range(12)], initializer_range=0.05)
     if not ours:
         monkeypatch.setattr(sampling, "make_decoder", lambda *_: None)
@@ -360,7 +361,7 @@ def test_draw_tokens_inverts_the_cumulative_distribution() -> None:
 
 
 def test_draw_tokens_never_leaves_the_vocabulary() -> None:
-    """Where the probabilities' fp32 sum is off 1, on either side."""
+    """The fp32 sum of the probabilities is off 1 here, on either side."""
     logits = torch.randn(200, 50_000, generator=torch.Generator().manual_seed(0)) * 5
     logits[:, -1] = -torch.inf
     tokens = draw_tokens(logits, torch.full((200,), 1 - 2**-53, dtype=torch.float64))

@@ -47,7 +47,7 @@ def plus(start: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> Tensors:
 
 
 def task_vector(policy: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
-    """All task vectors end to end, in fp64."""
+    """Return all task vectors end to end, in fp64."""
     return torch.cat([(policy[n].double() - start[n].double()).flatten() for n in start])
 
 
@@ -282,8 +282,8 @@ def test_model_stock_trusts_members_that_agree_and_none_that_do_not(members: int
 
 
 def test_model_stock_is_nearest_to_the_centre_of_noisy_members() -> None:
-    """Of all points between the init and the members' mean, for members that are a common vector
-    and noise of their own."""
+    """It is nearest among all points between the init and the members' mean, for members that are a
+    common vector and their own noise."""
     centre = torch.randn(100_000).double()
     vectors = torch.stack([centre + 2 * torch.randn(100_000).double() for _ in range(4)])
     ratio = model_stock_coefficients(vectors @ vectors.T).sum().item()
@@ -353,7 +353,7 @@ def test_ties_that_are_even_leave_the_init() -> None:
 
 
 def angled(degrees: Mapping[str, float]) -> tuple[Tensors, list[Tensors]]:
-    """Two policies whose task vectors stand at the given angle in each tensor, norms 1."""
+    """Return two policies whose task vectors have the given angle in each tensor and norm 1."""
     init = {name: torch.tensor([5.0, 5.0]) for name in degrees}
     second = {
         name: torch.tensor([math.cos(math.radians(d)), math.sin(math.radians(d))])
@@ -474,9 +474,9 @@ def test_merge_errors_name_what_is_wrong() -> None:
 
 
 def test_averaging_lora_factors_is_not_averaging_their_product() -> None:
-    """Why only full weights are merged: an adapter's update is B A, which is not linear in the
-    pair (A, B), so a merge of the factors is another policy; and their angles say nothing, since
-    (B R, R⁻¹ A) is the same policy for every invertible R."""
+    """This is why only full weights are merged. An adapter's update is B A, which is not linear in
+    the pair (A, B), so a merge of the factors is another policy. Angles of the factors say nothing,
+    since (B R, R⁻¹ A) is the same policy for every invertible R."""
     start = torch.zeros(8, 8)
     pairs = [(torch.randn(8, 2), torch.randn(2, 8)) for _ in range(2)]
     policies = [{"w": start + b @ a} for b, a in pairs]

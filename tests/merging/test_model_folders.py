@@ -52,7 +52,7 @@ def without_prefix(folder: Path) -> None:
 
 
 def with_masks(folder: Path) -> None:
-    """What GPT-2 and Pythia store beside their weights on the hub."""
+    """Add what GPT-2 and Pythia store beside their weights on the hub."""
 
     def add(tensors: Tensors) -> Tensors:
         mask = torch.ones(1, 1, 8, 8).tril().bool()
@@ -288,7 +288,7 @@ def test_embeddings_and_ties_are_those_of_transformers_classes() -> None:
 
 
 def add_token(folder: Path, name: str, number: int, *, rows: int = 0) -> None:
-    """As trainers add a pad token; `rows` are those that resize_token_embeddings adds."""
+    """Add a pad token as trainers do. `rows` are those that resize_token_embeddings adds."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     added = {"id": number, "content": name, "special": True, "single_word": False}
     tokenizer["added_tokens"].append(

@@ -58,7 +58,7 @@ def run_interpolate(init: Path, policy: Path, out: Path, *etas: float, flags: st
 
 
 def tensors_of(folder: Path) -> Tensors:
-    """Read by safetensors' own means, in one go."""
+    """Read the tensors by safetensors itself, in one go."""
     files = sorted(folder.glob("*.safetensors"))
     assert files
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
@@ -217,7 +217,7 @@ def test_merged_models_load_with_every_weight_and_ties_kept(
 def test_outputs_get_the_mode_the_umask_asks_for(
     umask: int, mode: int, parents: Parents, tmp_path: Path
 ) -> None:
-    """safetensors writes 0600 whatever the umask: colleagues could not read a shared cache."""
+    """safetensors always writes 0600, so colleagues could not read a shared cache."""
     init, a, b = parents()
     before = os.umask(umask)
     try:
@@ -306,7 +306,7 @@ def test_a_merge_in_half_precision_says_what_rounding_loses(
 
 
 def test_bytes_depend_on_contents_alone(parents: Parents, tmp_path: Path) -> None:
-    """Neither on paths, nor on the number of threads and processes."""
+    """They depend neither on paths, nor on the number of threads and processes."""
     folders = parents("llama")
     first = contents(run_merge(folders[0], folders[1:], tmp_path / "one", workers=1))
     moved = [folder.rename(tmp_path / f"moved{k}") for k, folder in enumerate(folders)]
@@ -383,7 +383,7 @@ def test_memory_does_not_grow_with_the_model(method: str, tmp_path: Path) -> Non
 def test_thresholds_are_the_kth_largest_magnitudes_exactly(
     chunk: int, density: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over many orders of magnitude, with many equal ones and zeros; whatever the chunks."""
+    """Magnitudes span many orders, with many equal ones and zeros, for all sizes of chunks."""
     monkeypatch.setattr(chunks, "CHUNK", chunk)
     deltas = torch.randn(3, 5000) * 10.0 ** torch.randint(-30, 3, (3, 5000))
     deltas[1, ::2] = 0.125
@@ -482,7 +482,7 @@ def test_a_loaded_recipe_is_the_loaded_weights_bit_for_bit(
 
 
 def test_a_recipe_has_no_weights_to_load(parents: Parents, tmp_path: Path) -> None:
-    """And says what loads it; `lm` must not import merging, which training does not need."""
+    """The error says what loads it. `lm` must not import merging, which training does not need."""
     init, policy = parents(policies=1)
     recipe = run_interpolate(init, policy, tmp_path / "recipe", 0.3, flags="--recipe")
     with pytest.raises(ValueError, match=r"is a recipe .*merging\.points\.load_point"):

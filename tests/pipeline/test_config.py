@@ -81,7 +81,7 @@ def test_shipped_overlays_are_valid(config, names, tmp_path, monkeypatch):
         (
             ("train_policy", "attn_implementation"),
             "flash_attention_2",
-            ["flash_attention_2 computes in bfloat16 alone, got compute_dtype float32"],
+            ["flash_attention_2 computes only in bfloat16, got compute_dtype float32"],
         ),
         (("train_policy", "kl_estimator"), "k4", ["got 'k4', expected one of k1, exact, k2, k3"]),
         (("train_policy", "reset_optimizer"), True, ["anchor ema is never reset"]),

@@ -23,7 +23,7 @@ def checksum(text: str) -> str:
 
 
 def record(output: str, checksums: dict[str, str] | None, *params: str, **fields: object) -> Path:
-    """As Snakemake writes it."""
+    """Write a record as Snakemake does."""
     path = METADATA / base64.urlsafe_b64encode(output.encode()).decode()
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"rule": "r", "input_checksums": checksums, "params": [repr(p) for p in params]}

@@ -50,7 +50,7 @@ def message(config) -> str:
 
 
 def folder_with(folder: Path, config: dict | None = LLAMA, **files: str | dict) -> Path:
-    """A model folder of files alone; in their names "__" stands for a point."""
+    """Return a model folder that has only files. "__" in their names stands for a point."""
     folder.mkdir(parents=True, exist_ok=True)
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -198,7 +198,7 @@ def test_models_that_the_run_makes_are_not_given(config):
 def test_the_command_of_each_message_writes_a_plain_folder(
     config, make_model: MakeModel, make_tokenizer: MakeTokenizer, tmp_path, monkeypatch
 ):
-    """As it stands in the message, of folders with odd names."""
+    """The command is taken from the message, for folders with odd names."""
     monkeypatch.chdir(tmp_path)
     odd = tmp_path / "my models"
     for name in ("lora", "fp8", "sees"):
@@ -307,7 +307,8 @@ def run(tmp_path: Path, model: str) -> dict:
 
 
 def test_a_policy_that_is_overwritten_makes_its_jobs_due(tmp_path, monkeypatch):
-    """Under the same name, as training leaves it; and back again, which is known."""
+    """It is overwritten under the same name, as training does, and then put back, which is
+    known."""
     monkeypatch.chdir(tmp_path)
     folder_with(Path("policy"), model__safetensors="weights")
     record = run(tmp_path, "policy")

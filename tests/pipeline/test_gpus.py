@@ -115,7 +115,7 @@ def test_more_than_there_are_is_refused_and_slurm_has_chosen_already(
     machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(1)
-    with pytest.raises(ValueError, match="2 GPUs asked for, 1 visible"), held_gpus(2):
+    with pytest.raises(ValueError, match="asks for 2 GPUs, but 1 are visible"), held_gpus(2):
         pass
     with held_gpus(0) as nothing:
         assert nothing == ({}, [])

@@ -112,7 +112,7 @@ def contents(made: Path) -> dict[str, str]:
 
 
 def overwrite(path: Path, text: str) -> None:
-    """As an editor does: a new file in the place of the read-only link into the cache."""
+    """Write like an editor: a new file replaces the read-only link into the cache."""
     path.unlink()
     path.write_text(text)
 

@@ -118,7 +118,7 @@ def test_sigterm_reaches_all_processes_which_save_and_go_on(inputs: Path, tmp_pa
 
 
 def shortened(words: list[str]) -> list[str]:
-    """Time enough for a signal, and no more."""
+    """The run takes long enough for a signal, and no longer."""
     place = words.index("--steps") + 1
     return [*words[:place], "60", *words[place + 1 :]]
 

@@ -33,7 +33,7 @@ def message(config) -> str:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "rules").glob("*.smk")), ids=lambda p: p.name)
 def test_every_path_in_a_rules_command_is_quoted(file):
-    """Those of rules that the run of odd names leaves out, too."""
+    """This includes the rules that the run of odd names leaves out."""
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.lstrip().startswith('"') and "RESULTS" not in line:
             assert not PATHS.findall(line), line
@@ -124,7 +124,7 @@ def test_paths_that_snakemake_would_read_as_patterns(config):
 
 
 def test_homes_and_variables_in_paths_are_those_of_the_user(config, monkeypatch):
-    """In every section, and only in paths."""
+    """They are replaced in every section, and only in paths."""
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv("SCRATCH", "/scratch/of ada")
     given = {
@@ -208,7 +208,7 @@ def test_a_dollar_in_the_name_of_a_file_that_is_there(tmp_path):
 
 
 def test_dvc_follows_no_link_of_a_folder(tmp_path):
-    """What `outside_problem` foresees."""
+    """`outside_problem` relies on this."""
     folder = copy_project(tmp_path / "project")
     (tmp_path / "scratch/made").mkdir(parents=True)
     (tmp_path / "scratch/made/a.txt").write_text("a", encoding="utf-8")

@@ -131,7 +131,7 @@ def test_a_setting_that_was_set_back_comes_from_the_cache(repository: Path) -> N
 
 
 def test_a_look_up_of_the_shared_policy_is_no_restored_front(repository: Path) -> None:
-    """So that `make plan` takes the times of fronts, all of which begin at the SFT policy."""
+    """`make plan` then takes the times of fronts, all of which begin at the SFT policy."""
     note = INDEX.with_name("provenance.json")
 
     def run_with_start(*etas: str) -> bool:
@@ -161,7 +161,7 @@ def test_provenance_is_that_of_the_point_alone(folder: Path) -> None:
 
 
 def run_with_model(model: str) -> str:
-    """Evaluate η = 0.3 with a model of the user's; the point's key."""
+    """Evaluate η = 0.3 with a model of the user's, and return the point's key."""
     told = words("0.3", value=model)
     told[told.index("--inputs") : told.index("--inputs")] = ["--models", model]
     point_jobs.main(told)
@@ -169,7 +169,7 @@ def run_with_model(model: str) -> str:
 
 
 def due() -> str:
-    """Why the front is due, as Snakemake is told."""
+    """Return why the front is due, as Snakemake is told."""
     return Records(folder=Path("none"), results=Path("results")).inputs_of(str(INDEX))
 
 

@@ -1,4 +1,4 @@
-"""What would fail or go wrong silently late in a run is said before any job, by key."""
+"""What would fail late in a run, or go wrong silently, is reported before any job, by key."""
 
 import json
 import subprocess

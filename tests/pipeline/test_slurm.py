@@ -88,7 +88,7 @@ def test_another_engine_is_a_profile():
 
 
 def test_a_job_of_slurm_without_srun_is_told_what_it_lacks(path, monkeypatch):
-    """As in a container, and only where something would be trained."""
+    """This happens in a container, and only where something would be trained."""
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert step_warning({"train_policy"}) is None
     monkeypatch.setenv("SLURM_JOB_ID", "7")

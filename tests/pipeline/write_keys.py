@@ -17,7 +17,7 @@ HEADER = """\
 
 
 def files_of_rules() -> dict[str, list[str]]:
-    """Rule → the library files in its key."""
+    """Return the library files in the key of each rule."""
     text = "".join(path.read_text() for path in sorted(Path("rules").glob("*.smk")))
     return {
         rule: [

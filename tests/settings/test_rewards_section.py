@@ -36,7 +36,7 @@ def test_how_an_endpoint_is_called_is_no_part_of_what_it_is() -> None:
 
 @pytest.mark.parametrize("rewards", [{"reward_model": 1.0}, {"mine:short": 2, "reward_model": 0}])
 def test_weights_alone_are_what_they_were(rewards: dict[str, float]) -> None:
-    """So that the keys of earlier results stay."""
+    """Then the keys of earlier results stay."""
     assert reward_terms(rewards) == {n: float(w) for n, w in rewards.items() if w}
 
 

@@ -233,7 +233,7 @@ def test_functions_score_answers_as_they_do_rewards() -> None:
 def test_a_reward_model_scores_what_a_policy_sampled_as_the_run_does(
     make_tokenizer: MakeTokenizer,
 ) -> None:
-    """By ids: those of prompt, answer, and EOS where the answer ended."""
+    """It reads ids: those of prompt, answer, and EOS where the answer ended."""
     from test_rewards import batch
 
     from warpflow.evaluation.rewards import model_reward

@@ -1,6 +1,6 @@
-"""A run over two processes, sharded by FSDP on the CPU; started through torchrun by
-tests/training/test_distributed.py. accelerate shards on accelerators only, so the sharding
-is done by hand here."""
+"""A run over two processes, sharded by FSDP on the CPU. tests/training/test_distributed.py starts
+it through torchrun. accelerate shards only on accelerators, so the sharding is done by hand
+here."""
 
 import sys
 from pathlib import Path

@@ -137,7 +137,8 @@ def test_the_anchor_is_the_average_of_the_merged_weights(make_model: MakeModel) 
 
 
 def test_the_weights_of_a_mixture_act_as_they_are_merged(mixture: PreTrainedModel) -> None:
-    """After forward passes, in which `peft` reorders the parameters of layers with experts."""
+    """This holds after forward passes, in which `peft` reorders the parameters of layers with
+    experts."""
     plain = {name: weight.detach().clone() for name, weight in mixture.named_parameters()}
     experts = [name for name, weight in plain.items() if weight.dim() == 3]
     adapters = add_adapters(mixture, rank=2, alpha=4, seed=0)
@@ -158,7 +159,7 @@ def test_the_weights_of_a_mixture_act_as_they_are_merged(mixture: PreTrainedMode
 
 
 def test_the_anchor_of_a_mixture_follows_its_experts(mixture: PreTrainedModel) -> None:
-    """With μ = 1 the anchor is the policy, and the KL to it 0."""
+    """With μ = 1 the anchor is the policy, and the KL to it is 0."""
     chosen = settings(steps=3, lora_rank=2, lora_alpha=4, mu=1.0, learning_rate=0.03)
     run = start_run(mixture, mixture, chosen)
     rows = train_policy(

@@ -115,14 +115,14 @@ def test_a_bf16_anchor_averages_in_fp32_where_bf16_would_stand_still(
 def test_a_bf16_anchor_of_equal_weights_gives_no_kl(
     make_model: MakeModel, architecture: str
 ) -> None:
-    """Its matrices are what autocast makes of the policy's, and all else is as the policy's."""
+    """Its matrices are those that autocast makes of the policy's, and all else is the policy's."""
     chosen = settings(compute_dtype="bfloat16", anchor_memory="bfloat16", steps=1)
     policy = make_model(architecture)
     assert run(policy, policy, chosen)[0].kl_to_anchor == 0
 
 
 def test_a_bf16_anchor_can_be_evaluated(make_model: MakeModel) -> None:
-    """Outside of a step, where nothing else says in which dtype to compute."""
+    """This is outside a step, where nothing else says in which dtype to compute."""
     anchor = make_anchor(make_model("llama"), "bfloat16")
     ids = torch.tensor([[1, 5, 6]])
     with torch.no_grad(), anchor.scoring(anchor.model.device) as model:
@@ -220,13 +220,13 @@ def test_averages_resume_bit_for_bit(make_model: MakeModel, tmp_path: Path, memo
 
 
 def test_weights_of_another_name_are_refused() -> None:
-    """A list that came as one text would be a third average, without a word."""
+    """A list that is given as one text would silently become a third average."""
     with pytest.raises(ValueError, match="'policy', 'ema' or 'average'"):
         settings(evaluate_weights=["['policy']"])
 
 
 def test_an_ema_that_moves_every_third_step(make_model: MakeModel) -> None:
-    """TR-DPO's soft update; the average of all steps, where asked for, is kept beside it."""
+    """This is TR-DPO's soft update. The average of all steps is kept beside it where asked for."""
     chosen = settings(steps=7, anchor_every=3, evaluate_weights=["ema"])
     policy = make_model("llama")
     state = start_run(policy, make_model("llama"), chosen)
@@ -252,7 +252,7 @@ def steps_of(state: Run, chosen: ReinforceSettings) -> Iterator[StepRow]:
 def test_a_reset_starts_the_optimiser_anew_where_asked_for(
     make_model: MakeModel, tmp_path: Path, anchor: str, resets: bool
 ) -> None:
-    """ProRL. Also a run that was saved right after a reset goes on so."""
+    """ProRL does so. A run that was saved right after a reset goes on in the same way."""
     chosen = settings(steps=5, anchor=anchor, reset_every=2, reset_optimizer=resets)
     state = start_run(make_model("llama"), make_model("llama"), chosen)
     counted = []

@@ -34,7 +34,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start_script(launcher: list[str], folder: Path, out: Path, **changes: object) -> str:
-    """Run scripts/train_policy.py to its end; what it printed."""
+    """Run scripts/train_policy.py to its end, and return what it printed."""
     paths = {name: folder / name for name in ("sft", "reward_model", "data")}
     judging = {"gold": GOLD, "rewards": MODEL}
     chosen = {
@@ -61,7 +61,7 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
 
 
 def test_two_processes_train_as_one(inputs: Path, tmp_path: Path) -> None:
-    """The same global batch: same completions, rewards, gradient."""
+    """The same global batch gives the same completions, rewards and gradient."""
     baseline = "batch"  # the only one that needs the rewards of other processes
     state = {"state": tmp_path / "state", "save_every": 2}
     start_script([sys.executable], inputs, tmp_path / "one", baseline=baseline)
@@ -94,7 +94,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_loaded(
 def test_a_sharded_policy_and_anchor_move_as_whole_ones(
     make_model: MakeModel, tmp_path: Path
 ) -> None:
-    """And a sharded state resumes bit for bit (asserted in tests/training/sharded_run.py)."""
+    """A sharded state also resumes bit for bit (asserted in tests/training/sharded_run.py)."""
     make_model("gemma").save_pretrained(tmp_path / "model")
     (tmp_path / "state").mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -27,7 +27,8 @@ from warpflow.training.reinforce import compute_gradient
 
 
 def expected_gradient(small: Enumerated, estimator: str, rewards: bool = True) -> Tensor:  # noqa: F811
-    """Of −loss, without baseline: each completion by itself, weighted by its probability."""
+    """Return the expected gradient of −loss without baseline. Each completion counts by itself,
+    weighted by its probability."""
     chosen = settings(
         kl_estimator=estimator,
         beta=BETA,
@@ -53,7 +54,8 @@ def parameters(small: Enumerated) -> list[Tensor]:  # noqa: F811
 
 
 def token_divergences(small: Enumerated, reverse: bool) -> Tensor:  # noqa: F811
-    """Σ_y π(y) Σ_t KL of the step's distributions, the prefixes' probabilities held fixed."""
+    """Return Σ_y π(y) Σ_t KL of the step's distributions, with the prefixes' probabilities
+    fixed."""
     probabilities = small.log_probs(small.policy).sum(1).exp().detach()
     log_p, log_q = (
         response_logits(model, small.batch, TEMPERATURE).log_softmax(-1)
@@ -77,7 +79,7 @@ def test_biased_in_the_loss_as_documented(
     estimator: str,
     reverse: bool,
 ) -> None:
-    """k2: the gradient of each token's own KL; k3: that of the divergence the other way round."""
+    """k2 has the gradient of each token's own KL, and k3 that of the reverse divergence."""
     found = expected_gradient(small, estimator, rewards=False)
     of_tokens = gradient(-BETA * token_divergences(small, reverse), small.policy)
     torch.testing.assert_close(found, of_tokens, atol=2e-5, rtol=1e-3)
@@ -85,7 +87,8 @@ def test_biased_in_the_loss_as_documented(
 
 
 def bias(small: Enumerated, found: Tensor) -> float:  # noqa: F811
-    """Of an expected gradient of the penalty alone, relative to the exact one's norm."""
+    """Return the bias of an expected gradient of only the penalty, relative to the exact one's
+    norm."""
     exact = expected_gradient(small, "k1", rewards=False)
     return ((found - exact).norm() / exact.norm()).item()
 
@@ -129,7 +132,8 @@ def test_token_estimators_by_hand() -> None:
 def test_micro_batches_and_checkpointing_leave_the_gradient(
     make_model: MakeModel, architecture: str, estimator: str
 ) -> None:
-    """Also of models that our layers do not cover, and with a penalty that is not small."""
+    """This holds also for models that our layers do not cover, and with a penalty that is not
+    small."""
     chosen = {"kl_estimator": estimator, "anchor": "sft", "max_grad_norm": 1e9, "beta": 1.0}
     whole = gradient_of(make_model, architecture, settings(**chosen))
     others = {"micro_batch_size": 3}, {"micro_batch_size": 2, "gradient_checkpointing": True}
@@ -145,7 +149,7 @@ def test_micro_batches_and_checkpointing_leave_the_gradient(
 def test_equal_weights_have_no_penalty(
     make_model: MakeModel, architecture: str, estimator: str
 ) -> None:
-    """With the policy as its own anchor (mu 1) a run is that of another β."""
+    """With the policy as its own anchor (mu 1) β changes nothing."""
     trained = []
     for beta in (0.0, 5.0):
         policy = make_model(architecture)

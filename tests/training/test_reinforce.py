@@ -171,7 +171,8 @@ def test_baseline_errors() -> None:
 
 
 def test_kl_estimators_have_the_exact_kl_as_mean(small: Enumerated) -> None:
-    """Weighted by the policy. A known bug weighs by the reference: that gives another number."""
+    """They are weighted by the policy. A known bug weighs by the reference, which gives another
+    number."""
     with torch.no_grad():
         policy = small.log_probs(small.policy).sum(1).double()
         sft = small.log_probs(small.anchor).sum(1).double()
@@ -195,7 +196,7 @@ def test_kl_estimators_have_the_exact_kl_as_mean(small: Enumerated) -> None:
 def test_kl_is_exactly_zero_where_policy_and_anchor_are_equal(
     small: Enumerated, make_model: MakeModel
 ) -> None:
-    """At a temperature other than 1: an untempered anchor would show here."""
+    """The temperature is not 1, so that an untempered anchor would show here."""
     twin = make_model("llama", words=[], initializer_range=0.2)
     for kl in kls_and_entropy(small.policy, twin, small.batch, TEMPERATURE)[:2]:
         assert (kl == 0).all()
@@ -414,7 +415,7 @@ def test_completions_of_a_prompt_are_adjacent(make_model: MakeModel) -> None:
 
 
 def gradient_of(make_model: MakeModel, architecture: str, chosen: ReinforceSettings) -> Tensor:
-    """The gradient of one step, before clipping bites."""
+    """Return the gradient of one step, where clipping does not bind."""
     policy = make_model(architecture)
     state = start_run(policy, make_model(architecture, seed=1), chosen)
     batch = sample_batch(policy, PROMPTS, chosen, 1, EOS, PAD, 0)
@@ -476,7 +477,7 @@ def test_gradient_checkpointing_recomputes_and_leaves_the_gradient(
 def test_bf16_compute_moves_the_policy_as_fp32_does_and_plain_bf16_does_not(
     make_model: MakeModel,
 ) -> None:
-    """At the paper's lr 1e-6 and μ 0.01: fp32 masters and EMA keep steps that bf16 rounds away."""
+    """At the paper's lr 1e-6 and μ 0.01, fp32 masters and EMA keep steps that bf16 rounds away."""
     chosen = settings(steps=10, learning_rate=1e-6, mu=0.01, batch_size=16)
     start = weights(make_model("llama"))
     moved = {}

@@ -129,7 +129,7 @@ def saved_step(state: Path) -> int:
 
 
 def wait_for_training(state: Path, process: subprocess.Popen) -> None:
-    """Until the process saved a state of its own, or ended."""
+    """Wait until the process saved its own state, or ended."""
     before = (state / LAST).stat().st_mtime_ns if (state / LAST).is_file() else None
     while process.poll() is None:
         now = (state / LAST).stat().st_mtime_ns if (state / LAST).is_file() else None
@@ -156,7 +156,8 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     inputs: Path, undisturbed: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    """SIGKILL some milliseconds after a save, twenty times: in a step, and in the next save."""
+    """SIGKILL comes some milliseconds after a save, twenty times: in a step, and in the next
+    save."""
     moments, state = random.Random(0), tmp_path / "state"
     steps = [0]
     for _ in range(KILLS):
@@ -194,7 +195,7 @@ def test_sigterm_saves_and_asks_to_be_started_again(
 def test_the_job_wrapper_passes_sigterm_on_and_keeps_the_state(
     inputs: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
-    """As a cluster ends a job: the wrapper gets the signal, the run saves itself, the next start
+    """A cluster ends a job so: the wrapper gets the signal, the run saves itself, the next start
     goes on from there, and the state is gone after success."""
     (tmp_path / "pointer.dvc").write_text("outs: [{md5: x, path: pointer}]\n")
     made, states = tmp_path / "result/checkpoint", tmp_path / "states"

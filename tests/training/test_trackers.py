@@ -29,7 +29,7 @@ KEYS = (
 
 @pytest.fixture(autouse=True)
 def without_keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a machine where nobody has logged in; what is set here goes with the test."""
+    """Act as on a machine where nobody has logged in. What is set here ends with the test."""
     for key in KEYS:
         monkeypatch.setenv(key, "")  # so that it is put back at the end
         monkeypatch.delenv(key)
@@ -99,7 +99,7 @@ def test_mlflow(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed")
 def test_trackio(tmp_path: Path) -> None:
-    """It reads where to write when it is imported, so that it must not be before."""
+    """trackio reads on import where to write, so it must not be imported before."""
     track(tmp_path, "trackio")
     [file] = (tmp_path / "trackio").glob("*.db")
     with sqlite3.connect(file) as base:
@@ -171,7 +171,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(
 def test_a_tracker_that_is_not_installed_stops_no_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a node with another environment than the machine that read the config."""
+    """A node may have another environment than the machine that read the config."""
     monkeypatch.setitem(sys.modules, "dvclive", None)
     track(tmp_path, "dvclive")
     assert "the tracker dvclive failed to start (ModuleNotFoundError" in caplog.text

@@ -131,7 +131,7 @@ def apart(
 
 
 def compare(steps: Steps, **changes: Any) -> dict[str, tuple[float, float]]:
-    """How far our steps are from TRL's; `changes` of our settings."""
+    """Return how far our steps are from TRL's, with `changes` of our settings."""
     settings = dataclasses.replace(steps.settings, **changes)
     policy = load_policy(steps.model)
     run = reinforce.start_run(policy, policy, settings)

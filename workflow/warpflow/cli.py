@@ -1,7 +1,7 @@
-"""Command lines of the scripts: models of settings and arguments in, an instance of each out.
+"""The command lines of the scripts: they turn flags into instances of models.
 
-A model is a class with the decorator `warpflow.settings.base.section`: a section of the config, or
-what a script takes beside it.
+A model is a class with the decorator `warpflow.settings.base.section`. It is a section of the
+config, or what a script takes beside it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from warpflow.settings.base import described
 
 
 def parse_arguments(description: str | None, argv: Sequence[str] | None, *models: type) -> Any:
-    """Parse `argv` (default: the process's) into one instance of each model.
+    """Parse `argv`, by default that of the process, into one instance of each model.
 
-    Fields become flags of the same spelling (`--learning_rate`); those without a default are
+    Fields become flags of the same spelling (`--learning_rate`). Those without a default are
     required. A list is written as ``--betas 0.1 0.3``, a mapping as JSON. A flag that is left out
     takes the field's default. An unknown flag is an error, and so is a value out of range.
     """
@@ -49,11 +49,11 @@ def parse_arguments(description: str | None, argv: Sequence[str] | None, *models
 
 
 def add_flags(parser: argparse.ArgumentParser, model: Any) -> None:
-    """A flag for each field; `argparse.SUPPRESS` leaves out what is not given."""
+    """Add a flag for each field. `argparse.SUPPRESS` leaves out what is not given."""
     help_of = described(model)
     for name, field in model.__pydantic_fields__.items():
         schema = TypeAdapter(field.rebuild_annotation()).json_schema()
-        schema |= field.json_schema_extra or {}  # which pydantic takes off the annotation
+        schema |= field.json_schema_extra or {}  # pydantic takes these off the annotation
         options = schema.get("anyOf", [schema])
         kinds = {option.get("type") for option in options}
         names = [str(value) for option in options for value in option.get("enum", [])]
@@ -79,7 +79,8 @@ def show(default: Any) -> str:
 
 
 def build(model: Any, texts: Mapping[str, Any]) -> Any:
-    """An instance of the model from the texts of its flags; ValueError where one is wrong."""
+    """Make an instance of the model from the texts of its flags. Raises ValueError where one is
+    wrong."""
     values = {}
     for name, field in model.__pydantic_fields__.items():
         if name in texts:
@@ -94,10 +95,10 @@ def build(model: Any, texts: Mapping[str, Any]) -> Any:
 
 
 def read_value(adapter: TypeAdapter[Any], text: str | list[str]) -> Any:
-    """What the text of a flag means, or the texts of a list's entries."""
+    """Return the value that the text of a flag, or the texts of a list's entries, stand for."""
     others: list[Any] = []
     if isinstance(text, list) and len(text) == 1:
-        others = text  # of a setting that is a list or one value
+        others = text  # for a setting that is a list or one value
     elif isinstance(text, str) and text.startswith("{"):
         others = [json.loads(text)]
     try:
@@ -109,7 +110,8 @@ def read_value(adapter: TypeAdapter[Any], text: str | list[str]) -> Any:
 
 
 def summary(error: ValidationError) -> str:
-    """The errors of pydantic on one line; an error of a model's own check is given in its words."""
+    """Return the errors of pydantic on one line. The error of a model's own check keeps its
+    words."""
     lines = []
     for found in error.errors(include_url=False):
         text = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
@@ -119,8 +121,8 @@ def summary(error: ValidationError) -> str:
 
 
 def write_utf8() -> None:
-    """Let what this process prints be UTF-8 whatever the locale, as the logs that hold it are. A
-    Latin-1 locale could not write most characters, and the job would fail for its own message."""
+    """Make this process print UTF-8 whatever the locale is, as its log is UTF-8. A Latin-1 locale
+    could not write most characters, and the job would fail because of its own message."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

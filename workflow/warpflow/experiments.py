@@ -1,7 +1,7 @@
 """Which results an experiment needs, and what they are called.
 
-An experiment is a named set of differences from the base settings. Stages that two experiments
-have in common are one result, computed once: a result is named after the first experiment that
+An experiment is a named set of differences from the base settings. Stages that two experiments have
+in common are one result, which is computed once. A result is named after the first experiment that
 needs it. Two stages are the same if their settings and their inputs are.
 
 Experiments come in groups, each with tables and figures of its own: `main` (section `experiments`
@@ -10,7 +10,7 @@ Replicates repeat RL, merge and LITI of every experiment with other seeds; they 
 policy and reward model.
 
 A result's name is its folder below the results folder, e.g.
-``train_policy/warp/replicate1/iteration1/member0``; rules build all their paths from it.
+``train_policy/warp/replicate1/iteration1/member0``. Rules build all their paths from it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SFT = "train_sft"
 BASE = "warp"
 MAIN = "main"  # the group of section `experiments`
 
-# The parts of the config that an experiment may change.
+# An experiment may change these parts of the config.
 VARIABLE = (
     *("iterations", "members", "rewards", "member_rewards"),
     *("train_policy", "merge_policies", "interpolate_policy"),
 )
-# All that the names of results depend on.
+# The names of results depend on these keys only.
 PLANNED = (*VARIABLE, "replicates", "experiments", "ablations")
 
 
@@ -42,9 +42,9 @@ class Experiment:
     """The settings of one experiment after its differences were applied to the base.
 
     Attributes:
-        rewards: term → its weight, in training. member_rewards: what each member changes of them;
-            empty where members are alike.
-        policies_of: experiments whose policies it merges, none of its own.
+        rewards: the weight of each term in training. member_rewards: what each member changes of
+            them; empty where members are alike.
+        policies_of: the experiments whose policies it merges; it then trains none.
     """
 
     name: str
@@ -60,15 +60,16 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Plan:
-    """Names of results. Keys start with the experiment and the replicate; replicates and iterations
+    """Names of results. Keys start with the experiment and the replicate. Replicates and iterations
     count from 1, members from 0.
 
     Attributes:
-        experiments: by name, the base experiment first.
-        groups: group → its experiments, the base experiment first.
-        init: (experiment, r, i) → the checkpoint that iteration i starts from.
-        policies: (experiment, r, i, m). merged: (experiment, r, i).
-        points: (experiment, r, i, towards, η as in `eta_text`): LITI points; towards sft or init.
+        experiments: the experiments by name, with the base experiment first.
+        groups: the experiments of each group, with the base experiment first.
+        init: the checkpoint from which iteration i starts, by (experiment, r, i).
+        policies: by (experiment, r, i, m). merged: by (experiment, r, i).
+        points: the LITI points by (experiment, r, i, towards, η as in `eta_text`), with towards sft
+            or init.
     """
 
     experiments: dict[str, Experiment]
@@ -80,8 +81,8 @@ class Plan:
 
 
 def experiment_groups(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Group → experiment → its differences. What is null is left out: so a config laid over another
-    drops what it does not want."""
+    """Return the differences by group and experiment. What is null is left out, so that a config
+    that is laid over another drops what it does not want."""
     groups = {MAIN: config["experiments"]} | config.get("ablations", {})
     return {
         group: {name: given for name, given in experiments.items() if given is not None}
@@ -91,7 +92,7 @@ def experiment_groups(config: Mapping[str, Any]) -> dict[str, dict[str, dict[str
 
 
 def resolve_experiments(config: Mapping[str, Any]) -> dict[str, Experiment]:
-    """Every experiment of all groups with the base settings filled in, the base first."""
+    """Return every experiment of all groups with the base settings filled in, the base first."""
     base = {part: config[part] for part in VARIABLE}
     differences: dict[str, dict[str, Any]] = {BASE: {}}
     for experiments in experiment_groups(config).values():
@@ -100,11 +101,11 @@ def resolve_experiments(config: Mapping[str, Any]) -> dict[str, Experiment]:
 
 
 def resolve_experiment(name: str, base: Mapping[str, Any], given: Mapping[str, Any]) -> Experiment:
-    """The base settings with an experiment's differences laid over them.
+    """Return the base settings with an experiment's differences laid over them.
 
-    `match_compute` sets what gives a single run the compute of all runs of the base experiment:
-    ``steps`` M·ΣT_i of them, ``batch_size`` ΣT_i steps with M times the completions each.
-    `policies_of` takes the policies of iteration 1 of other experiments: member m of the m-th.
+    `match_compute` gives a single run the compute of all runs of the base experiment. ``steps``
+    gives it M·ΣT_i steps, and ``batch_size`` ΣT_i steps with M times the completions each.
+    `policies_of` takes the policies of iteration 1 of other experiments, member m from the m-th.
     """
     settings = {part: copy.deepcopy(base[part]) for part in VARIABLE}
     others = tuple(given.get("policies_of", ()))
@@ -127,16 +128,16 @@ def resolve_experiment(name: str, base: Mapping[str, Any], given: Mapping[str, A
 
 
 def make_plan(config: Mapping[str, Any]) -> Plan:
-    """Name every result that the config's experiments need (no files are touched)."""
+    """Name every result that the config's experiments need. No file is touched."""
     groups = {group: [BASE, *names] for group, names in experiment_groups(config).items()}
     plan = Plan(resolve_experiments(config), groups, {}, {}, {}, {})
     first: dict[str, str] = {}
 
     def shared(identity: list[Any], name: str) -> str:
-        """The name under which this very result is made: the first that asked for it."""
+        """Return the name under which this result is made, the first that asked for it."""
         return first.setdefault(json.dumps(identity, sort_keys=True), name)
 
-    # Those that merge the policies of others come after them.
+    # Experiments that merge the policies of others come after them.
     ordered = sorted(plan.experiments.values(), key=lambda e: bool(e.policies_of))
     last = max(e.iterations for e in ordered)
     for r in range(1, config.get("replicates", 1) + 1):
@@ -165,7 +166,7 @@ def plan_iteration(
         )
     policies = [plan.policies[e.name, r, i, m] for m in range(e.members)]
     method: Any = e.merge_policies
-    if e.members == 1:  # a single policy is not changed but in its dtype
+    if e.members == 1:  # a single policy changes only in its dtype
         method = method["dtype"]
     merged = shared(["merge_policies", start, policies, method], f"merge_policies/{where}")
     plan.merged[e.name, r, i] = merged
@@ -177,8 +178,8 @@ def plan_iteration(
         )
 
 
-# Settings of train_policy that are younger than results of users. With these values a run is what
-# it was before they were there, so that it is not told of them and keeps its key.
+# These settings of train_policy are newer than results of users. With these values a run is what it
+# was before them. So its command does not name them, and it keeps its key.
 UNTOLD: dict[str, Any] = {
     "anchor_every": 1,
     "attn_implementation": None,
@@ -191,15 +192,15 @@ UNTOLD: dict[str, Any] = {
 
 
 def carried_from(plan: Plan, experiment: str, r: int, i: int, m: int) -> str | None:
-    """The run whose optimiser a run goes on with: that of its member one iteration before; None
-    where it has a fresh one."""
+    """Return the run whose optimiser a run goes on with, that of its member one iteration before,
+    or None where it has a fresh one."""
     carries = plan.experiments[experiment].train_policy.get("carry_optimizer")
     return plan.policies[experiment, r, i - 1, m] if carries and i > 1 else None
 
 
 def policy_settings(experiment: Experiment, iteration: int) -> dict[str, Any]:
-    """`train_policy` of one iteration; the last entry of a list of `steps` holds from then on.
-    Settings that are as in `UNTOLD` are left out."""
+    """Return `train_policy` of one iteration. The last entry of a list of `steps` holds for all
+    later ones. Settings that are as in `UNTOLD` are left out."""
     settings = {
         name: value
         for name, value in experiment.train_policy.items()
@@ -211,8 +212,8 @@ def policy_settings(experiment: Experiment, iteration: int) -> dict[str, Any]:
 
 
 def run_rewards(experiment: Experiment, member: int) -> dict[str, Any]:
-    """The terms of the reward that a member is trained on, as the config has them: a weight or an
-    endpoint by name. Terms of weight 0 are left out."""
+    """Return the terms of the reward that a member is trained on, as the config has them: weights
+    or endpoints by name. Terms of weight 0 are left out."""
     given = experiment.rewards
     for changes in experiment.member_rewards[member : member + 1]:
         given = given | changes
@@ -220,21 +221,21 @@ def run_rewards(experiment: Experiment, member: int) -> dict[str, Any]:
 
 
 def trained_rewards(experiment: Experiment) -> list[dict[str, Any]]:
-    """`run_rewards` of each RL run of an iteration; none where it trains no policies."""
+    """Return `run_rewards` of each RL run of an iteration, or none where it trains no policies."""
     if experiment.policies_of:
         return []
     return [run_rewards(experiment, member) for member in range(experiment.members)]
 
 
 def uses_reward_model(config: Mapping[str, Any]) -> bool:
-    """Whether the reward model has a weight, where policies are measured or in any RL run."""
+    """Whether the reward model has a weight in measurements or in any RL run."""
     experiments = resolve_experiments(config).values()
     used = [config["rewards"], *(r for e in experiments for r in trained_rewards(e))]
     return any("reward_model" in reward_weights(rewards) for rewards in used)
 
 
 def points_of(experiment: Experiment, iteration: int) -> list[tuple[str, str]]:
-    """(towards, η) of one iteration: its front, and the next iteration's start."""
+    """Return (towards, η) of one iteration's points: its front, and the next iteration's start."""
     settings = experiment.interpolate_policy
     points = [(settings["towards"], eta_text(eta)) for eta in settings["etas"]]
     if iteration < experiment.iterations:
@@ -243,18 +244,18 @@ def points_of(experiment: Experiment, iteration: int) -> list[tuple[str, str]]:
 
 
 def recipe_parents(plan: Plan, result: str) -> list[str]:
-    """The two results that a result is composed of while it is loaded, where it is a recipe.
+    """Return the two results of which a recipe is composed while it is loaded, else nothing.
 
-    With ``interpolate_policy.write: recipes`` every LITI point is one but those that an iteration
-    starts from, which training, merging and interpolation read as weights.
+    With ``interpolate_policy.write: recipes`` every LITI point is a recipe, except those that an
+    iteration starts from, which training, merging and interpolation read as weights.
     """
     where = point_of(plan, result)
     return [] if where is None or result in plan.init.values() else ends_of(plan, where)
 
 
 def point_of(plan: Plan, result: str) -> tuple[str, int, int, str, str] | None:
-    """The key of `Plan.points` of a result; None where it is no LITI point, or its experiment
-    writes the weights of all its points."""
+    """Return the key of `Plan.points` of a result. It is None where it is no LITI point, or its
+    experiment writes the weights of all its points."""
     where = next((key for key, point in plan.points.items() if point == result), None)
     if where is None or plan.experiments[where[0]].interpolate_policy["write"] == "weights":
         return None
@@ -262,15 +263,15 @@ def point_of(plan: Plan, result: str) -> tuple[str, int, int, str, str] | None:
 
 
 def ends_of(plan: Plan, where: tuple[str, int, int, str, str]) -> list[str]:
-    """The results at η = 0 and η = 1 of a LITI point, by its key in `Plan.points`."""
+    """Return the results at η = 0 and η = 1 of a LITI point, given by its key in `Plan.points`."""
     e, r, i, towards, _ = where
     return [SFT if towards == "sft" else plan.init[e, r, i], plan.merged[e, r, i]]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights of a result are: those of `policy`; or, where there is an `init`, they are
-    composed, (1 − η) of the init's and η of the policy's."""
+    """Where the weights of a result are. They are those of `policy`. Where there is an `init`, they
+    are composed: (1 − η) times the init's plus η times the policy's."""
 
     policy: str
     init: str | None = None
@@ -278,17 +279,17 @@ class Weights:
 
 
 def weights_of(plan: Plan, result: str) -> Weights:
-    """Where the weights of a result are. The ends of a front are what they are composed of: η = 0
-    the init, η = 1 the merge, and the merge of one policy that policy, each bit for bit. So each
-    is evaluated once, however many fronts it is on. A point that an iteration starts from is
-    composed too: its evaluation does not wait for its weights to be written."""
+    """Return where the weights of a result are. η = 0 of a front is the init, η = 1 the merge, and
+    the merge of one policy is that policy, each bit for bit. So each is evaluated once, however
+    many fronts it is on. A point that an iteration starts from is composed too, so that its
+    evaluation does not wait for its weights to be written."""
     where = point_of(plan, result)
     if where is None:
         return Weights(result)
     e, r, i, _, eta = where
     init, policy = ends_of(plan, where)
     dtype = plan.experiments[e].merge_policies["dtype"]
-    if dtype in (None, "float32") and float(eta) == 0:  # else the ends are rounded, the init is not
+    if dtype in (None, "float32") and float(eta) == 0:  # else ends are rounded, the init not
         return Weights(init)
     if dtype in (None, "float32") and plan.experiments[e].members == 1:
         policy = plan.policies[e, r, i, 0]
@@ -296,12 +297,13 @@ def weights_of(plan: Plan, result: str) -> Weights:
 
 
 def fronts(plan: Plan, points_per_job: int | None = None) -> dict[str, list[str]]:
-    """What one job evaluates, by the job's name: the policies and the LITI points of an iteration,
-    e.g. warp/replicate1/iteration1. The SFT policy, where all fronts start, is train_sft.
+    """Return what each job evaluates, by its name: the policies and the LITI points of an
+    iteration, e.g. warp/replicate1/iteration1. The SFT policy, where all fronts start, is
+    train_sft.
 
     Args:
-        points_per_job: at most so many in one job, whose names end with /part0, /part1 …; None:
-            all.
+        points_per_job: the largest number of points of a job, whose names then end with /part0,
+            /part1 …. None puts all into one.
     """
     evaluated = {row["policy"] for group in plan.groups for row in evaluations(plan, group)}
     found = {SFT: [SFT]}
@@ -317,29 +319,29 @@ def fronts(plan: Plan, points_per_job: int | None = None) -> dict[str, list[str]
 
 
 def trajectories(plan: Plan, group: str) -> list[str]:
-    """The scored RL trajectories that a group uses, one result for the members of an iteration,
-    e.g. score_trajectories/warp/replicate1/iteration1."""
+    """Return the scored RL trajectories that a group uses, one result for the members of an
+    iteration, e.g. score_trajectories/warp/replicate1/iteration1."""
     used = {result for (name, *_), result in plan.policies.items() if name in plan.groups[group]}
     return sorted({trajectory_of(result)[0] for result in used})
 
 
 def trajectory_of(policy: str) -> tuple[str, int]:
-    """Where the trajectory of an RL run is scored, and the member's number there."""
+    """Return where the trajectory of an RL run is scored, and the member's number there."""
     folder, _, member = policy.rpartition("/member")
     return folder.replace("train_policy", "score_trajectories", 1), int(member)
 
 
 def members_of(plan: Plan, trajectories: str) -> dict[int, str]:
-    """The RL runs whose trajectories a result of `trajectories` scores, by the member's number."""
+    """Return the RL runs whose trajectories a result of `trajectories` scores, by member number."""
     runs = {trajectory_of(result): result for result in plan.policies.values()}
     found = {member: run for (folder, member), run in runs.items() if folder == trajectories}
     return dict(sorted(found.items()))
 
 
 def evaluations(plan: Plan, group: str) -> list[dict[str, Any]]:
-    """What is evaluated for a group: one row per use of a policy in an experiment.
+    """Return what is evaluated for a group, with one row per use of a policy in an experiment.
 
-    The columns identify the row in `evaluations.csv`; `policy` names the result, which several
+    The columns identify the row in `evaluations.csv`. `policy` names the result, which several
     experiments may share.
     """
     replicates = sorted({r for _, r, _ in plan.init})
@@ -347,8 +349,8 @@ def evaluations(plan: Plan, group: str) -> list[dict[str, Any]]:
     return [row for e in experiments for r in replicates for row in experiment_rows(plan, e, r)]
 
 
-# Settings of train_policy that `training_changes` leaves out: they have columns of their own, or
-# the policy does not depend on them.
+# `training_changes` leaves out these settings of train_policy. They have their own columns, or the
+# policy does not depend on them.
 UNLISTED = (
     *("anchor", "beta", "save_every", "log_every"),
     *("evaluate_every", "evaluate_prompts", "evaluate_weights"),
@@ -356,8 +358,9 @@ UNLISTED = (
 
 
 def training_changes(e: Experiment, base: Experiment) -> str:
-    """In which settings of train_policy, beside anchor and β, and in which rewards an experiment
-    differs from the base one, as text ("batch_size 32, mu 0.06"); empty where in none."""
+    """Return as text the settings of train_policy, beside anchor and β, and the rewards in which an
+    experiment differs from the base one ("batch_size 32, mu 0.06"). It is empty where there are
+    none."""
     changed = [
         (name, value)
         for name, value in e.train_policy.items()
@@ -374,12 +377,13 @@ def training_changes(e: Experiment, base: Experiment) -> str:
 
 
 def method_name(method: str, vectors: str, **_: object) -> str:
-    """What tables and figures call a merge: SLERP of full weights is no SLERP of the paper's."""
+    """Return the name of a merge in tables and figures. SLERP of full weights is not the paper's
+    SLERP."""
     return method if vectors == "task_vectors" else f"{method}_of_{vectors}"
 
 
 def experiment_rows(plan: Plan, e: Experiment, r: int) -> Iterator[dict[str, Any]]:
-    """`evaluations` of one replicate of an experiment: its policies and LITI points."""
+    """Yield `evaluations` of one replicate of an experiment: its policies and LITI points."""
     common = {
         "experiment": e.name,
         "replicate": r,
@@ -398,6 +402,6 @@ def experiment_rows(plan: Plan, e: Experiment, r: int) -> Iterator[dict[str, Any
         for towards, eta in points_of(e, i):
             point = plan.points[e.name, r, i, towards, eta]
             if towards == "init" and plan.points.get((e.name, r, i, "sft", eta)) == point:
-                continue  # iteration 1 starts from SFT: the point is on the front already
+                continue  # iteration 1 starts from SFT, so the point is on the front already
             row = {"stage": "interpolate_policy", "iteration": i, "towards": towards}
             yield common | row | {"eta": float(eta), "policy": point}

@@ -1,4 +1,4 @@
-"""Modes of the files that jobs write."""
+"""Set the modes of files that jobs write."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def make_readable(folder: str | Path) -> None:
-    """Give every file the mode that the umask asks for: safetensors writes 0600 regardless,
-    which makes a shared cache unreadable to colleagues."""
+    """Give every file the mode that the umask asks for. safetensors always writes 0600, which makes
+    a shared cache unreadable to colleagues."""
     umask = os.umask(0)
     os.umask(umask)
     for path in Path(folder).rglob("*"):

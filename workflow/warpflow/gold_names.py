@@ -1,4 +1,4 @@
-"""Names of gold rewards, which are columns of the tables: `gold` of a single one, `gold.NAME` of
+"""Names of gold rewards, which are columns of the tables: `gold` for a single one, `gold.NAME` for
 each where there are several."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ HELD_OUT = "held_out_preferences"
 
 
 def gold_columns(columns: Iterable[Hashable]) -> list[str]:
-    """The columns of gold rewards, in order, without those of their standard errors."""
+    """Return the columns of gold rewards, in order, without those of their standard errors."""
     return [
         column
         for column in map(str, columns)
@@ -22,7 +22,7 @@ def gold_columns(columns: Iterable[Hashable]) -> list[str]:
 
 
 def golds_by_column(given: Any) -> dict[str, Any]:
-    """`evaluate_policy.gold` as column → what the config says of it."""
+    """Map the columns of `evaluate_policy.gold` to what the config says about each."""
     named = {GOLD: given}
     if isinstance(given, Mapping) and HELD_OUT not in given and not is_endpoint(given):
         named = {f"{GOLD}.{name}": source for name, source in given.items()}
@@ -30,9 +30,9 @@ def golds_by_column(given: Any) -> dict[str, Any]:
 
 
 def gold_sources(given: Any) -> dict[str, str]:
-    """`evaluate_policy.gold` as column → what scores it: package.module:function, the path or hub
-    name of a reward model, GOLD_RESULT, which is trained here, or an endpoint as JSON, with its url
-    and version."""
+    """Map the columns of `evaluate_policy.gold` to what scores them: package.module:function, the
+    path or hub name of a reward model, GOLD_RESULT, which is trained here, or JSON with the url and
+    version of an endpoint."""
     return {
         column: source_text(source) if isinstance(source, Mapping) else source
         for column, source in golds_by_column(given).items()
@@ -47,7 +47,7 @@ def source_text(source: Mapping[str, Any]) -> str:
 
 
 def held_out_shares(given: Any) -> list[float]:
-    """The shares of the preferences that golds are to be trained on."""
+    """Return the shares of the preferences on which golds are trained."""
     if not isinstance(given, Mapping):
         return []
     if HELD_OUT in given:
@@ -61,5 +61,6 @@ def is_endpoint(source: Any) -> bool:
 
 
 def is_function(source: str) -> bool:
-    """Whether a source is a function, and no endpoint or reward model's path or hub name."""
+    """Whether a source is a function, and not an endpoint or the path or hub name of a reward
+    model."""
     return ":" in source and not is_endpoint(source)

@@ -1,4 +1,4 @@
-"""Locks between processes of one machine: files that are held, and free when their holder dies."""
+"""Locks between processes of one machine: files that are free again when their holder dies."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def only_one(path: Path, does: str) -> Iterator[None]:
-    """Hold a lock file that no other process holds; its folder is made as needed.
+    """Hold a lock file that no other process holds. Its folder is made as needed.
 
     Args:
-        does: what the other one does, for the message: "another job makes this result".
+        does: what the other process does, for the message, as in "another job makes this result".
 
     Raises:
         RuntimeError: another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not a soft lock: that would outlive a holder that was killed.
+    # A soft lock would outlive a holder that was killed.
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)

@@ -13,7 +13,7 @@ CALLS = {field.name for field in fields(Calls)}
 
 
 def reward_weights(rewards: Mapping[str, Any]) -> dict[str, float]:
-    """The weights of the terms by name; those of weight 0 are no terms."""
+    """Return the weights of the terms by name. Those of weight 0 are no terms."""
     weights = {
         name: float(given["weight"] if isinstance(given, Mapping) else given)
         for name, given in rewards.items()
@@ -22,7 +22,7 @@ def reward_weights(rewards: Mapping[str, Any]) -> dict[str, float]:
 
 
 def reward_terms(rewards: Mapping[str, Any]) -> dict[str, Any]:
-    """What the reward is, by the terms' names: a weight, or the url, weight and version of an
+    """Return the reward by the terms' names: a weight, or the url, weight and version of an
     endpoint. It is in the keys of the jobs."""
     return {
         name: {
@@ -37,8 +37,8 @@ def reward_terms(rewards: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def endpoint_calls(rewards: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """How each endpoint is called (`Calls`), by its key of the config; that is in no key of a
-    job."""
+    """Return how each endpoint is called (`Calls`), by its key of the config. No job's key has
+    it."""
     return {
         f"rewards.{name}": calls_of(Endpoint(**rewards[name]))
         for name in reward_weights(rewards)

@@ -1,4 +1,4 @@
-"""UTF-8 as Python's own encoding, whatever the locale of the machine."""
+"""Make UTF-8 Python's encoding, whatever the locale of the machine is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def restart_in_utf8() -> None:
     starts. Jobs inherit it by PYTHONUTF8, and nothing has been started before this call.
 
     Raises:
-        ValueError: Snakemake runs inside of another program, which cannot be started again.
+        ValueError: Snakemake runs inside another program, which cannot be started again.
     """
     if sys.getfilesystemencoding() == "utf-8":
         return

@@ -14,24 +14,25 @@ from typing import IO, Any
 
 INSTALL_GGUF = "pip install --no-deps gguf==0.19.0"
 GGUF_MISSING = f"the package gguf, which reads such files, is not installed: `{INSTALL_GGUF}`"
-# What transformers knows GGUF architectures by: a file of it, and the mapping whose keys they are.
+# A file of transformers and the mapping in it whose keys are the GGUF architectures.
 KNOWN_IN = (
     ("integrations/ggml.py", "GGUF_CONFIG_MAPPING"),
     ("integrations/gguf/gguf_config_mapping.py", "GGUF_CONFIG_ARCHS"),
 )
 NO_ARCHITECTURES = {"general", "tokenizer", "tokenizer_config"}
-# Types of values in a GGUF header, as struct formats; 8 is text, 9 a list.
+# The types of values in a GGUF header, as struct formats. 8 is text and 9 a list.
 SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 TEXT, LIST = 8, 9
 
 
 def is_gguf(path: str | Path | None) -> bool:
-    """Whether a path names a GGUF file, and not a folder or a model of the hub."""
+    """Whether a path names a GGUF file and not a folder or a model of the hub."""
     return path is not None and Path(path).suffix == ".gguf"
 
 
 def gguf_problem(path: str | Path) -> str | None:
-    """Why transformers cannot read a GGUF file; None where it can, as far as its header tells."""
+    """Say why transformers cannot read a GGUF file. Return None where it can, as far as its header
+    shows."""
     if not Path(path).is_file():
         return f"{path} is not a file: expected a model in GGUF format; correct the path"
     try:
@@ -55,12 +56,13 @@ def reads_gguf() -> bool:
 
 
 def plain(architecture: str) -> str:
-    """A name without the signs in which GGUF and transformers differ: qwen2moe, qwen2_moe."""
+    """Return a name without the signs in which GGUF and transformers differ: qwen2moe,
+    qwen2_moe."""
     return architecture.lower().replace("_", "").replace("-", "").removesuffix("encoder")
 
 
 def gguf_architecture(path: Path) -> str | None:
-    """`general.architecture` of a GGUF file's header; None for a file that is not GGUF.
+    """Return `general.architecture` of a GGUF file's header, or None for a file that is not GGUF.
 
     Raises:
         KeyError, struct.error, UnicodeDecodeError: the header is broken.
@@ -85,12 +87,12 @@ def read_exactly(handle: IO[bytes], size: int) -> bytes:
 
 
 def read_number(handle: IO[bytes], code: str) -> Any:
-    """One little-endian number of the struct format `code`."""
+    """Read one little-endian number of the struct format `code`."""
     return struct.unpack(f"<{code}", read_exactly(handle, struct.calcsize(f"<{code}")))[0]
 
 
 def read_value(handle: IO[bytes], kind: int) -> Any:
-    """One value of a GGUF header."""
+    """Read one value of a GGUF header."""
     if kind == TEXT:
         return read_exactly(handle, read_number(handle, "Q")).decode()
     if kind == LIST:
@@ -100,8 +102,8 @@ def read_value(handle: IO[bytes], kind: int) -> Any:
 
 
 def known_architectures() -> set[str]:
-    """The architectures that the installed transformers can read from GGUF, taken from the text of
-    its files. The set is empty where transformers is not installed, or no longer has these
+    """Return the architectures that the installed transformers can read from GGUF, from the text of
+    its files. The set is empty where transformers is not installed or no longer has these
     mappings."""
     found = importlib.util.find_spec("transformers")
     if found is None or not found.submodule_search_locations:
@@ -114,7 +116,7 @@ def known_architectures() -> set[str]:
 
 
 def keys_of(source: str, variable: str) -> set[str]:
-    """The keys of a mapping that a Python file writes out."""
+    """Return the keys of a mapping that a Python file writes out."""
     return {
         str(key.value)
         for node in ast.parse(source).body

@@ -73,7 +73,8 @@ def test_the_tokens_are_those_of_the_librarys_forward_pass(
 def test_the_logits_are_those_of_the_librarys_forward_pass(
     covered: PreTrainedModel, dtype: torch.dtype, in_place: bool
 ) -> None:
-    """The prompts, then token by token, in fp32 to rounding and under bf16 autocast to bf16's."""
+    """The prompts are read, then token by token. Logits agree to the rounding of fp32, and under
+    autocast to that of bf16."""
     device = covered.device
     ids, is_prompt = pad_left(PADDED, PAD, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -91,7 +92,8 @@ def test_the_logits_are_those_of_the_librarys_forward_pass(
 def test_a_model_that_computes_another_thing_is_noticed_and_sampled_by_the_library(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As a future transformers might: here the activation that our layers read is another one."""
+    """A future transformers might do so. Here the activation that our layers read is another
+    one."""
     expected = sample(make_model("llama"), LEVEL)
     model, make = make_model("llama"), layers.Layer.__init__
 

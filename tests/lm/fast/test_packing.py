@@ -28,7 +28,7 @@ def completions_of(each: int, rows: int = 32, length: int = 40, padded: bool = T
 
 
 def values_and_gradient(model: PreTrainedModel, values: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of all values, each with another weight."""
+    """Return the values and the gradient of their sum, each with another weight."""
     model.zero_grad(set_to_none=True)
     (values * torch.linspace(-1, 1, len(values), device=values.device)).sum().backward()
     return values.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -51,7 +51,7 @@ def test_scores_and_gradient_are_those_of_the_librarys_forward_pass(
     assert len(packed.shapes) > 1
 
     def both() -> list[tuple[Tensor, Tensor]]:
-        """Ours, the library's."""
+        """Return our values and the library's."""
         library = token_log_probs(covered, batch, 0.7)[batch.is_response]
         return [
             values_and_gradient(covered, values)
@@ -67,7 +67,7 @@ def test_scores_and_gradient_are_those_of_the_librarys_forward_pass(
 
 
 def test_no_token_is_read_twice_and_none_for_nothing() -> None:
-    """Each prompt once, and of each completion all but its last token."""
+    """Each prompt is read once, and of each completion all but its last token."""
     batch = completions_of(4)
     packed = pack(batch, 4)
     assert len(packed.ids) == batch.is_prompt[::4].sum() + (batch.lengths - 1).sum()
@@ -120,7 +120,7 @@ def test_gradient_checkpointing_takes_less_memory_for_the_same_gradient(
 def scores_of(
     models: list[PreTrainedModel], batch: Completions, each: int, size: int | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Under the last of `models`, and the parts."""
+    """Return the scores under the last of `models`, and the parts."""
     parts = scores_by_part(models, batch, 0.9, each=each, size=size)
     scores = torch.full((len(batch.lengths),), torch.nan)
     for part, score in parts:
@@ -133,7 +133,8 @@ def scores_of(
 def test_every_row_is_scored_once_whatever_the_parts(
     make_model: MakeModel, name: str, size: int | None
 ) -> None:
-    """By `packing` (llama), the library with prompts once (gpt2) or without (mistral: a window)."""
+    """Rows are scored by `packing` (llama), or the library with prompts read once (gpt2) or not
+    (mistral, which has a window)."""
     model, batch = make_model(name), completions_of(4)
     expected = token_log_probs(model, batch, 0.9).sum(1).detach()
     scores, parts = scores_of([model], batch, 4, size)

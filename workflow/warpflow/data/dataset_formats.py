@@ -1,7 +1,8 @@
-"""The columns of a dataset that the config does not name: those of TRL's dataset formats.
+"""The columns of a dataset that the config does not name, recognised by TRL's dataset formats.
 
-https://huggingface.co/docs/trl/dataset_formats: a prompt; a prompt and a completion; messages; a
-chosen and a rejected answer, with the prompt in a column of its own or at the beginning of both.
+These formats (https://huggingface.co/docs/trl/dataset_formats) are a prompt; a prompt and a
+completion; messages; a chosen and a rejected answer, with the prompt in a column of its own or at
+the beginning of both.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from warpflow.data.files import Row
 
 Columns = Mapping[str, str | None]  # keys of `prepare_data` → columns
-# By the keys' first word, the formats: the first whose columns are all there is the dataset's.
+# The formats by the keys' first word. A dataset has the first one whose columns are all there.
 FORMATS: Mapping[str, Sequence[Mapping[str, str]]] = {
     "sft": (
         {"sft_prompt": "prompt", "sft_completion": "completion"},
@@ -30,7 +31,7 @@ FORMATS: Mapping[str, Sequence[Mapping[str, str]]] = {
     ),
     "prompts": ({"prompts_column": "prompt"}, {"prompts_column": "messages"}),
 }
-# Keys of `prepare_data` that name columns.
+# These keys of `prepare_data` name columns.
 COLUMN_KEYS = {
     "sft": ("sft_prompt", "sft_completion"),
     "preferences": (
@@ -42,26 +43,27 @@ COLUMN_KEYS = {
 
 
 def named_columns(settings: Mapping[str, Any], kind: str) -> dict[str, str]:
-    """The columns of sft, preferences or prompts that the settings name, by their keys."""
+    """Return the columns of sft, preferences or prompts that the settings name, by key."""
     return {key: settings[key] for key in COLUMN_KEYS[kind] if settings.get(key) is not None}
 
 
 def columns_of(settings: Mapping[str, Any], kind: str, first: Row, path: str) -> Columns:
-    """The columns of a dataset by all keys of its kind: those that the settings name; where they
-    name none, those of a format of TRL's.
+    """Return the columns of a dataset by all keys of its kind. They are those that the settings
+    name, or those of a format of TRL where the settings name none.
 
     Args:
-        first: the dataset's first row. path: of the dataset, for the message.
+        first: the dataset's first row. path: the dataset's path, for the message.
 
     Raises:
-        ValueError: no column is named, and those that are there make none of these formats.
+        ValueError: the settings name no column, and the dataset's columns have none of these
+            formats.
     """
     named: Mapping[str, str] = named_columns(settings, kind) or recognised(kind, first, path)
     return {key: named.get(key) for key in COLUMN_KEYS[kind]}
 
 
 def recognised(kind: str, first: Row, path: str) -> Mapping[str, str]:
-    """The columns of the format that a dataset has."""
+    """Return the columns of the format that a dataset has."""
     for columns in FORMATS[kind]:
         is_there = set(columns.values()) <= first.keys()
         if is_there and not repeats_prompt(first, columns):
@@ -75,8 +77,8 @@ def recognised(kind: str, first: Row, path: str) -> Mapping[str, str]:
 
 
 def repeats_prompt(first: Row, columns: Mapping[str, str]) -> bool:
-    """Whether a column of prompts says again, as text, what whole dialogues of answers begin with
-    (as in UltraFeedback): then the dialogues are read alone."""
+    """Whether a column of prompts repeats, as text, what the dialogues of answers begin with, as in
+    UltraFeedback. Only the dialogues are read then."""
     chosen = first.get("chosen")
     is_dialogue = isinstance(chosen, list) and len(chosen) > 1
     return (
@@ -87,8 +89,8 @@ def repeats_prompt(first: Row, columns: Mapping[str, str]) -> bool:
 
 
 def split_common_start(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """The prompt that two texts begin with, and what is left of each: TRL's implicit prompt, of
-    whole words. What is left carries the space before it."""
+    """Return the prompt that two texts begin with, and the rest of each (TRL's implicit prompt).
+    The prompt ends with a whole word, and each rest begins with its space."""
     pairs = enumerate(zip(chosen, rejected, strict=False))
     same = next((at for at, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
     spaces = [match.start() for match in re.finditer(r"\s+", chosen[:same])]

@@ -1,4 +1,4 @@
-"""Tables of rows on disk: JSON lines, JSON lists and CSV, plain or gzipped."""
+"""Files of rows: JSON lines, JSON lists and CSV, plain or gzipped."""
 
 import csv
 import difflib
@@ -16,14 +16,14 @@ FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 
 
 def _open_text(path: Path, errors: str = "strict") -> IO[str]:
-    """Text handle of a plain or gzipped file; utf-8-sig skips the mark that Excel writes."""
+    """Open a plain or gzipped file as text. utf-8-sig skips the mark that Excel writes."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", errors=errors, newline="")
     return open(path, encoding="utf-8-sig", errors=errors, newline="")
 
 
 def _line_that_is_not_utf8(path: Path) -> int:
-    """The first line of a file with bytes that are no UTF-8, from 1."""
+    """Return the number, from 1, of the first line with bytes that are not UTF-8."""
     with _open_text(path, errors="surrogateescape") as handle:
         return next(n for n, line in enumerate(handle, 1) if broken_character(line) is not None)
 
@@ -58,12 +58,12 @@ def _require_object(row: Any, place: str) -> Row:
 
 
 def _parse_csv(handle: IO[str], path: Path) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # of 131,072 characters, for cells that nobody reads too
+    csv.field_size_limit(sys.maxsize)  # 131,072 by default, also for unread cells
     reader = csv.DictReader(handle, strict=True)
     try:
         _require_different(reader.fieldnames or (), path)
         for row in reader:
-            # DictReader marks extra fields by a None key, missing ones by None values
+            # DictReader marks extra fields by a None key and missing ones by None values.
             if None in row or None in row.values():
                 raise ValueError(
                     f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or ())} "
@@ -75,8 +75,8 @@ def _parse_csv(handle: IO[str], path: Path) -> Iterator[Row]:
 
 
 def _require_different(columns: Sequence[str], path: Path) -> None:
-    """Raise ValueError for a name that two columns have: the last would hide the others. Columns
-    without a name may be several; spreadsheets write them."""
+    """Raise ValueError for a name that two columns have, because the last would hide the others.
+    Several columns may have no name, as spreadsheets write them."""
     for column in columns:
         if column and list(columns).count(column) > 1:
             raise ValueError(
@@ -85,10 +85,10 @@ def _require_different(columns: Sequence[str], path: Path) -> None:
 
 
 def iterate_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of a .jsonl, .json (a list of objects) or .csv file, each also with .gz.
+    """Yield the rows of a .jsonl, .json (a list of objects) or .csv file, each also with .gz.
 
-    Raises FileNotFoundError, or ValueError for an unknown extension or a broken line (with its
-    number, counted from 1).
+    Raises FileNotFoundError, or ValueError for an unknown extension or a broken line, whose number
+    it gives (from 1).
     """
     path = Path(path)
     name = path.name.removesuffix(".gz")
@@ -111,7 +111,7 @@ def iterate_rows(path: str | Path) -> Iterator[Row]:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """All rows of a file, as `iterate_rows`; ValueError where there are none."""
+    """Return all rows of a file, read by `iterate_rows`. Raises ValueError where there are none."""
     rows = list(iterate_rows(path))
     if not rows:
         raise ValueError(f"{path}: the dataset is empty; expected at least one row")
@@ -122,7 +122,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as UTF-8 JSON lines with sorted keys; folders are made as needed.
 
     Half a character (`require_whole`) in a column that nobody reads is written as its JSON escape,
-    which looks like Python's, and reads back as it was.
+    which looks like Python's. It reads back as it was.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as handle:
@@ -133,7 +133,8 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def require_columns(
     rows: Sequence[Row], columns: Sequence[str], path: str | Path, key: str
 ) -> None:
-    """Raise ValueError unless every row has every column; `key` is the config key that named it."""
+    """Raise ValueError unless every row has every column. `key` is the config key that names
+    them."""
     for number, row in enumerate(rows, start=1):
         for column in columns:
             if column in row:
@@ -147,8 +148,8 @@ def require_columns(
 
 
 def broken_character(text: str) -> str | None:
-    """The first lone surrogate in a text: half of a character beyond U+FFFF, such as an emoji,
-    which JSON can write (``"\\ud83d"``) and UTF-8 cannot."""
+    """Return the first lone surrogate in a text. It is half of a character beyond U+FFFF, such as
+    an emoji. JSON can write it (``"\\ud83d"``) and UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -157,7 +158,7 @@ def broken_character(text: str) -> str | None:
 
 
 def texts_of(cell: Any) -> Iterator[str]:
-    """The texts in a cell: itself, or those of its messages."""
+    """Yield the texts in a cell: the cell itself, or the contents of its messages."""
     if isinstance(cell, str):
         yield cell
     elif isinstance(cell, list | dict):
@@ -166,7 +167,7 @@ def texts_of(cell: Any) -> Iterator[str]:
 
 
 def require_whole(text: str, place: str) -> None:
-    """Raise ValueError for a text that no tokenizer can read, because half a character is in it.
+    """Raise ValueError for a text that no tokenizer can read because it holds half a character.
 
     Args:
         place: file, row and field, for the message.
@@ -182,7 +183,7 @@ def require_whole(text: str, place: str) -> None:
 
 
 def read_texts(rows: Sequence[Row], column: str, path: str | Path, key: str) -> list[str]:
-    """The strings of one column; ValueError where it is missing or holds something else."""
+    """Return the strings of one column. Raises ValueError where a cell is missing or no text."""
     require_columns(rows, [column], path, key)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row[column], str):
@@ -195,7 +196,7 @@ def read_texts(rows: Sequence[Row], column: str, path: str | Path, key: str) -> 
 
 
 def read_label(value: Any, place: str) -> bool:
-    """True for 1, "1" or true; False for 0, "0" or false; CSV gives strings."""
+    """Return True for 1, "1" or true, and False for 0, "0" or false. CSV gives strings."""
     if str(value).lower() in ("1", "true", "1.0"):
         return True
     if str(value).lower() in ("0", "false", "0.0"):

@@ -1,7 +1,7 @@
 """Datasets of the Hugging Face hub as the config names them: ``hub:org/name?split=train``.
 
-A dataset is read at one commit. Which one that is, the cache of Hugging Face remembers (HF_HOME):
-a branch is looked up on the hub when it is first asked for, and from then on no network is needed.
+A dataset is read at one commit, which the cache of Hugging Face (HF_HOME) remembers. A branch is
+looked up on the hub when it is first asked for. From then on no network is needed.
 `warpflow.pipeline.model_contents` puts the commit into the job's key and provenance.
 """
 
@@ -21,13 +21,14 @@ INSTALL = "`pip install datasets==5.2.0` (or the project's extra `hub`)"
 
 @dataclass(frozen=True)
 class HubDataset:
-    """What ``hub:org/name?config=…&revision=…&split=…`` names; all but the name may be left out.
+    """The dataset that ``hub:org/name?config=…&revision=…&split=…`` names. All but the name may be
+    left out.
 
     Attributes:
-        name: on the hub.
-        config: the hub's name of a subset; None where the dataset has one alone.
-        revision: branch, tag or commit.
-        split: such as train, test, or train[:1000].
+        name: the name on the hub.
+        config: the hub's name of a subset; None where the dataset has only one.
+        revision: a branch, tag or commit.
+        split: a split such as train, test, or train[:1000].
     """
 
     name: str
@@ -37,15 +38,15 @@ class HubDataset:
 
 
 def is_hub(path: str) -> bool:
-    """Whether a path of the config names a dataset of the hub, and no file."""
+    """Whether a path of the config names a dataset of the hub and not a file."""
     return path.startswith(HUB)
 
 
 def parse_hub(path: str) -> HubDataset:
-    """The dataset that a path of the config names.
+    """Return the dataset that a path of the config names.
 
     Raises:
-        ValueError: the path has another form; names the part.
+        ValueError: the path has another form. The message names the wrong part.
     """
     name, _, query = path.removeprefix(HUB).partition("?")
     expected = f"expected {HUB}org/name, or {HUB}org/name?split=train&config=…&revision=…"
@@ -66,7 +67,7 @@ def parse_hub(path: str) -> HubDataset:
 
 
 def hub_problem(path: str) -> str | None:
-    """Why a dataset of the hub cannot be read, as far as it is known without the network."""
+    """Say why a dataset of the hub cannot be read, as far as that is known without the network."""
     try:
         parse_hub(path)
     except ValueError as error:
@@ -77,8 +78,8 @@ def hub_problem(path: str) -> str | None:
 
 
 def cached_commit(dataset: HubDataset) -> str | None:
-    """The commit that the cache of Hugging Face has for a dataset's revision; None where the
-    revision was never looked up on this machine."""
+    """Return the commit that the cache of Hugging Face has for a dataset's revision, or None where
+    the revision was never looked up on this machine."""
     if COMMIT.fullmatch(dataset.revision):
         return dataset.revision
     from huggingface_hub import constants  # only where a dataset of the hub is named
@@ -89,11 +90,12 @@ def cached_commit(dataset: HubDataset) -> str | None:
 
 
 def dataset_folder(path: str) -> Path:
-    """The files of a dataset at its commit, in the cache of Hugging Face. The network is used where
-    the cache lacks some of them.
+    """Return the folder of a dataset's files at its commit, in the cache of Hugging Face. The
+    network is used where the cache lacks some of them.
 
     Raises:
-        OSError: they cannot be had; says what the hub said, and what to do.
+        OSError: the files are not available. The message repeats what the hub said and says what to
+            do.
     """
     from huggingface_hub import snapshot_download
 
@@ -105,8 +107,8 @@ def dataset_folder(path: str) -> Path:
         )
     except (OSError, ValueError) as error:
         raise OSError(
-            f"{path}: the dataset cannot be had from the hub, nor from the cache below HF_HOME: "
-            f"{error} Look at its name and revision; for a private or gated one run `hf auth "
-            "login`; where there is no network, bring HF_HOME from a machine that has read it"
+            f"{path}: the dataset is neither on the hub nor in the cache below HF_HOME: "
+            f"{error} Check its name and revision. For a private or gated one, run `hf auth "
+            "login`. Without network, copy HF_HOME from a machine that has read it"
         ) from error
     return Path(folder)

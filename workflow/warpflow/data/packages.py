@@ -1,4 +1,4 @@
-"""A file out of a package of the Python registry, by version and hash."""
+"""Take a file out of a package of the Python registry, by version and hash."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def require_disk(folder: Path, megabytes: int, purpose: str) -> None:
-    """Raise OSError where fewer than so many megabytes are free in a folder."""
+    """Raise OSError where fewer than `megabytes` are free in a folder."""
     free = shutil.disk_usage(folder).free / 1e6
     if free < megabytes:
         raise OSError(
@@ -20,11 +20,12 @@ def require_disk(folder: Path, megabytes: int, purpose: str) -> None:
 
 
 def download_package(requirements: str, megabytes: int, folder: Path) -> Path:
-    """The package that a requirements file pins, as the file that pip brings. pip's own
-    configuration says from where, and it refuses what has another hash.
+    """Download the package that a requirements file pins, and return its file. pip's own
+    configuration says from where, and pip refuses a file with another hash.
 
     Raises:
-        ConnectionError: pip could not; says what it said, how large the download is, what to do.
+        ConnectionError: pip failed. The message repeats what pip said, how large the download is,
+            and says what to do.
         ValueError: the requirements name more than one package.
     """
     pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
@@ -48,10 +49,10 @@ def download_package(requirements: str, megabytes: int, folder: Path) -> Path:
 
 
 def unpack_file(package: Path, name: str, folder: Path) -> Path:
-    """One file of a package (a wheel is a zip file).
+    """Unpack one file of a package (a wheel is a zip file).
 
     Raises:
-        ValueError: the package has no such file; lists those that it has.
+        ValueError: the package has no such file. The message lists those that it has.
     """
     with zipfile.ZipFile(package) as archive:
         if name not in archive.namelist():

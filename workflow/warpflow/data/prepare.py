@@ -1,10 +1,10 @@
-"""Read the user's files, prepare the data folder that every later stage reads.
+"""Read the user's files, and write the data folder that every later stage reads.
 
 The folder holds sft.jsonl (prompt, completion), preferences.jsonl (prompt, chosen, rejected),
 train_prompts.jsonl and eval_prompts.jsonl (prompt, and further columns of the source), and
-tokenizer/. A prompt is text or a list of messages (`warpflow.lm.prompts`), all else is text. Later
-stages tokenise prompt and completion separately and put the ids together, so a completion carries
-the space that separates it from a prompt of text.
+tokenizer/. A prompt is text or a list of messages (`warpflow.lm.prompts`); all else is text. Later
+stages tokenise prompt and completion separately and join the ids. So a completion begins with the
+space that separates it from a prompt of text.
 """
 
 import itertools
@@ -68,8 +68,8 @@ def copy_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerBase:
     """Copy the tokenizer files (not the weights) of a Hugging Face folder, and load the copy.
 
     A name that is no folder is taken from the hub (or its cache) and saved, and so is the tokenizer
-    in a GGUF file. A model that it comes with is checked as far as its config tells, before later
-    stages load the weights.
+    in a GGUF file. If it comes with a model, the model's config is checked before later stages load
+    the weights.
     """
     if not Path(source).is_dir():
         # its error names both possibilities
@@ -96,7 +96,7 @@ def copy_tokenizer(source: str, folder: Path) -> PreTrainedTokenizerBase:
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
-    """Number of tokens of each text, without special tokens."""
+    """Return the number of tokens of each text, without special tokens."""
     if not texts:
         return []
     return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
@@ -105,7 +105,8 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 def count_prompt_tokens(
     tokenizer: PreTrainedTokenizerBase, prompts: Mapping[int, Prompt], path: str
 ) -> list[int]:
-    """Number of tokens of each prompt, by its row's number, without the BOS of texts."""
+    """Return the number of tokens of each prompt, without the BOS of texts. Prompts come by row
+    number."""
     bos = tokenizer.bos_token_id
     return [
         len(ids) - (isinstance(prompt, str) and ids[:1] == [bos])
@@ -116,12 +117,12 @@ def count_prompt_tokens(
 
 
 def has_config(source: str) -> bool:
-    """Whether a tokenizer comes with a model; a name on the hub does."""
+    """Whether a tokenizer comes with a model. One that is named on the hub does."""
     return not Path(source).is_dir() or Path(source, "config.json").is_file()
 
 
 def absent_tokens(tokenizer: PreTrainedTokenizerBase, source: str | None) -> list[str]:
-    """Special tokens for which the model at `source` has no row in its embedding
+    """Return the special tokens that have no row in the embedding of the model at `source`
     (`require_vocabulary`)."""
     if source is None or not has_config(source):
         return []
@@ -132,7 +133,7 @@ def require_known_tokens(rows: Mapping[int, Row], absent: Sequence[str], place: 
     """Raise ValueError for a text with a token of `absent_tokens`.
 
     Args:
-        rows: by number. place: file and what the rows are, for the message.
+        rows: the rows by number. place: the file and what its rows are, for the message.
     """
     if not absent:
         return
@@ -141,7 +142,7 @@ def require_known_tokens(rows: Mapping[int, Row], absent: Sequence[str], place: 
             found = next((token for token in absent if token in text), None)
             if found is not None:
                 raise ValueError(
-                    f"{place} {number}: {found} stands in a text, but the policy's embedding has "
+                    f"{place} {number}: a text holds {found}, but the policy's embedding has "
                     "no row for this token: leave it out"
                 )
 
@@ -152,7 +153,7 @@ def by_row(
     prompts: Mapping[int, Prompt],
     path: str,
 ) -> list[list[int]]:
-    """`encode` of prompts by their row's number; its ValueError names file and row."""
+    """Encode prompts that come by row number. A ValueError of `encode` then names file and row."""
     try:
         return encode(tokenizer, list(prompts.values()))
     except ValueError:
@@ -169,22 +170,22 @@ def by_row(
 
 @section
 class PrepareArguments(PrepareData):
-    """Section `prepare_data`, with what it needs of others. None, a flag left out, stands for null,
-    "not used".
+    """Section `prepare_data`, and what it needs of other sections. A flag that is left out is None
+    and stands for null, "not used".
 
-    A column of prompts holds text or messages; a column of completions may hold messages too, which
-    end with the assistant's answer. `max_text_tokens` bounds prompt + completion in tokens without
-    bos and eos, `max_prompt_tokens` a prompt as the policy reads it.
+    A column of prompts holds text or messages. A column of completions may also hold messages,
+    which end with the assistant's answer. `max_text_tokens` limits prompt and completion together,
+    without BOS and EOS. `max_prompt_tokens` limits a prompt as the policy reads it.
     """
 
     prompts_path: str = Field(kw_only=True)
     eval_prompts: Count = Field(kw_only=True)
     seed: int = Field(kw_only=True)
-    """Base seed of the split and of pairing by label."""
+    """The base seed of the split and of pairing by label."""
     max_prompt_tokens: Count = Field(kw_only=True)
     """A longer prompt is an error."""
     tokenizer_path: str | None = None
-    """Folder or hub name of a tokenizer to copy, where none is trained."""
+    """The folder or hub name of a tokenizer to copy, where none is trained."""
     held_out_pairs: int = 0
     """train_reward_model.held_out: more pairs than these must be left. It changes no file."""
 
@@ -198,7 +199,7 @@ class PrepareArguments(PrepareData):
             raise ValueError("prepare_data: sft_prompt needs sft_completion, a column of that file")
         texts = self.sft_path or self.preferences_path
         if texts is not None and self.max_text_tokens is None:
-            raise ValueError(f"prepare_data: {texts} needs max_text_tokens, its texts' limit")
+            raise ValueError(f"prepare_data: {texts} needs max_text_tokens, the limit of its texts")
         if self.preferences_path is not None and named_columns(asdict(self), "preferences"):
             _require_one_preference_form(self)
 
@@ -222,14 +223,14 @@ def _require_one_preference_form(settings: PrepareArguments) -> None:
 
 
 def _join_space(prompt: str, completion: str) -> str:
-    """The completion with a leading space if nothing else separates it from its prompt."""
+    """Return the completion, with a leading space if nothing else separates it from its prompt."""
     if not prompt or prompt[-1].isspace() or completion[:1].isspace():
         return completion
     return " " + completion
 
 
 def _read_cells(rows: Sequence[Row], column: str | None, path: str, key: str) -> Sequence[Prompt]:
-    """A column of texts, or one of messages; empty texts where no column is named."""
+    """Return a column of texts or messages, or empty texts where no column is named."""
     if column is None:
         return [""] * len(rows)
     require_columns(rows, [column], path, f"prepare_data: {key}")
@@ -248,22 +249,24 @@ def _read_cells(rows: Sequence[Row], column: str | None, path: str, key: str) ->
 
 
 def split_answer(prompt: Prompt, answer: Prompt, place: str) -> tuple[Prompt, str]:
-    """Prompt and completion. An answer of messages ends with the assistant's, which is the
-    completion; those before it belong to the prompt."""
+    """Return prompt and completion. Messages of an answer end with one of the assistant, which is
+    the completion. The messages before it belong to the prompt."""
     if isinstance(answer, str):
         return prompt, _join_space(prompt, answer) if isinstance(prompt, str) else answer
     *before, last = answer
     messages = [*([] if prompt == "" else prompt), *before]
     if last["role"] != "assistant" or not is_messages(messages):
         raise ValueError(
-            f"{place}: expected messages that end with the assistant's, after a prompt of messages "
-            f"in a column of its own or in front; got prompt {prompt!r:.80}, answer {answer!r:.200}"
+            f"{place}: expected messages that end with one of the assistant, after a prompt of "
+            f"messages in a column of its own or in front; got prompt {prompt!r:.80}, answer "
+            f"{answer!r:.200}"
         )
     return messages, last["content"]
 
 
 def read_sft(settings: PrepareArguments) -> list[Row]:
-    """Rows of prompt and completion from sft_path; none where there is no such file."""
+    """Return rows of prompt and completion from sft_path, or no rows where there is no such
+    file."""
     path = settings.sft_path
     if path is None:
         return []
@@ -282,8 +285,8 @@ def read_sft(settings: PrepareArguments) -> list[Row]:
 def pair_by_label(
     texts: Sequence[str], is_preferred: Sequence[bool], rng: random.Random
 ) -> list[Row]:
-    """Each preferred text, in order, as chosen against a random one that is not preferred. All of
-    these are used before one is used again, so that few pairs, if any, share a text."""
+    """Pair each preferred text, in order, with a random text that is not preferred. All of these
+    are used before one is used again, so that few pairs, if any, share a text."""
     others = [text for text, preferred in zip(texts, is_preferred, strict=True) if not preferred]
     if not others or len(others) == len(texts):
         raise ValueError("labels must hold both 1 and 0 so that pairs can be made")
@@ -296,8 +299,8 @@ def pair_by_label(
 
 
 def read_preferences(settings: PrepareArguments) -> list[Row]:
-    """Rows of prompt, chosen and rejected from preferences_path, in either form; none where there
-    is no such file."""
+    """Return rows of prompt, chosen and rejected from preferences_path, in either form. There are
+    none where there is no such file."""
     path = settings.preferences_path
     if path is None:
         return []
@@ -342,12 +345,12 @@ def _read_pairs(rows: Sequence[Row], path: str, columns: Columns, is_named: bool
 
 
 def read_prompts(settings: PrepareArguments) -> tuple[dict[int, Row], int]:
-    """Different prompts, each with the other columns of its first row and by that row's number in
-    the file; and how many rows were dropped as short.
+    """Return the different prompts, and how many rows were dropped as too short. A prompt comes
+    with the other columns of its first row, by that row's number in the file.
 
-    With prompts_first_words = k a prompt is the first k words, joined by single spaces, of rows
-    that have more than k. Messages that end with the assistant's are a prompt without it. A source
-    column "prompt" is replaced where another one is chosen.
+    With prompts_first_words = k a prompt is the first k words of a row that has more than k, joined
+    by single spaces. A last message of the assistant is left out of a prompt. A source column
+    "prompt" is replaced where another one is chosen.
     """
     path, k = settings.prompts_path, settings.prompts_first_words
     rows = read_rows(path)
@@ -384,12 +387,12 @@ def read_prompts(settings: PrepareArguments) -> tuple[dict[int, Row], int]:
 def drop_alike(
     prompts: Mapping[int, Row], encoded: Sequence[Sequence[int]], path: str
 ) -> tuple[list[Row], list[str]]:
-    """Prompts whose tokens differ, and what is to be said of the others. A chat template trims
-    spaces, and some tokenizers do: the policy could not tell such prompts apart, and neither could
-    a reward that finds a prompt's row by its tokens.
+    """Return the prompts whose tokens differ, and a message for each of the others. Chat templates
+    and some tokenizers trim spaces. Then neither the policy could tell such prompts apart, nor a
+    reward that finds a prompt's row by its tokens.
 
     Args:
-        prompts: by their row's number. encoded: their token ids.
+        prompts: the prompts by row number. encoded: their token ids.
     """
     first: dict[tuple[int, ...], int] = {}
     said = []
@@ -406,7 +409,7 @@ def drop_alike(
 def without_long_prompts(
     prompts: Mapping[int, Row], encoded: Mapping[int, Sequence[int]], limit: int
 ) -> dict[int, Row]:
-    """Prompts of at most so many tokens, by their row's number as their token ids are."""
+    """Return the prompts of at most `limit` tokens. Prompts and token ids come by row number."""
     return {number: row for number, row in prompts.items() if len(encoded[number]) <= limit}
 
 
@@ -429,7 +432,8 @@ def require_short_prompts(
 def split_prompts(
     prompts: Sequence[Row], eval_prompts: int, train_prompts: int | None, seed: int
 ) -> tuple[list[Row], list[Row]]:
-    """Disjoint train and eval prompts by a seeded shuffle; `train_prompts` caps the former.
+    """Split prompts into train and eval prompts by a seeded shuffle. `train_prompts` caps the
+    former.
 
     Eval prompts do not depend on the cap.
     """
@@ -451,7 +455,7 @@ def drop_unusable(
     max_tokens: int,
     path: str,
 ) -> tuple[list[Row], int, int]:
-    """Rows whose texts are not blank and fit with their prompt; how many were blank, how many long.
+    """Return the rows whose texts are not blank and not too long, and how many were blank and long.
 
     Raises ValueError if no row is left.
     """
@@ -472,8 +476,8 @@ def drop_unusable(
 
 
 def begins_with(prompts: Sequence[Row]) -> Callable[[Prompt, str], bool]:
-    """A function of prompt and completion: do they, together, begin with one of `prompts`? Texts
-    are compared by words, messages as they are."""
+    """Return a function that says whether prompt and completion together begin with one of
+    `prompts`. It compares texts by words and messages as they are."""
     dialogues = {json.dumps(row["prompt"]) for row in prompts if not isinstance(row["prompt"], str)}
     starts = {tuple(row["prompt"].split()) for row in prompts if isinstance(row["prompt"], str)}
     lengths = {len(words) for words in starts}
@@ -490,13 +494,13 @@ def begins_with(prompts: Sequence[Row]) -> Callable[[Prompt, str], bool]:
 def without_eval_texts(
     rows: Sequence[Row], text_columns: Sequence[str], evaluation: Sequence[Row]
 ) -> list[Row]:
-    """Rows none of whose texts begins with a held-out prompt."""
+    """Return the rows in which no text begins with a held-out prompt."""
     begins = begins_with(evaluation)
     return [row for row in rows if not any(begins(row["prompt"], row[c]) for c in text_columns)]
 
 
 def require_pairs(pairs: int, held_out: int, path: str) -> None:
-    """Raise ValueError where no pair is left to train on after those that are held out."""
+    """Raise ValueError where no pair is left to train on besides the held-out ones."""
     if pairs <= held_out:
         raise ValueError(
             f"{path}: {pairs} pairs can be used, but train_reward_model.held_out is {held_out}: "
@@ -508,7 +512,7 @@ def require_pairs(pairs: int, held_out: int, path: str) -> None:
 def make_tokenizer(
     settings: PrepareArguments, sft: Sequence[Row], preferences: Sequence[Row], folder: Path
 ) -> PreTrainedTokenizerBase:
-    """The user's tokenizer copied to `folder`, or one trained on all texts."""
+    """Copy the user's tokenizer to `folder`, or train one on all texts."""
     if settings.tokenizer_path is not None:
         return copy_tokenizer(settings.tokenizer_path, folder)
     assert settings.vocab_size is not None
@@ -518,7 +522,7 @@ def make_tokenizer(
 
 
 def file_of_messages(files: Iterable[tuple[str | None, Sequence[Row]]]) -> str | None:
-    """The first file that has prompts of messages."""
+    """Return the first file whose prompts are messages."""
     for path, rows in files:
         if not all(isinstance(row["prompt"], str) for row in rows):
             return path
@@ -526,7 +530,7 @@ def file_of_messages(files: Iterable[tuple[str | None, Sequence[Row]]]) -> str |
 
 
 def require_template(has_template: bool, path: str) -> None:
-    """Raise ValueError where a file has prompts of messages, and there is no chat template."""
+    """Raise ValueError where a file's prompts are messages and there is no chat template."""
     if not has_template:
         raise ValueError(
             f"{path} has prompts of messages, but the policy's tokenizer has no chat template (one "
@@ -542,11 +546,11 @@ def write_texts(
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
 ) -> Iterator[str]:
-    """Write the usable rows of corpus and preferences to `out`; yields a line on each.
+    """Write the usable rows of corpus and preferences to `out`, and yield a line about each file.
 
     Args:
-        texts: name, rows, columns of completions, and the file they come from.
-        evaluation: held-out prompts.
+        texts: for each file its name, rows, columns of completions, and the file they come from.
+        evaluation: the held-out prompts.
     """
     for name, rows, columns, path in texts:
         limit = settings.max_text_tokens
@@ -585,7 +589,8 @@ def show_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
 
 
 def prepare_data(settings: PrepareArguments, out: Path) -> list[str]:
-    """Write the data folder `out` from the user's files; returns a report, one line per file."""
+    """Write the data folder `out` from the user's files, and return a report with a line for each
+    file."""
     sft, preferences = read_sft(settings), read_preferences(settings)
     numbered, short = read_prompts(settings)
     prompts = list(numbered.values())

@@ -1,5 +1,5 @@
-"""Rows from wherever users have them: the files of `warpflow.data.files`, Parquet files, and
-datasets of the Hugging Face hub (`warpflow.data.hub`)."""
+"""Read rows from the files of `warpflow.data.files`, from Parquet files, and from datasets of the
+Hugging Face hub (`warpflow.data.hub`)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FORMATS = (*files.FORMATS, PARQUET)
 
 
 def iterate_rows(path: str) -> Iterator[Row]:
-    """The rows of a file, or of a dataset of the hub.
+    """Yield the rows of a file or of a dataset of the hub.
 
     Raises:
-        FileNotFoundError, ValueError: as `files.iterate_rows`, of Parquet too.
-        OSError: a dataset of the hub cannot be had.
-        ValueError: it has no such split or config; lists those that it has.
-        ModuleNotFoundError: the package that reads Parquet and the hub is missing; says how to
-            install it.
+        FileNotFoundError, ValueError: as in `files.iterate_rows`, for Parquet too.
+        OSError: a dataset of the hub is not available.
+        ValueError: the dataset has no such split or config. The message lists those that it has.
+        ModuleNotFoundError: the package that reads Parquet and the hub is missing. The message says
+            how to install it.
     """
     if is_hub(path):
         return hub_rows(path)
@@ -38,7 +38,7 @@ def iterate_rows(path: str) -> Iterator[Row]:
 
 
 def read_rows(path: str) -> list[Row]:
-    """All rows, as `iterate_rows`; ValueError where there are none."""
+    """Return all rows, read by `iterate_rows`. Raises ValueError where there are none."""
     rows = list(iterate_rows(path))
     if not rows:
         raise ValueError(f"{path}: the dataset is empty; expected at least one row")
@@ -46,7 +46,7 @@ def read_rows(path: str) -> list[Row]:
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
-    """The rows of a Parquet file."""
+    """Yield the rows of a Parquet file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; correct the path in the config")
     with needed(str(path)):
@@ -60,7 +60,8 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def hub_rows(path: str) -> Iterator[Row]:
-    """The rows of a split of a dataset of the hub. No code that comes with a dataset is run."""
+    """Yield the rows of a split of a dataset of the hub. No code that comes with a dataset is
+    run."""
     with needed(path):
         import datasets
     dataset = parse_hub(path)
@@ -69,7 +70,7 @@ def hub_rows(path: str) -> Iterator[Row]:
     try:
         split = datasets.load_dataset(str(folder), dataset.config, split=dataset.split)
     except (ValueError, OSError) as error:
-        # Its words list the splits, or the configs, that there are.
+        # The error lists the splits or configs that there are.
         raise ValueError(
             f"{path}: {error} Name one that is there, as hub:{dataset.name}?split=…&config=…"
         ) from error
@@ -80,7 +81,7 @@ def hub_rows(path: str) -> Iterator[Row]:
 
 @contextmanager
 def needed(path: str) -> Iterator[None]:
-    """Say how to install the package whose import fails inside.
+    """Say how to install a package whose import fails inside the context.
 
     Args:
         path: what is to be read with it, for the message.
@@ -92,8 +93,8 @@ def needed(path: str) -> Iterator[None]:
 
 
 def arrow_rows(batches: Iterable[Any]) -> Iterator[Row]:
-    """The rows of Arrow's record batches as JSON would have them. Columns with bytes in them, such
-    as images, are left out."""
+    """Yield the rows of Arrow's record batches in the types of JSON. Columns with bytes in them,
+    such as images, are left out."""
     for batch in batches:
         names = [field.name for field in batch.schema if not holds_bytes(field.type)]
         for row in batch.select(names).to_pylist():
@@ -101,7 +102,7 @@ def arrow_rows(batches: Iterable[Any]) -> Iterator[Row]:
 
 
 def holds_bytes(kind: Any) -> bool:
-    """Whether cells of an Arrow type are bytes, or have bytes in them."""
+    """Whether cells of an Arrow type are bytes or contain bytes."""
     from pyarrow import types
 
     is_bytes = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
@@ -111,8 +112,9 @@ def holds_bytes(kind: Any) -> bool:
 
 
 def as_json(cell: Any) -> Any:
-    """A cell of Arrow's as JSON has it. Arrow gives every object of a list the same fields, empty
-    ones as None; those are left out, as a template could take them for something that was said."""
+    """Return a cell of Arrow in the types of JSON. Arrow gives every object of a list the same
+    fields, and None to those that it lacks. These are left out, because a template could take them
+    for something that was said."""
     if isinstance(cell, list | tuple):
         return [as_json(value) for value in cell]
     if isinstance(cell, dict):

@@ -1,4 +1,4 @@
-"""Tokenizers of our own: saved as Hugging Face folders, trained on a corpus."""
+"""Our own tokenizers, trained on a corpus and saved as Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0 to 3 of our own t
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> PreTrainedTokenizerBase:
-    """Save as a Hugging Face folder; the tokenizer must know SPECIAL_TOKENS as ids 0 to 3.
+    """Save a tokenizer as a Hugging Face folder. It must have SPECIAL_TOKENS as ids 0 to 3.
 
-    Adds no token by itself (transformers writes an identity post-processor), and decodes without
-    "cleaning" spaces, which would not round-trip.
+    The saved tokenizer adds no token by itself (transformers writes an identity post-processor). It
+    decodes without "cleaning" spaces, which would not round-trip.
     """
     pad, bos, eos, unk = SPECIAL_TOKENS
     wrapped = PreTrainedTokenizerFast(
@@ -34,7 +34,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> PreTrainedTokenizerBas
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE on the texts and save it to `folder`.
 
-    Without a prefix space, so that tokens(prompt) + tokens(completion) = tokens(whole text) where
+    It adds no prefix space, so that tokens(prompt) + tokens(completion) = tokens(whole text) where
     the completion begins with its space.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

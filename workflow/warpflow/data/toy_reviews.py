@@ -1,14 +1,14 @@
 """A small synthetic language of reviews, with a gold score that the training never sees.
 
-The default data of the workflow: sentences come from the pattern tables below, so that grammar,
-generator and parser are the same data. A review is two to four sentences about one topic, written
-in one mood. `sample_preferences` labels pairs with noise by the gold score; a reward model trained
-on them approximates gold where the language has text, and is wrong elsewhere: repetition, too many
-sentences and stacked superlatives raise many such rewards while gold falls. That makes reward
-hacking visible.
+These are the default data of the workflow. Sentences come from the pattern tables below, so that
+grammar, generator and parser are the same data. A review is two to four sentences about one topic,
+written in one mood. `sample_preferences` labels pairs by the gold score, with noise. A reward model
+that is trained on them approximates gold where the language has text, and is wrong elsewhere.
+Repetition, too many sentences and stacked superlatives raise many such rewards while gold falls.
+That makes reward hacking visible.
 
-A prompt is ``review of the hotel : the room was``: the topic and the opening words of the first
-sentence. A completion goes on from there, words separated by single spaces.
+A prompt such as ``review of the hotel : the room was`` names the topic and gives the opening words
+of the first sentence. A completion goes on from there, with single spaces between words.
 """
 
 import math
@@ -58,7 +58,7 @@ STRONG = tuple(word for word, value in PRAISE.items() if value == 3.0)
 
 
 def _aspects(number: int) -> tuple[str, ...]:
-    """Aspects of all topics without repeats, number 0: singular, 1: plural."""
+    """Return the aspects of all topics without repeats: number 0 is singular, 1 is plural."""
     return tuple(dict.fromkeys(a for aspects in TOPICS.values() for a in aspects[number]))
 
 
@@ -126,20 +126,21 @@ STATEMENTS: dict[str, tuple[int, float]] = {
 
 @dataclass(frozen=True)
 class Pattern:
-    """One sentence shape: slots and words, the mood it is written in, and how common it is."""
+    """The shape of a sentence: its slots and words, its mood, and how common it is."""
 
     slots: tuple[str, ...]
     tone: int
     weight: float
 
     def starts_with(self, words: Sequence[str]) -> bool:
-        """Whether a sentence of this shape can begin with `words` (its full stop not included)."""
+        """Whether a sentence of this shape, without its full stop, can begin with `words`."""
         return len(words) <= len(self.slots) and all(
             word in SLOTS.get(slot, (slot,)) for word, slot in zip(words, self.slots, strict=False)
         )
 
     def probability_weight(self, mood: float) -> float:
-        """Unnormalised probability of the shape in a review of this mood (0 bad to 1 good)."""
+        """Return the unnormalised probability of the shape in a review of this mood (0 bad to 1
+        good)."""
         factor = {1: mood, -1: 1.0 - mood, 0: 2.0 * mood * (1.0 - mood)}[self.tone]
         return self.weight * factor
 
@@ -172,7 +173,7 @@ def _is_foreign(word: str, topic: str) -> bool:
 
 
 def _topic_words(slot: str, topic: str) -> tuple[str, ...]:
-    """What a slot accepts in a review of `topic`."""
+    """Return the words that a slot accepts in a review of `topic`."""
     return tuple(w for w in SLOTS.get(slot, (slot,)) if not _is_foreign(w, topic))
 
 
@@ -183,7 +184,8 @@ def _fill(
     opening: Sequence[str] = (),
     used_nouns: Collection[str] = (),
 ) -> list[str]:
-    """A sentence of the pattern that begins with `opening`, with unused words where there are."""
+    """Return a sentence of the pattern that begins with `opening`, with unused nouns where
+    possible."""
     sentence = list(opening)
     for slot in pattern.slots[len(opening) :]:
         options = _topic_words(slot, topic)
@@ -193,7 +195,7 @@ def _fill(
 
 
 def _draw_mood(rng: random.Random, candidates: Sequence[Pattern]) -> float:
-    """A mood, by rejection from its posterior given that the first sentence is a candidate."""
+    """Draw a mood from its posterior given that the first sentence is a candidate, by rejection."""
     while True:
         mood = rng.betavariate(MOOD_CONCENTRATION, MOOD_CONCENTRATION)
         matching = sum(p.probability_weight(mood) for p in candidates)
@@ -206,7 +208,7 @@ def _draw_pattern(rng: random.Random, candidates: Sequence[Pattern], mood: float
 
 
 def complete_review(rng: random.Random, topic: str, opening: Sequence[str] = ()) -> list[str]:
-    """The words of a review that go on from `opening`, the first words of its first sentence.
+    """Return the words of a review that continue `opening`, the first words of its first sentence.
 
     Raises ValueError where no sentence of the language begins with `opening`.
     """
@@ -225,17 +227,17 @@ def complete_review(rng: random.Random, topic: str, opening: Sequence[str] = ())
 
 
 def sample_review(rng: random.Random, topic: str) -> str:
-    """A review of 2 to 4 different sentences about `topic`, without its prompt."""
+    """Return a review of 2 to 4 different sentences about `topic`, without its prompt."""
     return " ".join(complete_review(rng, topic))
 
 
 def format_prompt(topic: str, opening: Sequence[str] = ()) -> str:
-    """The prompt whose completion is a review of `topic` that begins with `opening`."""
+    """Return the prompt of a review of `topic` that begins with `opening`."""
     return " ".join(("review", "of", "the", topic, ":", *opening))
 
 
 def parse_prompt(prompt: str) -> tuple[str, list[str]]:
-    """Topic and opening words of a prompt; ValueError for text of another form."""
+    """Return topic and opening words of a prompt. Raises ValueError for text of another form."""
     words = prompt.split()
     known = len(words) >= 5 and words[:3] == ["review", "of", "the"] and words[4] == ":"
     if not known or words[3] not in TOPICS:
@@ -248,7 +250,7 @@ def parse_prompt(prompt: str) -> tuple[str, list[str]]:
 
 
 def _sample_opening(rng: random.Random, topic: str) -> list[str]:
-    """One to four words, or the whole first clause, of a sentence about `topic`."""
+    """Return one to four words, or the whole first clause, of a sentence about `topic`."""
     mood = rng.betavariate(MOOD_CONCENTRATION, MOOD_CONCENTRATION)
     sentence = _fill(rng, _draw_pattern(rng, PATTERNS, mood), topic)
     clause = next((i for i, w in enumerate(sentence) if w in CONNECTIVES), len(sentence))
@@ -256,13 +258,13 @@ def _sample_opening(rng: random.Random, topic: str) -> list[str]:
 
 
 def sample_prompt(rng: random.Random) -> str:
-    """A prompt: a uniform topic and the opening of a review."""
+    """Return a prompt with a uniformly drawn topic and the opening of a review."""
     topic = rng.choice(tuple(TOPICS))
     return format_prompt(topic, _sample_opening(rng, topic))
 
 
 def sample_distinct_prompts(rng: random.Random, count: int) -> list[str]:
-    """`count` different prompts in random order; ValueError if the language has too few."""
+    """Return `count` different prompts in random order. Raises ValueError if there are too few."""
     found: dict[str, None] = {}
     attempts = 200 * count
     for _ in range(attempts):
@@ -281,18 +283,19 @@ def sample_distinct_prompts(rng: random.Random, count: int) -> list[str]:
 
 # ---------------------------------------------------------------------------------- gold score
 
-UNGRAMMATICAL = -2.0  # value of a sentence that is none, or of a fragment at the end
-REPEATED = -1.5  # value of a sentence that stood before
+UNGRAMMATICAL = -2.0  # value of an ungrammatical sentence, or of a fragment at the end
+REPEATED = -1.5  # value of a sentence that came before
 OFF_TOPIC = -1.5  # value of a sentence about another topic
-STALE_SHARE = 0.7  # how much of its praise a sentence loses whose words all stood before
-TOO_SHORT_PENALTY = 0.5  # fewer than MIN_SENTENCES
-TOO_LONG_PENALTY = 0.75  # each sentence beyond MAX_SENTENCES
-MAX_STRONG, STRONG_PENALTY = 2, 0.5  # each superlative beyond MAX_STRONG is not believed
+STALE_SHARE = 0.7  # the share of its praise that a sentence loses if all its words came before
+TOO_SHORT_PENALTY = 0.5  # for fewer than MIN_SENTENCES
+TOO_LONG_PENALTY = 0.75  # for each sentence beyond MAX_SENTENCES
+MAX_STRONG, STRONG_PENALTY = 2, 0.5  # for each superlative beyond MAX_STRONG
 UNFINISHED_PENALTY = 1.0
 
 
 def _split_sentences(words: Sequence[str]) -> list[list[str]]:
-    """Sentences without full stops; a fragment after the last full stop keeps the mark '...'."""
+    """Split words into sentences without full stops. A fragment after the last one gets the mark
+    '...'."""
     sentences: list[list[str]] = [[]]
     for word in words:
         if word == ".":
@@ -314,7 +317,8 @@ def _clause_sentiment(clause: Sequence[str]) -> float:
 
 
 def sentence_sentiment(sentence: Sequence[str]) -> float:
-    """Mean sentiment of the clauses of a grammatical sentence: more clauses are not more praise."""
+    """Return the mean sentiment of a grammatical sentence's clauses. More clauses are not more
+    praise."""
     clauses: list[list[str]] = [[]]
     for word in sentence:
         if word in CONNECTIVES:
@@ -325,7 +329,7 @@ def sentence_sentiment(sentence: Sequence[str]) -> float:
 
 
 def _sentence_value(sentence: Sequence[str], earlier: Sequence[Sequence[str]], topic: str) -> float:
-    """What one sentence adds, given the sentences before it."""
+    """Return the value that a sentence adds, given the sentences before it."""
     if not is_grammatical(sentence):
         return UNGRAMMATICAL
     if sentence in earlier:
@@ -354,15 +358,15 @@ def _review_score(topic: str, words: Sequence[str], finished: bool) -> float:
 def gold_score(
     prompts: list[str], completions: list[str], finished: list[bool], **_: object
 ) -> list[float]:
-    """Gold reward of each completion, for evaluation only; higher is better.
+    """Return the gold reward of each completion, for evaluation only. Higher is better.
 
-    At most 4.5; reviews of the language have mean 0 and standard deviation 1.2.
+    It is at most 4.5. Reviews of the language have mean 0 and standard deviation 1.2.
 
-    The opening words of a prompt and its completion are scored together as one review: the mean
-    value of its sentences (sentiment where grammatical, on topic and not said before), less
-    penalties for fewer than 2 or more than 4 sentences, for more than 2 superlatives, and where
-    `finished` is False (the completion ended without the end-of-sequence token).
-    Raises ValueError for a prompt of another form, or lists of different lengths.
+    The opening words of a prompt and its completion are scored together as one review. The score is
+    the mean value of its sentences (their sentiment, where they are grammatical, on topic and new),
+    less penalties. Penalties are for fewer than 2 or more than 4 sentences, for more than 2
+    superlatives, and where `finished` is False (the completion ended without the EOS token). Raises
+    ValueError for a prompt of another form, or lists of different lengths.
     """
     if not len(prompts) == len(completions) == len(finished):
         raise ValueError(
@@ -383,17 +387,17 @@ CORRUPTIONS = ("swap", "replace", "repeat", "truncate", "off_topic")
 
 
 def _sample_foreign_sentence(rng: random.Random, topic: str) -> list[str]:
-    """A sentence that names what is no part of `topic`."""
+    """Return a sentence that names something that is no part of `topic`."""
     other = rng.choice([t for t in TOPICS if t != topic])
     while True:
         sentence = _fill(rng, _draw_pattern(rng, PATTERNS, 0.5), other)
-        # not "we would return", nor an aspect that both topics have
+        # This leaves out "we would return" and aspects that both topics have.
         if any(_is_foreign(word, topic) for word in sentence):
             return sentence
 
 
 def corrupt(rng: random.Random, words: Sequence[str], topic: str, kind: str) -> list[str]:
-    """A damaged completion, one of CORRUPTIONS.
+    """Return a damaged completion. `kind` is one of CORRUPTIONS.
 
     ``swap`` exchanges two words and ``replace`` draws a new one; ``repeat`` says the last sentence
     again; ``truncate`` drops the last one to four words; ``off_topic`` writes the last sentence
@@ -429,11 +433,11 @@ def _sample_completion(rng: random.Random, topic: str, opening: Sequence[str]) -
 
 
 def sample_preferences(rng: random.Random, pairs: int, noise_scale: float) -> list[dict[str, str]]:
-    """Rows of prompt, chosen and rejected, with labels that follow gold with noise.
+    """Return rows of prompt, chosen and rejected, labelled by gold with noise.
 
-    Both completions come from the language, CORRUPTED_SHARE of them damaged. The first is chosen
-    with probability sigmoid(noise_scale * (gold_first - gold_second)) (Bradley-Terry): 0 is a coin,
-    a large scale is gold itself.
+    Both completions come from the language, and CORRUPTED_SHARE of them are damaged. The first is
+    chosen with probability sigmoid(noise_scale * (gold_first - gold_second)) (Bradley-Terry). Scale
+    0 is a coin, and a large scale is gold itself.
     """
     rows = []
     for _ in range(pairs):
@@ -453,7 +457,7 @@ def sample_preferences(rng: random.Random, pairs: int, noise_scale: float) -> li
 
 
 def sample_sft(rng: random.Random, examples: int) -> list[dict[str, str]]:
-    """Rows of prompt (the topic, no opening words) and completion (the whole review)."""
+    """Return rows of prompt (the topic, no opening words) and completion (the whole review)."""
     rows = []
     for _ in range(examples):
         topic = rng.choice(tuple(TOPICS))

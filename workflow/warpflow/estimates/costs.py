@@ -1,8 +1,9 @@
-"""What the run of a config takes: its jobs, their work in floating-point operations, checkpoints.
+"""What the run of a config takes: its jobs, their floating-point operations, and checkpoints.
 
-A pass over N tokens costs 2 N operations for each weight, its backward pass twice that. Attention's
-own products, short at these lengths, are left out; every prompt and completion is at its limit. So
-these are figures for planning, to be replaced by the run's own times once there are some.
+A forward pass over N tokens costs 2 N operations for each weight, and its backward pass twice that.
+The products inside attention are small at these lengths and left out. Every prompt and completion
+is taken at its limit. So these are figures for planning. The run's own times replace them once
+there are some.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ FETCHED = "fetch_policy"
 
 @dataclass(frozen=True)
 class Sampling:
-    """Completions that a job samples: their tokens, and the operations, their prompts' included."""
+    """What a job samples: its completion tokens, and the operations, those of the prompts
+    included."""
 
     tokens: float = 0.0
     work: float = 0.0
@@ -74,9 +76,9 @@ class Job:
     """A heavy job of a run.
 
     Attributes:
-        result: its name, as in the plan; rule first.
-        work: floating-point operations; None where the time goes into reading and writing.
-        checkpoint: bytes that stay.
+        result: its name, as in the plan, which begins with the rule.
+        work: its floating-point operations. None: the time goes into reading and writing.
+        checkpoint: the bytes that stay.
         sampling: the part of `work` that samples.
     """
 
@@ -94,10 +96,10 @@ class Job:
 
 
 def policy_config(config: Mapping[str, Any]) -> PreTrainedConfig:
-    """The user's policy's, or that of the architecture with its vocabulary.
+    """Return the config of the user's policy, or of the architecture with its vocabulary.
 
     Raises:
-        ValueError: the policy is yet to be fetched.
+        ValueError: the policy has not been fetched yet.
     """
     if config["policy"]["path"] == FETCHED:
         fetched = Path(config["results"], FETCHED, "checkpoint")
@@ -119,13 +121,13 @@ def policy_config(config: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def is_placeholder(config: Mapping[str, Any], path: str) -> bool:
-    """Whether a model is yet to come, and the config says instead how large it is."""
+    """Whether a model is not there yet, and the config says how large it is."""
     return not Path(path).is_dir() and config["prepare_data"].get("vocab_size") is not None
 
 
 def reward_config(config: Mapping[str, Any], policy: PreTrainedConfig) -> PreTrainedConfig | None:
-    """The user's reward model's, or that of one trained from the policy; None where it has no
-    weight in any run."""
+    """Return the config of the user's reward model, or of one that is trained from the policy.
+    Return None where it has no weight in any run."""
     if not uses_reward_model(config):
         return None
     path = config["train_reward_model"]["path"]
@@ -148,8 +150,8 @@ def count_parameters(family: Any, config: PreTrainedConfig | None) -> int:
 def estimate_memory(
     config: Mapping[str, Any], training: Mapping[str, Any], shards: int = 1
 ) -> Estimate:
-    """Of one RL run with the settings `training` of section train_policy, on each of the `shards`
-    devices that FSDP shares it among."""
+    """Estimate the memory of one RL run with the settings `training` of section train_policy, on
+    each of the `shards` devices that FSDP shares it among."""
     policy = policy_config(config)
     known = {field.name for field in fields(ReinforceSettings)}
     given = {**config["policy"], **training}
@@ -168,8 +170,8 @@ def estimate_memory(
 
 
 def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
-    """Every job that trains, merges, interpolates or evaluates for a group of experiments; with the
-    main group, comparisons and benchmarks of the config."""
+    """Return every job that trains, merges, interpolates or evaluates for a group of experiments.
+    The main group also has the comparisons and benchmarks of the config."""
     policy = policy_config(config)
     size = count_parameters(AutoModelForCausalLM, policy)
     judge = count_parameters(AutoModelForSequenceClassification, reward_config(config, policy))
@@ -223,8 +225,8 @@ def jobs_of(config: Mapping[str, Any], plan: Plan, group: str) -> list[Job]:
 
 
 def fronts_of(config: Mapping[str, Any], plan: Plan, group: str) -> dict[str, set[Weights]]:
-    """The jobs that evaluate for a group, each with the policies that it computes: those of equal
-    weights once, and the SFT policy in its own job."""
+    """Return the jobs that evaluate for a group, each with the policies that it computes. Policies
+    with equal weights are computed once, and the SFT policy has its own job."""
     evaluated = {row["policy"] for row in evaluations(plan, group)}
     used = {
         front: {weights_of(plan, result) for result in results}
@@ -238,7 +240,7 @@ def fronts_of(config: Mapping[str, Any], plan: Plan, group: str) -> dict[str, se
 
 
 def comparison_jobs(config: Mapping[str, Any], size: int) -> Iterator[Job]:
-    """Answers of policies, and judgements; what a judge takes is not known beforehand."""
+    """Yield the jobs of answers and judgements. What a judge takes is not known beforehand."""
     for name, comparison in read_comparisons(config).items():
         prompts = count_prompts(config, comparison)
         prompt = comparison.max_prompt_tokens or config["policy"]["max_prompt_tokens"]
@@ -252,14 +254,15 @@ def comparison_jobs(config: Mapping[str, Any], size: int) -> Iterator[Job]:
 
 
 def count_prompts(config: Mapping[str, Any], comparison: Comparison) -> int | None:
-    """At most; None where a file of stored answers says, which is not opened."""
+    """Return the largest number of prompts, or None where a file of stored answers decides it,
+    which is not opened here."""
     held_out = None if comparison.stored else int(config[config["data"]]["eval_prompts"])
     return min((n for n in (comparison.prompts, held_out) if n), default=None)
 
 
 def chat_requests(config: Mapping[str, Any]) -> dict[str, tuple[int, int | None]]:
-    """Of each chat judge, by comparison/judge: requests for each prompt, without retries (every
-    pair in both orders), and the prompts, as `count_prompts`."""
+    """Return for each chat judge, by comparison/judge, the requests for each prompt, without
+    retries (every pair in both orders), and the number of prompts, as `count_prompts` does."""
     return {
         f"{name}/{judge}": (
             2 * len(list_pairs(list(comparison.contestants), comparison.pairs)),
@@ -272,14 +275,15 @@ def chat_requests(config: Mapping[str, Any]) -> dict[str, tuple[int, int | None]
 
 
 def benchmark_jobs(config: Mapping[str, Any], plan: Plan) -> Iterator[Job]:
-    """Of lm-eval, a job for each point; how long its tasks take is not known beforehand."""
+    """Yield a job of lm-eval for each point. How long its tasks take is not known beforehand."""
     section = config["benchmark_policy"]
     for row in benchmark_points(plan, section) if section["tasks"] else []:
         yield Job(f"benchmark_policy/{row['policy']}")
 
 
 def recipe_jobs(config: Mapping[str, Any], plan: Plan) -> list[Job]:
-    """LITI points that are written as recipes, since comparisons and benchmarks read folders."""
+    """Return the LITI points that are written as recipes, since comparisons and benchmarks read
+    folders."""
     section = config["benchmark_policy"]
     points = benchmark_points(plan, section) if section["tasks"] else []
     read = [row["policy"] for row in points]
@@ -290,7 +294,8 @@ def recipe_jobs(config: Mapping[str, Any], plan: Plan) -> list[Job]:
 
 
 def optimizer_bytes_kept(experiment: Experiment, size: int) -> int:
-    """Of the moments in the checkpoint of an RL run, where the next iteration goes on with them."""
+    """Return the bytes of Adam's moments in the checkpoint of an RL run, where the next iteration
+    needs them."""
     training = experiment.train_policy
     each = 2 if training["optimizer"] in BY_BITSANDBYTES else 8
     return each * size if training["carry_optimizer"] else 0
@@ -299,11 +304,11 @@ def optimizer_bytes_kept(experiment: Experiment, size: int) -> int:
 def training_work(
     config: Mapping[str, Any], experiment: Experiment, iteration: int, size: int, judge: int
 ) -> float:
-    """Operations of one RL run: sampling (a prompt once for its K completions), scores by anchor,
-    policy and reward model, backward pass, and the evaluations along the way."""
+    """Return the operations of one RL run: sampling (a prompt once for its K completions), scores
+    by anchor, policy and reward model, the backward pass, and the evaluations along the way."""
     training = policy_settings(experiment, iteration)
     prompt, new = config["policy"]["max_prompt_tokens"], config["policy"]["max_new_tokens"]
-    # Forward and backward by the policy; what memory is saved is computed again.
+    # The policy's forward and backward pass. What is not kept in memory is computed again.
     passes = 3 + training["gradient_checkpointing"] + bool(training["micro_batch_size"])
     sampled = 2.0 * size * (prompt / training["samples_per_prompt"] + new)
     scored = 2.0 * (size * (1 + passes) + judge) * (prompt + new)
@@ -315,7 +320,7 @@ def training_work(
 def training_sampling(
     config: Mapping[str, Any], experiment: Experiment, iteration: int, size: int
 ) -> Sampling:
-    """What an RL run samples, to train and to be evaluated along the way."""
+    """Return what an RL run samples, to train and to be evaluated along the way."""
     training = policy_settings(experiment, iteration)
     prompt, new = config["policy"]["max_prompt_tokens"], config["policy"]["max_new_tokens"]
     trained = training["steps"] * training["batch_size"]
@@ -325,7 +330,7 @@ def training_sampling(
 
 
 def sampling_of(completions: float, size: int, prompt: float, new: int) -> Sampling:
-    """Args: prompt: tokens that are read for each completion."""
+    """Return the sampling of so many completions. `prompt` is the tokens read for each of them."""
     return Sampling(completions * new, 2.0 * size * completions * (prompt + new))
 
 
@@ -334,12 +339,14 @@ def completions_of(settings: Mapping[str, Any]) -> int:
 
 
 def completions_along(training: Mapping[str, Any]) -> int:
-    """Of the evaluations during an RL run, the one before the first step included."""
+    """Count the completions of the evaluations during an RL run, with the one before the first
+    step."""
     return (1 + training["steps"] // training["evaluate_every"]) * training["evaluate_prompts"]
 
 
 def evaluation_work(completions: int, size: int, judge: int, tokens: int) -> float:
-    """Operations of an evaluation: sampling, scores by policy and SFT policy, reward model."""
+    """Return the operations of an evaluation: sampling, scores by policy and SFT policy, reward
+    model."""
     return 2.0 * completions * tokens * (3 * size + judge)
 
 
@@ -348,14 +355,15 @@ def evaluation_work(completions: int, size: int, judge: int, tokens: int) -> flo
 
 @dataclass(frozen=True)
 class Measured:
-    """Of a finished job: seconds, and the largest resident size in MB."""
+    """The seconds of a finished job, and its largest resident size in MB."""
 
     seconds: float
     megabytes: float
 
 
 def measured(results: Path, job: Job) -> Measured | None:
-    """From the job's benchmark file; None without one, or where the result came from the cache."""
+    """Read a job's benchmark file. Return None without one, or where the result came from the
+    cache."""
     path, made = results / "logs" / f"{job.result}.tsv", results / job.result / "provenance.json"
     if (
         not path.is_file()
@@ -368,7 +376,7 @@ def measured(results: Path, job: Job) -> Measured | None:
 
 
 def is_made(results: Path, job: Job) -> bool:
-    """Whether a result is there; whether it is up to date is for `snakemake -n` to say."""
+    """Whether a result is there. `snakemake -n` says whether it is up to date."""
     return (results / job.result / "provenance.json").is_file()
 
 
@@ -378,11 +386,11 @@ def seconds_of(
     speed: float | None,
     sampling_speed: float | None = None,
 ) -> float | None:
-    """How long a job takes: as it did; else as others of its rule did, by their work; else by
-    `speed` in operations per second; None where nothing tells.
+    """Return how long a job takes: as long as it did; else as others of its rule did, by their
+    work; else by `speed` in operations per second. Return None where nothing of this is known.
 
     Args:
-        sampling_speed: completion tokens per second; what samples takes as long as this says, and
+        sampling_speed: completion tokens per second. The sampling takes as long as this says, and
             the rest as `speed` says.
     """
     if job in known:

@@ -1,7 +1,7 @@
-"""How much memory an RL run takes, known before it runs.
+"""How much memory an RL run takes, estimated before it runs.
 
-The steps of a run (sample, score, backward, evaluate) are gone through once with fake tensors,
-which have shapes and no data, by the code that runs them in earnest; what is alive at once is
+The steps of a run (sample, score, backward, evaluate) run once with fake tensors, which have shapes
+and no data. They run by the same code as a real run, and the bytes that are alive at once are
 counted. So the estimate holds for any architecture, and follows the settings and the code.
 docs/memory.md explains the parts and what the estimate was compared with.
 """
@@ -58,8 +58,8 @@ class Estimate:
     """Bytes on the device that trains.
 
     Attributes:
-        held: throughout the run, by what holds them.
-        phases: on top of that while a phase lasts; one phase at a time.
+        held: the bytes that are held throughout the run, by what holds them.
+        phases: the bytes on top of that while a phase lasts. Phases do not overlap.
     """
 
     held: dict[str, int]
@@ -71,7 +71,7 @@ class Estimate:
 
 
 def describe(estimate: Estimate) -> str:
-    """The estimate to read, largest part first."""
+    """Return the estimate as text, with the largest part first."""
     lines = [f"  at most {in_units(estimate.peak)} on the device (on a CPU, besides libraries)"]
     for title, parts in (("held", estimate.held), ("and at a time", estimate.phases)):
         shown = sorted(((size, name) for name, size in parts.items() if size), reverse=True)
@@ -84,14 +84,14 @@ def in_units(size: int) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, had no memory left for a tensor."""
+    """Whether a device or the host had no memory left for a tensor."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
 
 
 def advise(settings: ReinforceSettings, estimate: Estimate) -> str:
-    """What to do about memory that ran out: the settings to lower, and the estimate."""
+    """Say what to do about memory that ran out: the settings to lower, and the estimate."""
     return (
         "out of memory. Lower train_policy.micro_batch_size (now "
         f"{settings.micro_batch_size or settings.batch_size}), set gradient_checkpointing to true "
@@ -103,7 +103,7 @@ def advise(settings: ReinforceSettings, estimate: Estimate) -> str:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made inside it that are alive, and the most there ever were."""
+    """Count the live bytes of tensors that are made inside it, and the most there ever were."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def note_older(self, tensor: Tensor) -> None:
-        """A tensor from before: its views, such as a weight's transpose, are not new."""
+        """Note a tensor from before. Its views, such as a weight's transpose, are not new."""
         self.note(tensor, is_new=False)
 
     def note(self, tensor: Tensor, is_new: bool = True) -> None:
@@ -144,14 +144,15 @@ def estimate_training(
     evaluate_batch_size: int,
     shards: int = 1,
 ) -> Estimate:
-    """The memory of scripts/train_policy.py, every prompt and completion at its limit.
+    """Estimate the memory of scripts/train_policy.py, with every prompt and completion at its
+    limit.
 
     Args:
-        policy, reward: configs of θ and of the reward model; no weights are loaded. None where
-            functions alone reward.
-        prompt_tokens: limit of a prompt.
-        shards: processes that FSDP shares policy, anchor, gradient and Adam among; the estimate is
-            of each. The completions of a step are shared too.
+        policy, reward: the configs of θ and of the reward model. No weights are loaded. `reward` is
+            None where only functions reward.
+        prompt_tokens: the largest number of tokens of a prompt.
+        shards: the number of processes that FSDP shares policy, anchor, gradient and Adam among.
+            The estimate is for each of them. The completions of a step are shared too.
     """
     with torch.device("meta"):
         attention = "eager" if settings.attn_implementation == "eager" else None
@@ -228,8 +229,8 @@ def estimate_training(
 def add_shards_(
     peaks: dict[str, int], theta: PreTrainedModel, sampler: PreTrainedModel, shards: int
 ) -> None:
-    """What the phases of a sharded run take beside those of a whole one: weights that are gathered,
-    of two layers at a time and of what is in no layer; and less of the gradient."""
+    """Add what the phases of a sharded run take beside those of a whole one. Weights are gathered,
+    those of two layers at a time and those in no layer, and the gradient is smaller."""
     stacks = [m for m in theta.modules() if isinstance(m, torch.nn.ModuleList)]
     layers = [bytes_of(layer) for layer in max(stacks, key=bytes_of)]
     gathered = bytes_of(theta) - sum(layers) + 2 * max(layers)
@@ -241,14 +242,15 @@ def add_shards_(
 
 
 def build(family: Any, config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel:
-    """Attention other than eager, which alone holds all of its weights, is counted as sdpa."""
+    """Build a model. Attention other than eager is counted as sdpa, as only eager holds all
+    attention weights."""
     given = {"attn_implementation": attention} if attention else {}
     return family.from_config(config, dtype=torch.float32, **given).eval()
 
 
 def make_fake_(model: PreTrainedModel) -> None:
-    """Put fake tensors in the place of a model's tensors without device (peft cannot build on fake
-    ones); what was tied stays tied."""
+    """Replace a model's tensors without device by fake ones (peft cannot build on fake ones). What
+    was tied stays tied."""
     fakes: dict[Tensor, Tensor] = {}
     for module in model.modules():
         stores: list[dict[str, Any]] = [module._parameters, module._buffers]
@@ -270,8 +272,8 @@ def bytes_of(model: torch.nn.Module) -> int:
 
 
 def optimizer_bytes(model: torch.nn.Module, optimizer: str) -> int:
-    """Of the two moments of the weights that are trained; those in 8 bits have a fp32 scale for
-    each block of 256, and tensors of less than 4096 weights stay in fp32."""
+    """Return the bytes of the two moments of the trained weights. Moments in 8 bits have an fp32
+    scale for each block of 256, and those of tensors of less than 4096 weights stay in fp32."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if optimizer not in BY_BITSANDBYTES:
         return 2 * sum(parameter.nbytes for parameter in trained)
@@ -279,8 +281,9 @@ def optimizer_bytes(model: torch.nn.Module, optimizer: str) -> int:
 
 
 def anchor_bytes(model: PreTrainedModel, settings: ReinforceSettings) -> int:
-    """Held on the device throughout; averages of the policy beside the anchor are kept as it is.
-    The SFT policy, where it is the anchor and stays on the device, is there once."""
+    """Return the bytes that the anchor holds on the device throughout. Averages of the policy
+    beside the anchor are kept like it. The SFT policy is there only once where it is the anchor and
+    stays on the device."""
     own = 0 if is_sft_itself(settings.anchor, settings.anchor_memory) else 1
     models = len(needed_averages(settings)) + own
     return 0 if settings.anchor_memory == "host" else models * bytes_of(model)
@@ -303,7 +306,8 @@ def fake_completions(rows: int, prompt: int, length: int) -> Completions:
 def full_pack(
     models: list[PreTrainedModel], rows: int, settings: ReinforceSettings, prompt: int
 ) -> Pack | None:
-    """Of prompts and completions at their limits, where these models' scores are packed."""
+    """Return a pack of prompts and completions at their limits, where these models' scores are
+    packed."""
     length, each = settings.max_new_tokens, settings.samples_per_prompt
     ids = torch.zeros(rows, prompt + length, dtype=torch.int64)
     real = torch.ones_like(ids, dtype=torch.bool)
@@ -316,7 +320,7 @@ def full_pack(
 
 
 def make_fake(packed: Pack) -> Pack:
-    """Tensors of the same shapes, in the mode that is on."""
+    """Return tensors of the same shapes, in the mode that is on."""
     fakes: dict[str, Any] = {
         name: torch.empty(value.shape, dtype=value.dtype)
         for name, value in vars(packed).items()
@@ -336,7 +340,7 @@ def computing(model: PreTrainedModel, settings: ReinforceSettings) -> Iterator[N
 
 @torch.no_grad()
 def sample(model: PreTrainedModel, batch: Completions, each: int, dtype: str) -> None:
-    """Reading the prompts, once for `each` completions, and the first token: the cache has its
+    """Read the prompts, once for `each` completions, and sample the first token. The cache has its
     final size by then."""
     rows, prompt = batch.prompt_ids.shape
     arguments: dict[str, Any] = {"use_cache": True, "logits_to_keep": 1}
@@ -372,7 +376,7 @@ def score(model: PreTrainedModel, part: Completions | Pack, settings: ReinforceS
 def exact_kls(
     model: PreTrainedModel, anchor: PreTrainedModel, part: Completions | Pack, temperature: float
 ) -> Tensor:
-    """Log-probabilities and KLs to the anchor, added up: a scalar."""
+    """Return the sum of log-probabilities and KLs to the anchor, a scalar."""
     if isinstance(part, Pack):
         found = packed_kls(model, anchor, part, temperature)
     else:
@@ -388,14 +392,15 @@ def backward(
     part: Completions | Pack,
     settings: ReinforceSettings,
 ) -> None:
-    """The forward and backward pass of a part; with the anchor's where the KL to it is exact."""
+    """Do the forward and backward pass of a part, with the anchor's forward pass where its KL is
+    exact."""
     with computing(model, settings):
         graph = (
             log_probs(model, part, settings.temperature)
             if anchor is None
             else exact_kls(model, anchor, part, settings.temperature)
         )
-    # Not backward(): fake gradients are copied into .grad, where real ones are moved.
+    # This is not backward(), which copies fake gradients into .grad, where it moves real ones.
     torch.autograd.grad(graph.mean(), [p for p in model.parameters() if p.requires_grad])
 
 

@@ -1,7 +1,8 @@
-"""What a policy is worth: rewards, gold, KL to the SFT policy, and the best that could be had.
+"""What a policy is worth: its rewards, gold and KL to the SFT policy, and the best that is
+possible.
 
-`task` loads what a policy is judged with; `rewards` has reward models and functions; `evaluate`
-samples and measures; `optimum` and `sft_samples` estimate the best reward at each KL; `lm_eval`
+`task` loads what a policy is judged with. `rewards` has reward models and functions. `evaluate`
+samples and measures. `optimum` and `sft_samples` estimate the best reward at each KL. `lm_eval`
 reads the results of capability benchmarks, and `benchmark_points` names the policies that they run
-on. Imports `lm` and `data`. Next: `warpflow.fronts`.
+on. The folder imports `lm` and `data`. Read next: `warpflow.fronts`.
 """

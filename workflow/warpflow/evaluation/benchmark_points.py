@@ -13,10 +13,10 @@ from warpflow.experiments import Plan
 
 
 def benchmark_points(plan: Plan, section: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The policies of section `benchmark_policy`: a row each, of replicate 1.
+    """Return a row for each policy of section `benchmark_policy`, in replicate 1.
 
     Raises:
-        ValueError: no such experiment, iteration or η in the run.
+        ValueError: the run has no such experiment, iteration or η.
     """
     rows = []
     for name in section["experiments"]:
@@ -40,7 +40,7 @@ def benchmark_points(plan: Plan, section: Mapping[str, Any]) -> list[dict[str, A
 
 
 def check_benchmarks(plan: Plan, section: Mapping[str, Any]) -> Iterator[str]:
-    """Problems of section `benchmark_policy`, where it names tasks."""
+    """Yield the problems of section `benchmark_policy`, where it names tasks."""
     if not section["tasks"]:
         return
     if importlib.util.find_spec("lm_eval") is None:

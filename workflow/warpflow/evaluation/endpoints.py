@@ -13,23 +13,24 @@ from urllib3.exceptions import HTTPError
 from warpflow.evaluation.rewards import Call, showing
 from warpflow.settings.rewards import Calls
 
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses that may pass
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may pass
 PAUSE, LONGEST_PAUSE = 0.5, 60  # seconds before the second attempt, doubled each time
 
 
 def call_endpoint(name: str, url: str, calls: Calls, key: str) -> Call:
-    """What sends completions to an endpoint, `calls.batch_size` at a time, and gives its scores.
-    The endpoint is asked for the scores of no completions at once, so that a wrong address is
-    known before anything is computed.
+    """Return a function that sends completions to an endpoint, `calls.batch_size` at a time.
+
+    At once it asks for the scores of no completions, so that a wrong address is known before
+    anything is computed.
 
     Args:
-        name, key: what it is called, and its key of the config, for messages.
-        url: with variables of the environment.
+        name, key: the name of the reward or gold, and its key of the config, for messages.
+        url: the address, in which variables of the environment are replaced.
 
     Raises:
-        ConnectionError: it does not answer in time, or says that it cannot.
-        ValueError: a variable is not set, or what comes is no list of as many scores as there are
-            completions. Neither here nor in a call is a score ever made up.
+        ConnectionError: the endpoint does not answer in time, or says that it cannot.
+        ValueError: a variable is not set, or the reply is not a list of one score for each
+            completion. No score is ever made up, here or in a call.
     """
     address = os.path.expandvars(url)
     if "$" in address:
@@ -63,8 +64,8 @@ def call_endpoint(name: str, url: str, calls: Calls, key: str) -> Call:
 
 
 def open_pool(key: str, calls: Calls) -> urllib3.PoolManager:
-    """Connections that try again what may pass, after longer and longer pauses, or as long as
-    Retry-After says."""
+    """Return connections that repeat a request after an error that may pass. Pauses grow each time,
+    or last as long as Retry-After says."""
     secret = os.environ.get(calls.api_key_env) if calls.api_key_env else None
     if calls.api_key_env and not secret:
         raise ValueError(
@@ -77,7 +78,7 @@ def open_pool(key: str, calls: Calls) -> urllib3.PoolManager:
         retries=urllib3.Retry(
             calls.retries,
             status_forcelist=PASSING,
-            allowed_methods=None,  # POST too: to score twice does no harm
+            allowed_methods=None,  # POST too, since scoring twice does no harm
             backoff_factor=PAUSE,
             backoff_max=LONGEST_PAUSE,
         ),
@@ -87,7 +88,7 @@ def open_pool(key: str, calls: Calls) -> urllib3.PoolManager:
 def read_scores(
     status: int, data: bytes, count: int, address: str, name: str
 ) -> list[float | None]:
-    """The scores in a reply; ConnectionError or ValueError where it is no such reply."""
+    """Return the scores in a reply. Raises ConnectionError or ValueError where it has none."""
     said = data[:300].decode(errors="replace")
     if status != 200:
         raise ConnectionError(f"the reward {name} at {address} says HTTP {status}: {said}")

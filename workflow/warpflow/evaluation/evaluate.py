@@ -1,4 +1,4 @@
-"""What a policy is worth: reward, gold, KL to the SFT policy, length, entropy and diversity."""
+"""Evaluate a policy: reward, gold, KL to the SFT policy, length, entropy and diversity."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from warpflow.lm.log_probs import Completions
 if TYPE_CHECKING:
     from warpflow.settings.evaluate_policy import EvaluationSettings
 
-DISTINCT_PROMPTS = 100  # whose first completions the distinct n-grams are counted over
+DISTINCT_PROMPTS = 100  # distinct n-grams are counted over the first completions of so many
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Completions of one policy with their scores; each [N], rows of one prompt adjacent."""
+    """Completions of one policy with their scores, [N] each. Rows of one prompt are adjacent."""
 
     batch: list[Completions]
     reward: Tensor
@@ -48,7 +48,7 @@ def evaluate(
     pad_id: int,
     seed: int,
 ) -> Samples:
-    """`sample_and_measure`, and score the completions."""
+    """Call `sample_and_measure` and score the completions."""
     parts = sample_and_measure(
         policy,
         sft,
@@ -65,7 +65,7 @@ def evaluate(
 
 
 def score(parts: Iterable[Measured], reward: Reward, golds: Mapping[str, Reward]) -> Samples:
-    """Completions with their rewards and the scores of each gold reward."""
+    """Return completions with their rewards and the scores of each gold reward."""
     kept: list[Measured] = []
     scores: dict[str, list[Tensor]] = {name: [] for name in ("reward", *golds)}
     for part in parts:
@@ -86,28 +86,28 @@ def score(parts: Iterable[Measured], reward: Reward, golds: Mapping[str, Reward]
 
 
 def gold_values(samples: Samples) -> dict[str, Tensor | None]:
-    """The scores of the gold rewards by column; `gold` is None where there is none, so that tables
-    have their column."""
+    """Return the scores of the gold rewards by column. Without gold, column `gold` is None, so that
+    tables have it."""
     return dict(samples.golds) or {GOLD: None}
 
 
 def values_of(samples: Samples) -> dict[str, Tensor | None]:
-    """What is averaged, by column."""
+    """Return the values that are averaged, by column."""
     of_kl = {"kl": samples.kl, "kl_exact": samples.kl_exact}
     golds = gold_values(samples)
     return {"reward": samples.reward, **golds, **of_kl, "length": samples.length}
 
 
 def prompt_means(values: Tensor, samples_per_prompt: int) -> Tensor:
-    """[N / K] float64: means of [N] values over the K completions of each prompt."""
+    """Return the means [N / K] of values [N] over the K completions of each prompt, in float64."""
     return values.double().view(-1, samples_per_prompt).mean(1)
 
 
 def mean_and_error(values: Tensor, samples_per_prompt: int) -> tuple[float, float]:
-    """Mean of [N] values and its standard error over prompts.
+    """Return the mean of values [N] and its standard error over prompts.
 
-    Completions of one prompt are not independent, so they are averaged first. The error of a
-    single prompt is NaN: one draw says nothing of the spread.
+    Completions of one prompt are not independent, so they are averaged first. The error of a single
+    prompt is NaN, because one draw says nothing about the spread.
     """
     prompts = prompt_means(values, samples_per_prompt)
     error = prompts.std().item() / math.sqrt(len(prompts)) if len(prompts) > 1 else math.nan
@@ -115,7 +115,8 @@ def mean_and_error(values: Tensor, samples_per_prompt: int) -> tuple[float, floa
 
 
 def summarise(samples: Samples, texts: Sequence[str], samples_per_prompt: int) -> dict[str, object]:
-    """The row of `evaluations.csv` for one policy. `texts`: the decoded responses, [N]."""
+    """Return the row of `evaluations.csv` for one policy. `texts` are the decoded completions
+    [N]."""
     row: dict[str, object] = {"n_prompts": len(texts) // samples_per_prompt}
     for name, values in values_of(samples).items():
         mean, error = (None, None) if values is None else mean_and_error(values, samples_per_prompt)
@@ -129,12 +130,13 @@ def summarise(samples: Samples, texts: Sequence[str], samples_per_prompt: int) -
 
 
 def pass_at_k(name: str, values: Tensor, samples_per_prompt: int) -> dict[str, float]:
-    """`pass_at_k.NAME` for k = 2, 4, … K of the K completions of each prompt, with its error: the
-    chance that one of k is right, unbiased (Chen et al. 2021, arXiv 2107.03374, Eq. 1). The mean is
-    that of one. Empty where a value is neither 0 nor 1, or K is 1.
+    """Return `pass_at_k.NAME` and its error for k = 2, 4, … K, with K completions of each prompt.
+    It is an unbiased estimate of the chance that one of k completions is right (Chen et al. 2021,
+    arXiv 2107.03374, Eq. 1). The mean is the chance for k = 1. The result is empty where a value is
+    neither 0 nor 1, or K is 1.
 
     Args:
-        values: [N], rows of one prompt adjacent.
+        values: [N]; rows of one prompt are adjacent.
     """
     if not ((values == 0) | (values == 1)).all():
         return {}
@@ -151,8 +153,9 @@ def pass_at_k(name: str, values: Tensor, samples_per_prompt: int) -> dict[str, f
 def summarise_terms(
     samples: Samples, terms: Mapping[str, Reward], samples_per_prompt: int
 ) -> dict[str, float | None]:
-    """Mean and error of each term of the reward, unweighted: which of them a policy raised. Of a
-    term that does not apply to all, over those that it applies to, with their share."""
+    """Return mean and error of each term of the reward, unweighted, which show what a policy
+    raised. For a term that does not apply to all completions they are over those that it applies
+    to, whose share is reported too."""
     row: dict[str, float | None] = {}
     for term_name, term in terms.items():
         name = f"reward.{term_name}"
@@ -172,8 +175,9 @@ def summarise_terms(
 
 
 def prompt_values(samples: Samples, samples_per_prompt: int) -> dict[str, list[float] | None]:
-    """Means over the completions of each prompt, in the prompts' order, to six digits: what pairs
-    two policies, which saw the same prompts and random numbers. Gold is None where there is none.
+    """Return the means over each prompt's completions, in the order of prompts, to six digits. They
+    pair two policies, which saw the same prompts and random numbers. Gold is None where there is
+    none.
     """
     rows: dict[str, list[float] | None] = {}
     for name, values in values_of(samples).items():
@@ -183,32 +187,34 @@ def prompt_values(samples: Samples, samples_per_prompt: int) -> dict[str, list[f
 
 
 def entropy_per_token(samples: Samples) -> float:
-    """Mean entropy of the next token over all sampled tokens, in nats, at the temperature."""
+    """Return the mean entropy of the next token over all sampled tokens, at the temperature, in
+    nats."""
     return (samples.entropy.double().sum() / samples.length.double().sum()).item()
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    """All n-grams of white-space separated words, in order."""
+    """Return all n-grams of words that white space separates, in order."""
     words = text.split()
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Share of n-grams, over all texts, that differ from one another; 0 without n-grams. It falls
-    with the number of texts: see `distinct_shares`."""
+    """Return the share of distinct n-grams among those of all texts, or 0 without n-grams. It falls
+    with the number of texts; see `distinct_shares`."""
     grams = [gram for text in texts for gram in ngrams(text, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def distinct_shares(texts: Sequence[str], samples_per_prompt: int) -> dict[str, float]:
-    """`distinct_1` to `distinct_3` over one completion of each of the first prompts, and
-    `distinct_completions`: how many these are, at most `DISTINCT_PROMPTS`.
+    """Return `distinct_1` to `distinct_3` over one completion of each of the first prompts, and the
+    number of these completions, `distinct_completions`, which is at most `DISTINCT_PROMPTS`.
 
-    The share of distinct n-grams falls with the number of texts, so only rows of the same number
-    are comparable. A fixed number makes evaluations of 400 prompts and trajectories of 200 so.
+    The share of distinct n-grams falls with the number of texts, so only rows with the same number
+    are comparable. A fixed number makes evaluations of 400 prompts and trajectories of 200
+    comparable.
 
     Args:
-        texts: the decoded responses, [N], those of one prompt adjacent.
+        texts: the decoded completions [N]; those of one prompt are adjacent.
     """
     first = texts[::samples_per_prompt][:DISTINCT_PROMPTS]
     shares = {f"distinct_{n}": distinct_n(first, n) for n in (1, 2, 3)}
@@ -216,9 +222,10 @@ def distinct_shares(texts: Sequence[str], samples_per_prompt: int) -> dict[str, 
 
 
 def self_similarity(texts: Sequence[str], samples_per_prompt: int) -> float | None:
-    """Mean Jaccard similarity of the bigrams of two completions of one prompt (as Fig. 19:
-    diversity lost); None where each prompt has one completion. A mean over prompts of pairs: its
-    expectation depends neither on the number of prompts nor on that of completions."""
+    """Return the mean Jaccard similarity of the bigrams of two completions of one prompt, which
+    shows lost diversity as Fig. 19 does. Return None where each prompt has one completion. Pairs
+    are averaged over prompts, so its expectation depends neither on the number of prompts nor on
+    that of completions."""
     if samples_per_prompt < 2:
         return None
     similarities = []

@@ -1,5 +1,7 @@
-"""Rewards of text to try things with: the sentiment of a lexicon, and rules for an answer to an
-instruction. Each is called as `rewards` and `evaluate_policy.gold` are."""
+"""Example rewards: the sentiment of a lexicon, and rules for an answer to an instruction.
+
+Each is called as `rewards` and `evaluate_policy.gold` are.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,17 @@ from collections.abc import Callable, Sequence
 
 from warpflow.lm.prompts import Prompt
 
-FEW, MANY = 8, 40  # words of an answer that `answers_instruction` finds neither short nor long
-LEAST = 4  # letters of an instruction's word that says what it is about
+FEW, MANY = 8, 40  # an answer of so many words is neither short nor long
+LEAST = 4  # an instruction's word of so many letters says what it is about
 
 
 def vader(prompts: Sequence[Prompt], completions: Sequence[str], **_: object) -> list[float]:
-    """Sentiment of each text from −1 to 1, by the words of a lexicon (VADER, Hutto and Gilbert
-    2014): the compound score of prompt and completion together, of an answer to messages alone.
+    """Return the sentiment of each text from −1 to 1, by a lexicon (VADER, Hutto and Gilbert 2014).
+    It is the compound score of prompt and completion together, or of the answer alone where the
+    prompt is messages.
 
     Raises:
-        ModuleNotFoundError: vaderSentiment is not installed; says how.
+        ModuleNotFoundError: vaderSentiment is not installed. The message says how to install it.
     """
     score = vader_scorer()
     return [
@@ -30,7 +33,7 @@ def vader(prompts: Sequence[Prompt], completions: Sequence[str], **_: object) ->
 
 @functools.cache
 def vader_scorer() -> Callable[[str], float]:
-    """The lexicon's score of a text; it is read once."""
+    """Return a function that scores a text by the lexicon, which is read once."""
     try:
         module = importlib.import_module("vaderSentiment.vaderSentiment")
     except ModuleNotFoundError as error:
@@ -45,8 +48,8 @@ def vader_scorer() -> Callable[[str], float]:
 def answers_instruction(
     prompts: Sequence[Prompt], completions: Sequence[str], finished: Sequence[bool], **_: object
 ) -> list[float]:
-    """From 0 to 1, the mean of three rules: the answer ends by itself, has FEW to MANY words, and
-    takes up words of the instruction. None of them says whether it is right."""
+    """Return the mean of three rules, from 0 to 1: the answer ends by itself, has FEW to MANY
+    words, and takes up words of the instruction. No rule says whether the answer is right."""
     return [
         (float(ended) + of_length(len(text.split())) + words_taken(last_text(prompt), text)) / 3
         for prompt, text, ended in zip(prompts, completions, finished, strict=True)
@@ -54,17 +57,18 @@ def answers_instruction(
 
 
 def of_length(words: int) -> float:
-    """1 from FEW to MANY words; it falls to 0 at none, and at twice MANY."""
+    """Return 1 from FEW to MANY words. The value falls to 0 at no words, and at twice MANY."""
     return max(0.0, min(1.0, words / FEW, 2 - words / MANY))
 
 
 def words_taken(instruction: str, answer: str) -> float:
-    """Share of the instruction's longer words that the answer has; 1 where it has no such word."""
+    """Return the share of the instruction's longer words that the answer has, or 1 where it has
+    none."""
     asked, said = (set(re.findall(r"\w+", text.lower())) for text in (instruction, answer))
     asked = {word for word in asked if len(word) >= LEAST}
     return len(asked & said) / len(asked) if asked else 1.0
 
 
 def last_text(prompt: Prompt) -> str:
-    """What the user asks: the prompt, or the last of its messages."""
+    """Return what the user asks: the prompt, or the last of its messages."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]

@@ -1,7 +1,7 @@
 """Capability benchmarks of EleutherAI's lm-eval: its tasks and its results.
 
-The paper's Table 2 has one policy; a front has a trade, so several η are measured here
-(`benchmark_points`).
+The paper's Table 2 has one policy. A front trades one value for another, so several η are measured
+here (`benchmark_points`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def require_tasks(names: Sequence[str], known: Sequence[str]) -> None:
 
 
 def result_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each task and metric of lm-eval's results, e.g.
-    ``{"results": {"gsm8k": {"exact_match,strict-match": .6, "exact_match_stderr,…": .01}}}``."""
+    """Return a row for each task and metric of lm-eval's results, e.g. ``{"results": {"gsm8k":
+    {"exact_match,strict-match": .6, "exact_match_stderr,…": .01}}}``."""
     rows = []
     for task, values in results["results"].items():
         samples = results.get("n-samples", {}).get(task, {}).get("effective")

@@ -1,5 +1,7 @@
-"""A reward that can be verified: whether the answer to a problem of mathematics is right. Called as
-`rewards` and `evaluate_policy.gold` are."""
+"""A verifiable reward: whether the answer to a problem of mathematics is right.
+
+It is called as `rewards` and `evaluate_policy.gold` are.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,15 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-LATEX = ("$", r"\(", r"\[", r"\boxed")  # what math-verify finds LaTeX by
+LATEX = ("$", r"\(", r"\[", r"\boxed")  # math-verify finds LaTeX by these
 
 
 def solves(
     completions: Sequence[str], columns: Sequence[Mapping[str, Any]], **_: object
 ) -> list[float | None]:
-    """1 where the last answer in a completion equals column `answer` of the prompts' file as
-    mathematics (``1/2`` and ``\\\\frac{1}{2}``, ``x + 1`` and ``1 + x``), else 0; None where the
-    column holds nothing that can be read as such. By math-verify.
+    """Return 1 where math-verify finds the last answer in a completion equal to column `answer` of
+    the prompts' file (``1/2`` and ``\\frac{1}{2}``, ``x + 1`` and ``1 + x``), else 0. Return None
+    where the column holds nothing that it can read.
 
     Raises:
         KeyError: a row has no column `answer`. ModuleNotFoundError: math-verify is not installed.
@@ -29,8 +31,8 @@ def solves(
 
 
 def verify(verifier: Any, answer: str, text: str) -> float | None:
-    """The score of one completion. An answer without a sign of LaTeX is read as LaTeX all the
-    same, since plain text would be read for its last number."""
+    """Return the score of one completion. An answer without a sign of LaTeX is still read as LaTeX,
+    because of plain text only the last number would be read."""
     is_latex = any(sign in answer for sign in LATEX)
     right = verifier.parse(answer if is_latex else f"${answer}$")
     return float(verifier.verify(right, verifier.parse(text))) if right else None
@@ -38,7 +40,7 @@ def verify(verifier: Any, answer: str, text: str) -> float | None:
 
 @functools.cache
 def math_verify() -> Any:
-    """The module; it is loaded once."""
+    """Return the module math_verify, which is loaded once."""
     try:
         return importlib.import_module("math_verify")
     except ModuleNotFoundError as error:

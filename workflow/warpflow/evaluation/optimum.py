@@ -1,9 +1,10 @@
 """The best that any policy can reach: the optimal KL–reward front, and best-of-n beside it.
 
 Of all policies with the same KL to π_sft, ``π*(y|x) ∝ π_sft(y|x) · exp(r(x, y) / β)`` has the
-largest reward; β, one for all prompts, runs along the front. π* is never sampled: averages under
-it are averages over SFT samples with weights ∝ exp(r / β), normalised by their own sum. That holds
-as long as many samples share the weight, which the effective sample size (ESS) tells.
+largest reward. β is the same for all prompts and runs along the front. π* is never sampled:
+averages under it are averages over SFT samples with weights ∝ exp(r / β), normalised by their own
+sum. That holds as long as many samples share the weight, which the effective sample size (ESS)
+shows.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from warpflow.settings.estimate_optimum import OptimumSettings
 
 Array = NDArray[np.float64]
 
-AUTO_POINTS = 24  # of the front, where β is chosen here
-DISJOINT_SETS = 8  # best-of-n is estimated up to this many sets of n among the samples
+AUTO_POINTS = 24  # the number of the front's points where β is chosen here
+DISJOINT_SETS = 8  # best-of-n needs this many sets of n among the samples
 
 
 # ------------------------------------------------------------------------------- the front
 
 
 def tilt(reward: Array, beta: float) -> tuple[Array, Array]:
-    """Weights of SFT samples under π* of one β, and the KL of π* to π_sft.
+    """Return the weights of SFT samples under π* of one β, and the KL of π* to π_sft.
 
     Args:
-        reward: [P, n] of n SFT samples of each prompt. beta: above 0, infinity for π_sft itself.
+        reward: [P, n], the rewards of n SFT samples of each prompt. beta: above 0; infinity gives
+            π_sft itself.
 
     Returns:
         [P, n] weights that sum to 1 over a prompt's samples, and [P] KL in nats per sequence:
@@ -46,7 +48,7 @@ def tilt(reward: Array, beta: float) -> tuple[Array, Array]:
 
 
 def effective_samples(weights: Array) -> Array:
-    """[P] effective sample size ``1 / Σ w²`` of weights [P, n]."""
+    """Return the effective sample sizes ``1 / Σ w²`` [P] of weights [P, n]."""
     return 1 / (weights**2).sum(1)
 
 
@@ -59,9 +61,9 @@ def is_reliable(weights: Array, settings: OptimumSettings) -> bool:
 
 
 def choose_betas(reward: Array, settings: OptimumSettings) -> list[float]:
-    """β of the front from π_sft on (infinity) to the last that is reliable, falling.
+    """Return the β of the front, falling from infinity (π_sft) to the last reliable one.
 
-    ``betas: auto`` spaces the points evenly in √KL: near π_sft the reward grows with it.
+    ``betas: auto`` spaces the points evenly in √KL, because near π_sft the reward grows with it.
     """
     if settings.betas != "auto":
         return sorted({*settings.betas, math.inf})[::-1]
@@ -82,7 +84,8 @@ def choose_betas(reward: Array, settings: OptimumSettings) -> list[float]:
 
 
 def bisect(holds: Callable[[float], bool], start: float, end: float) -> float:
-    """The value nearest to `end` at which `holds`, which is true at `start` and changes once."""
+    """Return the value nearest to `end` at which `holds` is true. It is true at `start` and changes
+    once."""
     if holds(end):
         return end
     for _ in range(40):
@@ -92,10 +95,11 @@ def bisect(holds: Callable[[float], bool], start: float, end: float) -> float:
 
 
 def best_of_n_weights(reward: Array, n: int) -> Array:
-    """[P, N] weights of N samples in the expected best of n drawn without replacement.
+    """Return the weights [P, N] of N samples in the expected best of n drawn without replacement.
 
-    The i-th smallest is the best of ``C(i − 1, n − 1)`` of the ``C(N, n)`` sets: unbiased for the
-    best of n fresh samples. Samples of equal reward share their weight, as a fair tie-break does.
+    The i-th smallest is the best of ``C(i − 1, n − 1)`` of the ``C(N, n)`` sets. That is unbiased
+    for the best of n fresh samples. Samples of equal reward share their weight, as a fair tie-break
+    does.
     """
     prompts, samples = reward.shape
     rank = np.arange(samples, dtype=float)  # how many are smaller
@@ -111,8 +115,9 @@ def best_of_n_weights(reward: Array, n: int) -> Array:
 
 
 def best_of_n_kl(n: int) -> float:
-    """``log n − (n − 1) / n``: at least the KL of best-of-n to π_sft, in nats per sequence; equal
-    where no two completions have the same reward or any probability to speak of."""
+    """Return ``log n − (n − 1) / n``, an upper bound of the KL of best-of-n to π_sft, in nats per
+    sequence. The two are equal where no two completions have the same reward and each has a
+    negligible probability."""
     return math.log(n) - (n - 1) / n
 
 
@@ -122,16 +127,17 @@ def best_of_n_kl(n: int) -> float:
 def optimum_table(
     reward: Array, golds: Mapping[str, Array], settings: OptimumSettings
 ) -> pd.DataFrame:
-    """optimum.csv: the optimal front by falling β, then best-of-n by n.
+    """Return optimum.csv: the optimal front by falling β, then best-of-n by n.
 
     Args:
-        reward: [P, n] of n SFT samples of each prompt. golds: by column, the same of each gold.
+        reward: [P, n], the rewards of n SFT samples of each prompt. golds: the same for each gold,
+            by column.
 
     Returns:
-        Means over prompts with their standard errors (`_se`; between prompts, which is what a
-        bootstrap over prompts converges to). `gain` is the reward over that of π_sft on the same
-        prompts; `kl` of best-of-n is an upper bound; `ess` and `ess_decile` the effective sample
-        size on average and at the worst decile of prompts.
+        Means over prompts with their standard errors (`_se`), which are between prompts, as a
+            bootstrap over prompts converges to. `gain` is the reward less that of π_sft on the same
+            prompts. `kl` of best-of-n is an upper bound. `ess` and `ess_decile` are the effective
+            sample size on average and at the worst decile of prompts.
     """
     rows = []
     for beta in choose_betas(reward, settings):
@@ -141,20 +147,21 @@ def optimum_table(
     for n in best_of(reward.shape[1]):
         weights = best_of_n_weights(reward, n)
         row = {"kind": "best_of_n", "beta": None, "n": n, "kl": best_of_n_kl(n), "kl_se": 0.0}
-        # Above, the sets of n that do not overlap are DISJOINT_SETS or more: always reliable.
+        # There are at least DISJOINT_SETS sets of n that do not overlap, so this is always
+        # reliable.
         rows.append(row | weighted_row(weights, reward, golds, settings) | {"reliable": True})
     return pd.DataFrame(rows).astype({"n": "Int64", "beta": float})
 
 
 def best_of(samples: int) -> list[int]:
-    """The n of best-of-n: 1, 2, 4 … as far as the samples make up enough sets."""
+    """Return the n of best-of-n: 1, 2, 4 … as far as the samples make up enough sets."""
     return [2**k for k in range(samples.bit_length()) if 2**k * DISJOINT_SETS <= samples]
 
 
 def weighted_row(
     weights: Array, reward: Array, golds: Mapping[str, Array], settings: OptimumSettings
 ) -> dict[str, float | bool | None]:
-    """The columns that the weights [P, n] of any policy determine."""
+    """Return the columns that the weights [P, n] of any policy determine."""
     sizes = effective_samples(weights)
     rewards = (weights * reward).sum(1)
     row: dict[str, float | bool | None] = {**mean_with_error("reward", rewards)}
@@ -168,21 +175,22 @@ def weighted_row(
 
 
 def mean_with_error(name: str, values: Array) -> dict[str, float]:
-    """Mean of [P] values and its standard error; NaN for the error of a single prompt."""
+    """Return the mean of values [P] and its standard error, which is NaN for a single prompt."""
     error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return {name: float(values.mean()), f"{name}_se": float(error)}
 
 
 def reliable_front(table: pd.DataFrame) -> pd.DataFrame:
-    """The part of the optimal front to believe, by rising KL, from π_sft on."""
+    """Return the reliable part of the optimal front, by rising KL, from π_sft on."""
     return table[(table["kind"] == "optimum") & table["reliable"]].sort_values("kl")
 
 
 def optimum_at(table: pd.DataFrame, kl: Array, column: str = "gain") -> Array:
-    """A column of the optimal front at any KL; NaN beyond the front's reliable end.
+    """Return a column of the optimal front at any KL, or NaN beyond the front's reliable end.
 
-    Linear between the points. The front of a sample is monotone and concave like the true one, so
-    the line lies below it, by little where the points are as close as ``betas: auto`` has them.
+    Values between points are interpolated linearly. The front of a sample is monotone and concave
+    like the true one, so the line lies below it. The gap is small where points are as close as with
+    ``betas: auto``.
     """
     front = reliable_front(table)
     points, values = front["kl"].to_numpy(float), front[column].to_numpy(float)

@@ -1,7 +1,7 @@
 """Rewards: a sequence-classification model, Python functions named in the config, and their sum.
 
-Each becomes a `Reward`: a function from a batch of completions to one float per completion, NaN
-where it does not apply to one. A reward that fails stops the run and shows the completion; it is
+Each becomes a `Reward`, a function from a batch of completions to one float per completion, NaN
+where it does not apply. A reward that fails stops the run and shows the completion. Its value is
 never replaced by 0.
 """
 
@@ -40,14 +40,14 @@ from warpflow.lm.texts import (
 
 Reward = Callable[[Completions], Tensor]
 FrozenMemory = Literal["device", "host"]
-# Called with the keywords prompts, completions, finished and columns, a list each.
-# Of each completion a float, or None where the reward does not apply. It may be async.
+# It is called with the keywords prompts, completions, finished and columns, a list each. It returns
+# a float for each completion, or None where the reward does not apply. It may be async.
 Scorer = Callable[..., Any]
-# The same arguments in a mapping → checked scores.
+# It takes the same arguments in a mapping, and returns checked scores.
 Call = Callable[[Mapping[str, list[Any]]], list[float | None]]
 Example = tuple[Any, str]  # a prompt, as its file has it or decoded, and its completion
-# Token ids of a prompt → its row in the prompts' file. A completion finds its row by its prompt's
-# tokens, so that sampling, micro-batches and processes need not carry it.
+# It maps the token ids of a prompt to its row in the prompts' file. A completion finds its row by
+# its prompt's tokens, so that sampling, micro-batches and processes need not carry it.
 PromptRows = Mapping[tuple[int, ...], Row]
 
 
@@ -56,10 +56,10 @@ class Reading:
     """How a reward model reads completions.
 
     Attributes:
-        rows: at once.
-        compute_dtype: of matrix products. Of a model that computes in bf16 the matrices are stored
-            so, which gives the same numbers.
-        memory: where its weights are between its uses.
+        rows: the number of rows that it reads at once.
+        compute_dtype: the type of matrix products. The matrices of a model that computes in bf16
+            are stored in bf16, which gives the same numbers.
+        memory: where the model's weights are between its uses.
     """
 
     rows: int = 256
@@ -73,7 +73,7 @@ READING = Reading()
 def weighted_sum(
     terms: Sequence[tuple[float, Reward]], policy_tokenizer: PreTrainedTokenizerBase
 ) -> Reward:
-    """r(x, y) = Σ weight · term, over the terms that apply to a completion.
+    """Return r(x, y) = Σ weight · term, over the terms that apply to a completion.
 
     Raises (the reward): ValueError for a completion that no term applies to.
     """
@@ -94,7 +94,7 @@ def weighted_sum(
 
 
 def decoded(batch: Completions, policy_tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
-    """The prompts and completions of a batch as texts."""
+    """Yield the prompts and completions of a batch as texts."""
     prompts = prompt_texts(batch, policy_tokenizer)
     yield from zip(prompts, response_texts(batch, policy_tokenizer), strict=True)
 
@@ -102,13 +102,13 @@ def decoded(batch: Completions, policy_tokenizer: PreTrainedTokenizerBase) -> It
 def first_example(
     chosen: Tensor, batch: Completions, policy_tokenizer: PreTrainedTokenizerBase
 ) -> Example:
-    """The first completion of those where `chosen` [B] is True, with its prompt."""
+    """Return the first completion for which `chosen` [B] is True, with its prompt."""
     return list(decoded(batch, policy_tokenizer))[int(chosen.nonzero()[0, 0])]
 
 
 def applying(reward: Reward, name: str, policy_tokenizer: PreTrainedTokenizerBase) -> Reward:
-    """A reward that has to apply to every completion, as one that is only measured: ValueError
-    with the completion where it does not."""
+    """Require that a reward applies to every completion, as one that is only measured must. It
+    raises ValueError and shows the completion where it does not."""
 
     def score(batch: Completions) -> Tensor:
         values = reward(batch)
@@ -124,10 +124,10 @@ def applying(reward: Reward, name: str, policy_tokenizer: PreTrainedTokenizerBas
 
 
 def index_rows(encoded: Sequence[Sequence[int]], rows: Sequence[Row]) -> PromptRows:
-    """The rows of prompts by the prompts' token ids.
+    """Return the rows of prompts by the prompts' token ids.
 
     Raises:
-        ValueError: two rows that differ become the same tokens.
+        ValueError: two different rows become the same tokens.
     """
     found: dict[tuple[int, ...], Row] = {}
     for ids, row in zip(encoded, rows, strict=True):
@@ -148,19 +148,20 @@ def model_reward(
     dialogues: PromptRows,
     reading: Reading = READING,
 ) -> Reward:
-    """The reward r(x, y) of a one-label sequence classifier.
+    """Return the reward r(x, y) of a sequence classifier with one label.
 
-    A reward model trained by this pipeline stores the mean and standard deviation of its scores
-    in its config (`reward_mean`, `reward_std`); scores are returned in those units.
+    A reward model that this pipeline trained stores the mean and standard deviation of its scores
+    in its config (`reward_mean`, `reward_std`). Scores are returned in those units.
 
-    What it reads: prompts that are messages, with the completion as the assistant's answer,
-    through its own chat template, where it has one and was not trained by this pipeline on such
-    ids; else the sampled ids, where both models share a vocabulary; else the decoded text. The
-    first two show whether the completion ended or was cut at the limit: by the template's closing,
-    which a cut answer lacks, or by the EOS token. Decoded text does not.
+    The model reads one of three forms. If the prompt is messages, and the model has a chat template
+    and was not trained by this pipeline on sampled ids, it reads them and the completion as the
+    assistant's answer through this template. Else it reads the sampled ids, where both models share
+    a vocabulary. Else it reads the decoded text. The first two show whether the completion ended or
+    was cut at the limit, by the template's closing, which a cut answer lacks, or by the EOS token.
+    Decoded text does not.
 
     Args:
-        dialogues: rows of prompts that are messages; empty where prompts are text.
+        dialogues: the rows of prompts that are messages; empty where prompts are text.
 
     Raises (the reward): ValueError for a text longer than the model's context, FloatingPointError
     for a score that is not finite.
@@ -208,7 +209,8 @@ def model_reward(
 
 
 def prepare_frozen_(model: PreTrainedModel, reading: Reading) -> list[Tensor]:
-    """Store a model as `reading` says; its weights in host memory, where they are kept there."""
+    """Store a model as `reading` says. Return its weights in host memory, where they are kept
+    there."""
     if reading.compute_dtype == "bfloat16":
         round_matrices_(model)
     return keep_in_host_memory_(model) if reading.memory == "host" else []
@@ -217,8 +219,8 @@ def prepare_frozen_(model: PreTrainedModel, reading: Reading) -> list[Tensor]:
 def function_reward(
     function: Scorer, policy_tokenizer: PreTrainedTokenizerBase, name: str, prompt_rows: PromptRows
 ) -> Reward:
-    """The reward of a function of (prompts, completions, finished, columns), all by keyword, as
-    `called_reward`; it may be async.
+    """Return the reward of a function with keywords prompts, completions, finished and columns, as
+    `called_reward` does. The function may be async.
 
     Raises (the reward): what the function raises, with the example; ValueError for a wrong count,
     FloatingPointError for a value that is not finite.
@@ -230,12 +232,13 @@ def function_reward(
 def called_reward(
     call: Call, policy_tokenizer: PreTrainedTokenizerBase, name: str, prompt_rows: PromptRows
 ) -> Reward:
-    """The reward of what scores texts. How many completions it did not apply to (None) is logged.
+    """Return the reward of a call that scores texts. It logs how many completions the call did not
+    apply to (None).
 
     Args:
-        name: as the config names it, for messages.
-        prompt_rows: gives `prompts` (as they stand in the file) and `columns` (the rest of the
-            row, a dict). `completions` are decoded without special tokens.
+        name: the config's name of the reward, for messages.
+        prompt_rows: gives `prompts` (as they are in the file) and `columns` (the rest of the row, a
+            dict). `completions` are decoded without special tokens.
 
     Raises (the reward): what `call` raises; FloatingPointError for a value that is not finite.
     """
@@ -256,7 +259,7 @@ def called_reward(
         values = call(arguments)
         require_finite(values, name, list(zip(prompts, completions, strict=True)))
         seen, absent = seen + len(values), absent + values.count(None)
-        if absent and seen >= next_said:  # ten times as many each time: no line for every step
+        if absent and seen >= next_said:  # ten times as many each time, not a line for every step
             next_said = 10 * seen
             logging.info("%s did not apply to %d of %d completions so far", name, absent, seen)
         plain = [math.nan if value is None else value for value in values]
@@ -268,8 +271,8 @@ def called_reward(
 def call_scorer(
     function: Scorer, name: str, arguments: Mapping[str, list[Any]]
 ) -> list[float | None]:
-    """One float per completion, or None. Where the function fails, its error says on which example:
-    it is called again on one after the other."""
+    """Return one float per completion, or None. Where the function fails, its error says on which
+    example. To find it, the function is called again on one example after the other."""
 
     def call(part: Mapping[str, list[Any]]) -> list[float | None]:
         scores = awaited(function(**part))
@@ -292,8 +295,8 @@ def call_scorer(
 
 
 def awaited(given: Any) -> Any:
-    """What an async function gives, at its end; anything else as it is. All run in one event loop,
-    so that connections that such a function keeps open stay usable."""
+    """Wait for the result of an async function, and return anything else as it is. All run in one
+    event loop, so that connections that such a function keeps open stay usable."""
     if not inspect.isawaitable(given):
         return given
 
@@ -310,7 +313,7 @@ def event_loop() -> asyncio.Runner:
 
 @contextmanager
 def showing(name: str, examples: Iterable[Example]) -> Iterator[None]:
-    """Add the first example to any error, and how many more were scored together with it.
+    """Add the first example to any error, and the number of others that were scored with it.
     `examples` is read only then."""
     try:
         yield
@@ -327,8 +330,8 @@ def showing(name: str, examples: Iterable[Example]) -> Iterator[None]:
 def require_finite(
     values: Tensor | Sequence[float | None], name: str, examples: Iterable[Example]
 ) -> None:
-    """Raise FloatingPointError for a NaN or an infinity, and show where it came; None is no
-    number, and passes."""
+    """Raise FloatingPointError for a NaN or an infinity, and show where it came. None is no number
+    and passes."""
     if isinstance(values, Tensor):
         values = values.tolist()
     wrong = (i for i, value in enumerate(values) if value is not None and not math.isfinite(value))
@@ -343,8 +346,8 @@ def require_finite(
 
 
 def load_function(name: str) -> Scorer:
-    """The function that a config names as ``package.module:function``, of an installed package or
-    of a file in the folder that the command runs in.
+    """Load the function that a config names as ``package.module:function``, from an installed
+    package or from a file in the folder that the command runs in.
 
     Raises:
         ValueError: the name has another form, or the function takes other arguments.
@@ -352,7 +355,7 @@ def load_function(name: str) -> Scorer:
     module, separator, attribute = name.partition(":")
     if not separator:
         raise ValueError(f"{name!r}: expected package.module:function")
-    if os.getcwd() not in sys.path:  # a script's folder is there, the project's is not
+    if os.getcwd() not in sys.path:  # it has a script's folder, but not the project's
         sys.path.append(os.getcwd())
     function = getattr(importlib.import_module(module), attribute)
     try:

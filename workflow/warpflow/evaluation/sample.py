@@ -1,5 +1,7 @@
-"""Completions of held-out prompts by one policy, with what needs the policy itself: their KL to the
-SFT policy and their entropy. What they are worth is for `warpflow.evaluation.evaluate` to say."""
+"""Sample completions of held-out prompts, and measure their KL to the SFT policy and entropy.
+
+These need the policy itself. `warpflow.evaluation.evaluate` says what completions are worth.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,13 @@ from warpflow.lm.scoring import logits_of_tokens
 
 @dataclass(frozen=True)
 class Measured:
-    """Completions of one policy with what needs the policy itself; each [N], and the rows of one
-    prompt are adjacent.
+    """Completions of one policy and what needs the policy itself, [N] each. Rows of one prompt are
+    adjacent.
 
     Attributes:
-        kl: log π(y|x) − log π_sft(y|x): unbiased, noisy, may be negative.
-        kl_exact: Σ_t KL(π(·|x, y_<t) ‖ π_sft(·|x, y_<t)): same mean, less variance.
-        entropy: Σ_t H(π(·|x, y_<t)): its mean is the entropy of whole completions.
+        kl: log π(y|x) − log π_sft(y|x), which is unbiased and noisy, and may be negative.
+        kl_exact: Σ_t KL(π(·|x, y_<t) ‖ π_sft(·|x, y_<t)), with the same mean and less variance.
+        entropy: Σ_t H(π(·|x, y_<t)), whose mean is the entropy of whole completions.
     """
 
     batch: Completions
@@ -51,15 +53,15 @@ def sample_and_measure(
 ) -> Iterator[Measured]:
     """Sample from `policy`, `batch_size` completions at a time, and measure their KL to `sft`.
 
-    Every policy sees the same prompts with the same random numbers, so differences between
-    policies are paired, and the batch size changes nothing.
+    Every policy sees the same prompts with the same random numbers. So differences between policies
+    are paired, and the batch size changes nothing.
 
     Args:
         prompts: token ids of each prompt.
-        samples_per_prompt: completions of each; their rows are adjacent.
-        part: of the prompts only (None: all), with the random numbers that they have among all, so
-            that processes can share them.
-        lend_sft: has θ_sft's weights on the device while it lasts, where they are kept elsewhere.
+        samples_per_prompt: completions of each prompt, in adjacent rows.
+        part: the prompts to take, or None for all. They keep the random numbers that they have
+            among all prompts, so that processes can share the prompts.
+        lend_sft: a context that has θ_sft's weights on the device, where they are kept elsewhere.
     """
     each = samples_per_prompt
     uniforms = draw_uniforms(
@@ -88,11 +90,11 @@ def sample_and_measure(
 
 
 def completion_rows(parts: Iterable[Measured], first: int = 0) -> Iterator[dict[str, Any]]:
-    """Each completion, one to a prompt, as a row that can be scored later: the prompt's number,
-    sampled token ids, and what was measured.
+    """Yield each completion, one for each prompt, as a row that can be scored later. It has the
+    prompt's number, the sampled token ids, and what was measured.
 
     Args:
-        first: number of the first prompt.
+        first: the number of the first prompt.
     """
     prompt = first
     for part in parts:
@@ -117,16 +119,16 @@ def kls_and_entropy(
     temperature: float,
     each: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Two estimators of KL(π ‖ π_sft) and one of the entropy of π, all over whole sequences, in
-    nats, [B] each.
+    """Return two estimates of KL(π ‖ π_sft) and one of the entropy of π, [B] each. All are over
+    whole sequences and in nats.
 
     The first is the log-ratio of the sampled sequence. The second replaces each token's log-ratio
-    by its exact expectation over the vocabulary given the sampled prefix (Rao–Blackwell); the
-    entropy is taken in the same way. All are unbiased for completions sampled from `policy` at
+    by its exact expectation over the vocabulary given the sampled prefix (Rao–Blackwell). The
+    entropy is estimated in the same way. All are unbiased for completions sampled from `policy` at
     `temperature`.
 
     Args:
-        each: this many adjacent rows have one prompt.
+        each: the number of adjacent rows that have one prompt.
     """
     ids = batch.response_ids.flatten()
     by_token = torch.zeros(3, len(ids), device=ids.device)
@@ -140,9 +142,10 @@ def kls_and_entropy(
 def kls_and_entropy_of_logits(
     logits: Tensor, sft_logits: Tensor, ids: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`kls_and_entropy` of each token, [m]: of both models' logits [m, V] and sampled ids [m]."""
+    """Return `kls_and_entropy` for each token, [m], from both models' logits [m, V] and sampled ids
+    [m]."""
     log_p, log_q = logits.log_softmax(-1), sft_logits.log_softmax(-1)
     p, ratio = log_p.exp(), log_p - log_q
     sampled = ratio.gather(-1, ids[:, None])[:, 0]
-    # The policy's own probabilities weigh the log-ratio; the reverse would be another divergence.
+    # The policy's own probabilities weigh the log-ratio. The reverse would be another divergence.
     return sampled, (p * ratio).sum(-1), -(p * log_p).sum(-1)

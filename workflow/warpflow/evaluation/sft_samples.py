@@ -1,4 +1,4 @@
-"""Scores of many SFT samples of each prompt, what `optimum` is estimated from."""
+"""Score many SFT samples of each prompt, from which `optimum` is estimated."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def score_samples(
     pad_id: int,
     seed: int,
 ) -> Array:
-    """[scorers, P, n] scores of n completions of each of the first P prompts.
+    """Return the scores [scorers, P, n] of n completions of each of the first P prompts.
 
-    No more than `batch_size` completions are there at once. Each prompt has random numbers of its
-    own, so the batch size changes nothing.
+    At most `batch_size` completions are in memory at once. Each prompt has its own random numbers,
+    so the batch size changes nothing.
     """
     each = settings.samples_per_prompt
     scores = []

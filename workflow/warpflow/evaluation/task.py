@@ -1,4 +1,4 @@
-"""What a policy is trained and judged with, loaded from the folders of earlier stages."""
+"""Load what a policy is trained and judged with from the folders of earlier stages."""
 
 from __future__ import annotations
 
@@ -44,27 +44,27 @@ from warpflow.settings.rewards import Calls
 
 @section
 class JudgeArguments:
-    """What every script that judges policies is told of them."""
+    """Arguments of every script that judges policies."""
 
     sft: str
-    """Checkpoint of θ_sft."""
+    """The checkpoint of θ_sft."""
     data: str
-    """Data folder."""
+    """The data folder."""
     max_prompt_tokens: Count
-    """Longer prompts are an error."""
+    """The largest number of tokens of a prompt; a longer one is an error."""
     rewards: str
-    """JSON: reward_model or package.module:function → its weight in r(x, y); a name of an endpoint
-    → its url, weight and version."""
+    """JSON that maps reward_model or package.module:function to its weight in r(x, y), and the name
+    of an endpoint to its url, weight and version."""
     reward_model: str | None = None
-    """Checkpoint of the reward model, where it has a weight."""
+    """The checkpoint of the reward model, where it has a weight."""
     gold: list[str] = listed()
-    """What is measured and never trained on: each a package.module:function, the folder or hub
-    name of a reward model, or JSON of an endpoint's url and version."""
+    """The golds, which are measured and never trained on. Each is a package.module:function, the
+    folder or hub name of a reward model, or JSON with the url and version of an endpoint."""
     gold_names: list[str] = listed(GOLD)
-    """Their columns, in the same order."""
+    """The columns of the golds, in the same order."""
     endpoints: str = "{}"
-    """JSON: an endpoint's key of the config, as rewards.NAME → how it is called. It changes no
-    result."""
+    """JSON that maps an endpoint's key of the config, as rewards.NAME, to how it is called. It
+    changes no result."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Scorers:
 
 @dataclass(frozen=True)
 class Judges(Scorers):
-    """What scores completions, and θ_sft, which their KL is measured to."""
+    """What scores completions, and θ_sft, to which their KL is measured."""
 
     sft: PreTrainedModel
 
@@ -94,15 +94,15 @@ def load_judges(
     reading: Reading = READING,
     attention: str | None = None,
 ) -> Judges:
-    """Load them to the device.
+    """Load what scores completions, and θ_sft, to the device.
 
     Args:
-        reading: of a reward model.
-        attention: of θ_sft; see `lm.models.load_whole`.
+        reading: how a reward model reads.
+        attention: the attention of θ_sft; see `lm.models.load_whole`.
 
     Raises:
-        ValueError: as `load_scorers`; a longest prompt and completion that exceed the policy's
-            context, or whose cache exceeds the device.
+        ValueError: as in `load_scorers`; or the longest prompt and completion exceed the policy's
+            context, or their cache exceeds the device.
     """
     config, tokens = load_config(given.sft), given.max_prompt_tokens + max_new_tokens
     require_context(config, tokens, given.sft)
@@ -113,11 +113,11 @@ def load_judges(
 
 
 def load_scorers(given: JudgeArguments, reading: Reading = READING) -> Scorers:
-    """Load what scores completions to the device; of θ_sft the tokenizer alone.
+    """Load what scores completions to the device. Of θ_sft only the tokenizer is loaded.
 
     Raises:
-        ValueError: a prompt of more than `max_prompt_tokens` tokens; names file and prompt. A
-            reward model whose tokenizer has ids beyond its embedding.
+        ValueError: a prompt has more than `max_prompt_tokens` tokens; the message names file and
+            prompt. Or the tokenizer of a reward model has ids beyond its embedding.
     """
     tokenizer = load_tokenizer(given.sft)
     files = [f"{given.data}/{part}_prompts.jsonl" for part in ("train", "eval")]
@@ -127,7 +127,7 @@ def load_scorers(given: JudgeArguments, reading: Reading = READING) -> Scorers:
         for part, file in zip(rows, files, strict=True)
     ]
 
-    @functools.cache  # only where a reward wants it: it refuses prompts that look alike
+    @functools.cache  # only where a reward needs it, as it refuses prompts that look alike
     def prompt_rows() -> PromptRows:
         return index_rows(prompts[0] + prompts[1], rows[0] + rows[1])
 
@@ -140,7 +140,7 @@ def load_scorers(given: JudgeArguments, reading: Reading = READING) -> Scorers:
     def load_model_reward(path: str) -> Reward:
         model = load_classifier(path).requires_grad_(False)
         reward_tokenizer = load_reward_tokenizer(path)
-        # Where the tokenizers are the same, the ids that are sampled are passed on as such.
+        # Where the tokenizers are the same, the sampled ids are passed on.
         same = reward_tokenizer.get_vocab() == tokenizer.get_vocab()
         sampled = load_config(given.sft).get_text_config().vocab_size if same else 0
         require_vocabulary(reward_tokenizer, model.config, path, sampled)

@@ -1,7 +1,7 @@
-"""RL trajectories: the completions that a run kept along its way, read again and scored.
+"""Read and score RL trajectories: the completions that a run kept along its way.
 
-A run writes completions and their KL to SFT, which need the policy of that step, and nothing that
-training does not see. So another gold reward scores the runs that are there and trains nothing.
+A run writes completions and their KL to SFT, which need the policy of that step. It writes nothing
+that training does not see. So a new gold reward scores the runs that are there and trains nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from warpflow.lm.texts import response_texts
 
 
 def points(rows: Sequence[Row]) -> Iterator[tuple[dict[str, Any], list[Row]]]:
-    """The rows of `completions.jsonl` by step and weights, in the order they were written."""
+    """Yield the rows of `completions.jsonl` by step and weights, in the order they were written."""
     keys = dict.fromkeys((row["step"], row["weights"]) for row in rows)
     for step, weights in keys:
         chosen = [row for row in rows if (row["step"], row["weights"]) == (step, weights)]
@@ -45,10 +45,10 @@ def measured_again(
     batch_size: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[Measured]:
-    """The completions of one point as tensors, `batch_size` at a time.
+    """Yield the completions of one point as tensors, `batch_size` at a time.
 
     Args:
-        prompts: token ids of the held-out prompts, which rows name by number.
+        prompts: the token ids of the held-out prompts, which rows name by number.
     """
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
@@ -77,11 +77,11 @@ def score_trajectory(
     batch_size: int,
     device: torch.device | str = "cpu",
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of means and standard errors for each point of one run, and rows of the values of each
-    prompt.
+    """Return rows of means and standard errors for each point of one run, and rows of each prompt's
+    values.
 
     Args:
-        rows: of `completions.jsonl`, one completion to a prompt.
+        rows: the rows of `completions.jsonl`, with one completion for each prompt.
     """
     trajectory, values = [], []
     for key, chosen in points(rows):
@@ -93,7 +93,7 @@ def score_trajectory(
 
 
 def summarise_point(samples: Samples, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Means and standard errors of one point's completions."""
+    """Return means and standard errors of one point's completions."""
     row: dict[str, Any] = {}
     for name, values in values_of(samples).items():
         row[name], row[f"{name}_se"] = (None, None) if values is None else mean_and_error(values, 1)

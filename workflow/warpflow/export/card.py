@@ -1,6 +1,6 @@
 """The model card of an exported point, by huggingface_hub.
 
-The text is `card.md` beside this file; here is what it is filled with.
+The text is `card.md` beside this file, and this file fills it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ QUANTITIES = {"reward": "reward", "kl_exact": "KL to SFT (nats)", "length": "len
 
 
 def card_data(base_model: str | None, license_name: str | None) -> ModelCardData:
-    """The card's metadata, by which the hub finds a model and its parents.
+    """Return the card's metadata, by which the hub finds a model and its parents.
 
     Args:
         base_model: the hub name of what the SFT policy was trained from; None: it has no parent
@@ -43,7 +43,7 @@ def card_data(base_model: str | None, license_name: str | None) -> ModelCardData
 
 
 def model_card(data: ModelCardData, texts: Mapping[str, Any]) -> ModelCard:
-    """The card; `texts` are what `card.md` names."""
+    """Return the card. `texts` has all that `card.md` names."""
     page = Environment(  # ModelCard.from_template would leave a blank line for each block
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     ).from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -51,7 +51,8 @@ def model_card(data: ModelCardData, texts: Mapping[str, Any]) -> ModelCard:
 
 
 def number_rows(metrics: Mapping[str, Any], sft: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Reward, gold rewards, KL and length of the point and of SFT, each as `value ± error`."""
+    """Return reward, gold rewards, KL and length of the point and of SFT, each as `value ±
+    error`."""
     names = ["reward", *gold_columns(metrics), "kl_exact", "length"]
     return [
         {
@@ -65,14 +66,15 @@ def number_rows(metrics: Mapping[str, Any], sft: Mapping[str, Any]) -> list[dict
 
 
 def sft_metrics(evaluations: pd.DataFrame, replicate: int) -> dict[str, Any]:
-    """What SFT was worth on the same prompts: η = 0 of a front towards it; empty without one."""
+    """Return SFT's values on the same prompts, at η = 0 of a front towards it, or nothing without
+    one."""
     rows = evaluations[(evaluations["towards"] == "sft") & (evaluations["eta"] == 0)]
     rows = rows[rows["replicate"] == replicate]
     return {} if rows.empty else {str(k): v for k, v in rows.iloc[0].items()}
 
 
 def value_text(metrics: Mapping[str, Any], name: str) -> str:
-    """``1.234 ± 0.012``; a dash without a value."""
+    """Write ``1.234 ± 0.012``, or a dash without a value."""
     value, error = metrics.get(name), metrics.get(f"{name}_se")
     if value is None or pd.isna(value):
         return "–"
@@ -80,7 +82,7 @@ def value_text(metrics: Mapping[str, Any], name: str) -> str:
 
 
 def front_rows(evaluations: pd.DataFrame, chosen: str) -> list[dict[str, str]]:
-    """The points of the front that a result is on, by η; empty where it is on none."""
+    """Return the points of the front that a result is on, by η, or none where it is on no front."""
     points = evaluations[evaluations["stage"] == "interpolate_policy"]
     own = points[points["policy"] == chosen]
     if own.empty:
@@ -102,8 +104,8 @@ def front_rows(evaluations: pd.DataFrame, chosen: str) -> list[dict[str, str]]:
 
 
 def data_text(config: Mapping[str, Any]) -> str:
-    """Where prompts and texts came from; of a file its name, not its folder, and of a dataset of
-    the hub all that the config says."""
+    """Say where prompts and texts came from. A file is named without its folder, and a dataset of
+    the hub as in the config."""
     if config["data"] == "generate_data":
         return "the synthetic language that the project generates; the model speaks no other"
     section = config["prepare_data"]
@@ -116,8 +118,8 @@ def data_text(config: Mapping[str, Any]) -> str:
 
 
 def rewards_text(config: Mapping[str, Any], experiment: Experiment) -> str:
-    """The terms of the reward that the runs were trained on, with their weights; of each member
-    where these differ."""
+    """Return the terms of the reward on which the runs were trained, with their weights, for each
+    member where these differ."""
     rewards = trained_rewards(experiment) or [config["rewards"]]
     texts = [
         " + ".join(f"{w:g} × {reward_name(n, config)}" for n, w in reward_weights(given).items())
@@ -138,7 +140,7 @@ def reward_name(name: str, config: Mapping[str, Any]) -> str:
 
 
 def gold_text(config: Mapping[str, Any]) -> str:
-    """What measured the gold rewards; of an endpoint its name, not its address."""
+    """Say what measured the gold rewards; an endpoint is given by its name, not its address."""
     sources = gold_sources(config["evaluate_policy"]["gold"])
     return ", ".join(gold_name(column, source) for column, source in sources.items()) or "none"
 
@@ -150,7 +152,7 @@ def gold_name(column: str, source: str) -> str:
 
 
 def hyperparameters(config: Mapping[str, Any], experiment: Experiment, iteration: int) -> str:
-    """The settings that training, merge and interpolation ran with, as YAML."""
+    """Return the settings of training, merge and interpolation as YAML."""
     settings = {
         "iterations": experiment.iterations,
         "members": experiment.members,
@@ -171,14 +173,15 @@ def hyperparameters(config: Mapping[str, Any], experiment: Experiment, iteration
 
 
 def hub_parent(policy_path: str | None) -> str | None:
-    """The hub name in `policy.path`; None of a folder, a file or a policy that is built here."""
+    """Return the hub name in `policy.path`, or None for a folder, a file or a policy that is built
+    here."""
     if policy_path is None or Path(policy_path).exists() or policy_path.endswith(".gguf"):
         return None
     return policy_path if policy_path.count("/") == 1 else None
 
 
 def commands_text(point: str, configfiles: Sequence[str]) -> str:
-    """What makes the point again, from the project's root."""
+    """Return the commands that make the point again, from the project's root."""
     files = f" --configfile {' '.join(configfiles)}" if configfiles else ""
     return "\n".join(
         [

@@ -28,11 +28,11 @@ def write_front(
     """Draw the figure `fronts` with a circle around the point.
 
     Args:
-        tables: folder of a group's evaluations.csv, trajectories.csv, optimum.csv.
-        out: PNG file. metrics: of the point, with reward, gold rewards and `kl_exact`.
+        tables: the folder of a group's evaluations.csv, trajectories.csv and optimum.csv.
+        out: the PNG file. metrics: those of the point, with reward, gold rewards and `kl_exact`.
 
     Returns:
-        evaluations.csv; None where the tables are not there, and nothing was drawn.
+        evaluations.csv, or None where the tables are not there and nothing was drawn.
     """
     if not (tables / "evaluations.csv").is_file():
         return None

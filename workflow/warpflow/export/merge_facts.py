@@ -14,7 +14,7 @@ import yaml
 
 from warpflow.experiments import SFT, Experiment, Plan, ends_of
 
-# Our methods by mergekit's names; what it has not keeps ours.
+# mergekit's names of our methods. A method that mergekit lacks keeps our name.
 MERGEKIT = {
     "slerp": "nuslerp",
     "lerp": "linear",
@@ -35,8 +35,8 @@ NOTES = {
 
 
 def merge_documents(plan: Plan, result: str) -> list[dict[str, Any]]:
-    """A document for each merge that a result comes from, the first one made first, the result's
-    own last; empty for the SFT policy and for a policy that was trained from it.
+    """Return a document for each merge from which a result comes, in the order in which they were
+    made. There is none for the SFT policy and for a policy that was trained from it.
 
     Each has `name`, `merge_method`, `models` (each with `model` and, under `parameters`, `weight`)
     and where it applies `base_model` and `note`. Models are names of results; train_policy/… are
@@ -49,7 +49,7 @@ def merge_documents(plan: Plan, result: str) -> list[dict[str, Any]]:
 
 
 def parents_first(plan: Plan, result: str) -> Iterator[dict[str, Any]]:
-    """`merge_documents`, some of them again and again."""
+    """Yield `merge_documents`, some of them several times."""
     for key, point in plan.points.items():
         if point == result:
             init, merged = ends_of(plan, key)
@@ -74,7 +74,7 @@ def parents_first(plan: Plan, result: str) -> Iterator[dict[str, Any]]:
 
 
 def linear_document(result: str, init: str, merged: str, eta: float) -> dict[str, Any]:
-    """LITI: (1 − η) of the initialisation and η of the merge."""
+    """Return the document of LITI: (1 − η) of the initialisation and η of the merge."""
     return {
         "name": result,
         "merge_method": "linear",
@@ -86,7 +86,7 @@ def linear_document(result: str, init: str, merged: str, eta: float) -> dict[str
 def merge_document(
     result: str, start: str, policies: list[str], experiment: Experiment
 ) -> dict[str, Any]:
-    """The merge of an iteration's policies."""
+    """Return the document of the merge of an iteration's policies."""
     settings = experiment.merge_policies
     method, weight = settings["method"], settings["weight"]
     weights = [1 / len(policies)] * len(policies) if weight is None else [1 - weight, weight]
@@ -108,5 +108,5 @@ def weighted(model: str, weight: float) -> dict[str, Any]:
 
 
 def as_yaml(documents: list[dict[str, Any]]) -> str:
-    """The documents as mergekit-multi's file has them, separated by ---."""
+    """Write the documents as mergekit-multi's file has them, separated by ---."""
     return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=100)

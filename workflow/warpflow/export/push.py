@@ -1,4 +1,4 @@
-"""A folder to the Hugging Face hub. The token stays where huggingface_hub keeps it."""
+"""Push a folder to the Hugging Face hub. The token stays where huggingface_hub keeps it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_push(repository: str, api: HfApi) -> None:
         repository: ORG/NAME.
 
     Raises:
-        ValueError: the name is none, there is no token, or the repository is there already.
+        ValueError: the name is invalid, there is no token, or the repository exists already.
         OSError: the hub does not answer, or refuses the token.
     """
     try:

@@ -1,7 +1,7 @@
-"""Which figures a group of experiments has something to draw in, as its settings tell.
+"""Which figures have something to draw for a group of experiments, by its settings.
 
-The others would be a frame with a sentence about what to set. So no report has them by default;
-`snakemake results/figures/main/averages.svg` draws one all the same.
+The others would be a frame with a sentence about what to set. So a report leaves them out by
+default. `snakemake results/figures/main/averages.svg` still draws one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ Experiments = Sequence[Experiment]
 
 
 def available_figures(plan: Plan, group: str, figures: Sequence[str]) -> list[str]:
-    """Those of `figures` that have something to draw for the group's experiments, in their order.
-    A figure that no condition is known of always has."""
+    """Return those of `figures` that have something to draw for the group's experiments, in order.
+    A figure without a condition is always among them."""
     experiments = [plan.experiments[name] for name in plan.groups[group]]
     return [name for name in figures if CONDITIONS.get(name, always)(experiments)]
 
@@ -29,7 +29,8 @@ def has_several_etas(experiments: Experiments) -> bool:
 
 
 def has_merge_weights(experiments: Experiments) -> bool:
-    """Merges of two at a set weight, whose own policies are evaluated: η = 1."""
+    """Whether some experiment merges two policies at a set weight and evaluates the merge (η =
+    1)."""
     return any(
         e.members == 2
         and e.merge_policies["weight"] is not None

@@ -1,4 +1,4 @@
-"""Averages of one run's own weights against the run (Figs. 13 and 14)."""
+"""Averages of one run's own weights, compared with the run (Figs. 13 and 14)."""
 
 from typing import Any
 
@@ -31,8 +31,9 @@ MESSAGE = (
 def plot_averages(
     evaluations: pd.DataFrame, trajectories: pd.DataFrame, style: FigureStyle
 ) -> Figure:
-    """Trajectories of the policy, of its EMA and of the plain mean of its weights in the plane of
-    KL and reward (and gold): does averaging one run's weights do what WARP's three averages do?
+    """Draw the trajectories of the policy, of its EMA and of the plain mean of its weights in the
+    plane of KL and reward (and gold). They show whether averaging one run's weights does what
+    WARP's three averages do.
 
     `evaluations` only fixes the colours of the experiments.
     """

@@ -20,8 +20,8 @@ from warpflow.figures.style import FigureStyle, Look, fixed_settings, marker_of,
 
 @fixed_settings
 def plot_benchmarks(table: pd.DataFrame, style: FigureStyle) -> Figure:
-    """Capability against KL, a panel for each task and metric (the paper's Table 2 has one point
-    of each task; here are several η)."""
+    """Draw capability against KL, with a panel for each task and metric. The paper's Table 2 has
+    one point for each task; here there are several η."""
     if table.empty:
         return message_figure(style, "No benchmark was run. Set `benchmark_policy.tasks`.")
     panels = list(split_by(table, "task", "metric", "filter"))

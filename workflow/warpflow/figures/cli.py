@@ -1,4 +1,4 @@
-"""Command line shared by the `scripts/plot_*.py`: read tables, draw one figure, save it."""
+"""The command line that `scripts/plot_*.py` share: read tables, draw one figure, save it."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from warpflow.figures.style import FigureStyle, fixed_settings
 from warpflow.fronts.tables import KEYS, mean_of_replicates
 from warpflow.settings.base import section
 
-# The columns that the figures use; a table may have more.
+# The columns that the figures use. A table may have more.
 TABLE_COLUMNS = {
     "envelopes": (
         "training_changes",
@@ -97,7 +97,7 @@ TABLE_COLUMNS = {
 
 
 def read_tables(folder: Path, names: Sequence[str]) -> list[pd.DataFrame]:
-    """Read folder/NAME.csv for each name; of evaluations the means of the replicates.
+    """Read folder/NAME.csv for each name, and take the means of the replicates of evaluations.
 
     Raises ValueError if a file or a column that the figures use is missing.
     """
@@ -114,7 +114,7 @@ def read_tables(folder: Path, names: Sequence[str]) -> list[pd.DataFrame]:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read one CSV; text columns without any value stay empty columns."""
+    """Read one CSV. Text columns without any value stay empty columns."""
     try:
         table = pd.read_csv(path)
     except pd.errors.EmptyDataError as error:
@@ -132,12 +132,12 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 @section
 class Folders:
-    """Where the tables are, and where the figure goes."""
+    """The folders of the tables and of the figure."""
 
     tables: Path
-    """Folder with the CSV tables."""
+    """The folder with the CSV tables."""
     out: Path
-    """Folder for the PNG and the SVG."""
+    """The folder for the PNG and the SVG."""
 
 
 def draw_figure(
@@ -149,7 +149,7 @@ def draw_figure(
     optional: Sequence[str] = (),
 ) -> None:
     """Parse the flags, call `plot(*tables, style)` and save the figure under `name`. Tables that
-    are `optional` go by their names as keywords, where they are there."""
+    are `optional` are passed as keywords by their names, where they exist."""
     folders, style = parse_arguments(description, argv, Folders, FigureStyle)
     found = [table for table in optional if (folders.tables / f"{table}.csv").is_file()]
     more = dict(zip(found, read_tables(folders.tables, found), strict=True))
@@ -159,9 +159,10 @@ def draw_figure(
 
 @fixed_settings
 def save_figure(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write folder/name.png and folder/name.svg; equal figures give equal bytes.
+    """Write folder/name.png and folder/name.svg. Equal figures give equal bytes.
 
-    The files are replaced by rename: an existing one may be a read-only link into DVC's cache.
+    The files are replaced by rename, because an existing one may be a read-only link into DVC's
+    cache.
     """
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}

@@ -9,7 +9,7 @@ from warpflow.figures.panels import add_legend, message_figure, new_figure
 from warpflow.figures.rows import has_values
 from warpflow.figures.style import FigureStyle, Look, experiment_looks, fixed_settings
 
-COUNT = "distinct_completions"  # how many the share of distinct bigrams is over
+COUNT = "distinct_completions"  # the number that the share of distinct bigrams is over
 METRICS = ("self_similarity", "distinct_2", "entropy", "length")
 MESSAGE = "No diversity was measured. Set `evaluate_policy.samples_per_prompt` to 2 or more."
 
@@ -18,9 +18,9 @@ MESSAGE = "No diversity was measured. Set `evaluate_policy.samples_per_prompt` t
 def plot_diversity(
     evaluations: pd.DataFrame, trajectories: pd.DataFrame, style: FigureStyle
 ) -> Figure:
-    """Self-similarity, distinct bigrams, entropy and length against KL, two panels a row.
+    """Draw self-similarity, distinct bigrams, entropy and length against KL, in two panels a row.
 
-    Trajectories have no self-similarity: on the way a prompt gets one completion.
+    Trajectories have no self-similarity, because along a run a prompt gets only one completion.
     """
     if COUNT not in evaluations:
         evaluations = evaluations.drop(columns="distinct_2", errors="ignore")
@@ -48,8 +48,9 @@ def draw_distinct(
     looks: dict[str, Look],
     z: float,
 ) -> None:
-    """The share of distinct bigrams, of the rows that have it over equally many completions: the
-    share falls with their number. The panel says the number, and whether rows are left out."""
+    """Draw the share of distinct bigrams of the rows that have it over equally many completions,
+    because the share falls with their number. The panel says the number, and whether rows are left
+    out."""
     count = evaluations[COUNT].max()
     policies, steps = (with_count(table, count) for table in (evaluations, trajectories))
     draw_fronts_panel(axes, policies, steps, "distinct_2", looks, z)
@@ -60,5 +61,6 @@ def draw_distinct(
 
 
 def with_count(table: pd.DataFrame, count: float) -> pd.DataFrame:
-    """Rows measured over `count` completions; none of a table that does not say how many."""
+    """Return the rows that were measured over `count` completions. A table that does not say how
+    many has none."""
     return table[table[COUNT] == count] if COUNT in table else table.iloc[:0]

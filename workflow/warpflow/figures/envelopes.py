@@ -21,8 +21,9 @@ DIFFERENCE = "ema - sft"
 
 @fixed_settings
 def plot_envelopes(envelopes: pd.DataFrame, style: FigureStyle) -> Figure:
-    """Two panels for each set of runs that differ in anchor and β alone: the best reward over β
-    that each anchor has at a KL, with the β that gives it, and the difference of the two.
+    """Draw two panels for each set of runs that differ only in anchor and β. One has the best
+    reward over β that each anchor has at a KL, with the β that gives it. The other has the
+    difference of the two.
 
     Args:
         envelopes: envelopes.csv of rule compare_fronts.
@@ -55,7 +56,7 @@ def rows_of(groups: Sequence[tuple[object, pd.DataFrame]]) -> pd.DataFrame:
 
 
 def draw_envelope(axes: Axes, rows: pd.DataFrame, color: str) -> None:
-    """One arm with its interval; a β stands where the envelope takes it up."""
+    """Draw one arm with its interval. A β is written where the envelope first takes it."""
     axes.fill_between(rows["kl"], rows["low"], rows["high"], color=color, alpha=0.2, linewidth=0)
     axes.plot(rows["kl"], rows["reward"], color=color, label=str(rows["arm"].iloc[0]))
     for _, row in rows[rows["beta"] != rows["beta"].shift()].iterrows():
@@ -77,7 +78,8 @@ def draw_difference(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def arm_handles(envelopes: pd.DataFrame, colors: dict[str, str]) -> list[Line2D]:
-    """The anchors with the β that were tried, and what the bands are intervals over."""
+    """Return the legend: the anchors with the β that were tried, and what the bands are intervals
+    over."""
     names = {"ema": "EMA anchor", "sft": "SFT anchor"}
     handles = []
     for arm, color in colors.items():

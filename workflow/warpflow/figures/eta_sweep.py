@@ -23,7 +23,7 @@ MESSAGE = (
 
 @fixed_settings
 def plot_eta_sweep(evaluations: pd.DataFrame, style: FigureStyle) -> Figure:
-    """Reward, KL and gold reward against η, per experiment and iteration (Fig. 10)."""
+    """Draw reward, KL and gold reward against η, per experiment and iteration (Fig. 10)."""
     fronts = liti_fronts(evaluations)
     if fronts.empty:
         return message_figure(style, MESSAGE)

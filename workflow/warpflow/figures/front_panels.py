@@ -31,7 +31,8 @@ def draw_fronts_panel(
     z: float,
     optimum: pd.DataFrame | None = None,
 ) -> None:
-    """LITI fronts, trajectories, single policies, SFT and optimum in the plane of KL and `y`."""
+    """Draw LITI fronts, trajectories, single policies, SFT and optimum in the plane of KL and
+    `y`."""
     for label, rows, color, linestyle in run_groups(trajectories, looks):
         axes.plot(
             rows["kl_exact"],
@@ -71,7 +72,7 @@ def draw_fronts_panel(
 
 
 def optimal_curves(optimum: pd.DataFrame | None) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(kind, reliable rows by KL) of what optimum.csv has, from SFT (KL 0) on."""
+    """Yield (kind, reliable rows by KL) for each curve of optimum.csv, from SFT (KL 0) on."""
     if optimum is not None:
         reliable = optimum[optimum["reliable"]]
         for (kind,), rows in split_by(reliable, "kind"):
@@ -79,11 +80,11 @@ def optimal_curves(optimum: pd.DataFrame | None) -> Iterator[tuple[str, pd.DataF
 
 
 def from_sft(values: pd.Series, sft: float) -> pd.Series:
-    """A curve of the optimum moved to where SFT is: its own level is that of other prompts and
-    samples.
+    """Move a curve of the optimum to where SFT is, because its own level comes from other prompts
+    and samples.
 
     Args:
-        values: in the order of the KL, SFT first. sft: what SFT has in the evaluations.
+        values: the curve by rising KL, SFT first. sft: the value of SFT in the evaluations.
     """
     return sft + values - values.iloc[0]
 
@@ -94,7 +95,8 @@ def front_handles(
     looks: dict[str, Look],
     optimum: pd.DataFrame | None = None,
 ) -> list[Line2D]:
-    """The legend of the fronts: experiments, iterations, and what a thick and a thin line mean."""
+    """Return the legend of the fronts: experiments, iterations, and what thick and thin lines
+    mean."""
     fronts, singles = liti_fronts(evaluations), single_policies(evaluations)
     runs = distinct_runs(trajectories)
     drawn = [fronts["experiment"], singles["experiment"], runs["experiment"]]
@@ -120,7 +122,7 @@ def front_handles(
 
 
 def scale_kl(axes: Axes, scale: str) -> None:
-    """Give the axis of KL its scale, once everything is drawn; the root goes on below 0."""
+    """Give the KL axis its scale, once everything is drawn. The root continues below 0."""
     if scale == "linear":
         return
     right = axes.get_xlim()[1]

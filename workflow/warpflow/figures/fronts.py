@@ -23,10 +23,10 @@ def plot_fronts(
     style: FigureStyle,
     optimum: pd.DataFrame | None = None,
 ) -> Figure:
-    """KL–reward fronts of LITI against the RL trajectories (Figs. 1b and 4c of the paper), and the
-    optimal front above them where it was estimated.
+    """Draw KL–reward fronts of LITI against the RL trajectories (Figs. 1b and 4c of the paper), and
+    the optimal front above them where it was estimated.
 
-    Further panels show the gold rewards if there are any.
+    Further panels show the gold rewards, if there are any.
     """
     tables = (evaluations, trajectories)
     names = ["reward", *gold_columns(evaluations)]
@@ -48,15 +48,15 @@ def plot_fronts(
 
 
 def limit_kl_view(axes: Axes, front: float, farthest: float) -> None:
-    """Cut the view where a run goes over three times as far as the fronts, and say so."""
+    """Cut the view where a run goes more than three times as far as the fronts, and say so."""
     if farthest > 3 * front > 0:
         axes.set_xlim(-0.04 * front, 1.5 * front)
         axes.set_xlabel(f"{axes.get_xlabel()}\n(cut here; runs go on to {farthest:.3g})")
 
 
 def front_texts(fronts: pd.DataFrame, y: str, looks: dict[str, Look]) -> Iterator[Placed]:
-    """The η along the last front of the first experiment, and at the end of the others' last
-    fronts: as many as can be told apart. All fronts of a run have the same η."""
+    """Yield the η along the last front of the first experiment, and at the end of the others' last
+    fronts, as many as can be told apart. All fronts of a run have the same η."""
     last = fronts["iteration"] == fronts.groupby("experiment")["iteration"].transform("max")
     chosen = fronts[last & (fronts["eta"] != 0)].sort_values("eta", ascending=False, kind="stable")
     first, is_end = next(iter(fronts["experiment"]), None), ~chosen.duplicated("experiment")

@@ -31,7 +31,7 @@ MESSAGE = "There is no pair of members to compare. Set `members` to 2 or more."
 
 @fixed_settings
 def plot_geometry(evaluations: pd.DataFrame, geometry: pd.DataFrame, style: FigureStyle) -> Figure:
-    """Angles and norms of the members' task vectors, layer by layer (Fig. 11).
+    """Draw angles and norms of the members' task vectors, layer by layer (Fig. 11).
 
     `evaluations` only fixes the colours of the experiments.
     """
@@ -62,7 +62,8 @@ def draw_geometry_panel(
     groups: Sequence[str],
     looks: dict[str, Look],
 ) -> None:
-    """Mean over the pairs of members as a line over the layer groups, each pair as a faint dot."""
+    """Draw the mean over pairs of members as a line over the layer groups, and each pair as a faint
+    dot."""
     positions = {group: i for i, group in enumerate(groups)}
     for (name, iteration), rows in split_by(geometry, "experiment", "iteration"):
         color = looks[name].shade(iteration)
@@ -88,5 +89,6 @@ def draw_geometry_panel(
 
 
 def norm_ratio(geometry: pd.DataFrame) -> pd.Series:
-    """Norm of member b's task vector over that of member a; NaN where the latter is zero."""
+    """Return the norm of member b's task vector over that of member a, or NaN where the latter is
+    zero."""
     return geometry["norm_b"] / geometry["norm_a"].where(geometry["norm_a"] > 0)

@@ -1,7 +1,7 @@
-"""The plane of KL and reward as a Vega-Lite chart: what `figures.fronts` draws, to hover.
+"""The plane of KL and reward as an interactive Vega-Lite chart of what `figures.fronts` draws.
 
 Colours and dashes are those of the other figures. The chart holds its data, so that it needs no
-network. Next in reading order: `warpflow.figures.summary`, the page that it is on.
+network. Read next: `warpflow.figures.summary`, the page that it is on.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from warpflow.figures.rows import (
 from warpflow.figures.style import FigureStyle, experiment_looks
 from warpflow.gold_names import gold_columns
 
-WIDTH, HEIGHT = 560, 380  # pixels of the plane
-# Root of the KL where the reader asks for it; the labels say the KL all the same.
+WIDTH, HEIGHT = 560, 380  # size of the plane in pixels
+# The axis is the root of the KL where the reader asks for it. The labels still say the KL.
 X = "root_axis ? sqrt(max(datum.kl, 0)) : datum.kl"
 X_LABEL = "format(root_axis ? datum.value * datum.value : datum.value, '.3~g')"
 DASHES = ([1, 0], [6, 3], [6, 3, 1, 3], [1, 2])  # as style.LINE_STYLES
@@ -37,11 +37,12 @@ def front_chart(
     style: FigureStyle,
     optimum: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
-    """A Vega-Lite specification of fronts, single policies, RL trajectories, SFT and optimum.
+    """Return a Vega-Lite specification of fronts, single policies, RL trajectories, SFT and
+    optimum.
 
     Hovering a point shows its experiment, iteration, η, reward, gold rewards, KL, length and its
-    completion of the first stored prompt. A click on an entry of the legend draws that experiment
-    alone, with the shift key several of them.
+    completion of the first stored prompt. A click on an entry of the legend draws only that
+    experiment; with the shift key several can be chosen.
 
     Args:
         evaluations: the means of the replicates. completions: rows of completions.csv.
@@ -102,15 +103,16 @@ def front_chart(
 
 
 def kl_limit(evaluations: pd.DataFrame, trajectories: pd.DataFrame) -> float:
-    """The largest KL of the axis: runs that go over three times as far as the fronts are cut, as
-    in `figures.fronts`."""
+    """Return the largest KL of the axis. Runs that go more than three times as far as the fronts
+    are cut, as in `figures.fronts`."""
     front = liti_fronts(evaluations)["kl_exact"].max()
     farthest = max(evaluations["kl_exact"].max(), trajectories["kl_exact"].max(), 1e-9)
     return float(1.5 * front if farthest > 3 * front > 0 else 1.04 * farthest)
 
 
 def plane(data: pd.DataFrame, farthest: float) -> alt.Chart:
-    """A chart of rows with columns `kl` and the quantities, in the plane that all layers share."""
+    """Return a chart of rows with columns `kl` and the quantities, in the plane that all layers
+    share."""
     chart = alt.Chart(alt.Data(values=records(data)))
     chart = chart.transform_calculate(x=X, y="datum[quantity]")
     chart = chart.transform_filter(
@@ -130,7 +132,7 @@ def plane(data: pd.DataFrame, farthest: float) -> alt.Chart:
 
 
 def records(data: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON values: what is missing is null."""
+    """Return rows as JSON values, with null for what is missing."""
     table = data.astype(object).where(data.notna(), None)
     rows: list[dict[str, Any]] = []
     for row in table.to_dict("records"):
@@ -151,7 +153,7 @@ def point_layers(
     farthest: float,
     z: float,
 ) -> list[alt.Chart]:
-    """Fronts as lines with error bars and points, and single policies as small points."""
+    """Draw fronts as lines with error bars and points, and single policies as small points."""
     lines, dots = (
         plane(point_rows(rows, completions, quantities), farthest).transform_filter(shown)
         for rows in (liti_fronts(evaluations), single_policies(evaluations))
@@ -181,7 +183,7 @@ def point_layers(
 
 
 def tooltips(quantities: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(column, title, number format) of what hovering a point shows, in order."""
+    """Return (column, title, number format) of what hovering a point shows, in order."""
     return [
         ("experiment", "experiment", ""),
         ("iteration", "iteration", ""),
@@ -195,14 +197,15 @@ def tooltips(quantities: Sequence[str]) -> list[tuple[str, str, str]]:
 
 
 def field(column: str) -> str:
-    """A column's name where Vega-Lite would take a dot for a level of nested data."""
+    """Escape a column's name, in which Vega-Lite would take a dot for a level of nested data."""
     return column.replace(".", r"\.")
 
 
 def point_rows(
     rows: pd.DataFrame, completions: pd.DataFrame, quantities: Sequence[str]
 ) -> pd.DataFrame:
-    """The columns of evaluated policies that the chart uses, with a completion each."""
+    """Return the columns of evaluated policies that the chart uses, with a completion for each
+    policy."""
     columns = ["experiment", "iteration", "eta", "policy", "length"]
     columns += [name for quantity in quantities for name in (quantity, f"{quantity}_se")]
     table = rows.reindex(columns=columns).assign(
@@ -221,7 +224,7 @@ def trajectory_layer(
     shown: alt.Parameter,
     farthest: float,
 ) -> alt.Chart:
-    """A thin line for each RL run, where the reader wants them."""
+    """Draw a thin line for each RL run, where the reader wants them."""
     runs = distinct_runs(trajectories)
     keys = ["experiment", "replicate", "iteration", "member"]
     table = runs.reindex(columns=["experiment", "iteration", "step", *quantities])
@@ -243,7 +246,7 @@ def trajectory_layer(
 
 
 def sft_layer(sft: pd.Series, quantities: Sequence[str], farthest: float) -> alt.Chart:
-    """A star where all fronts start."""
+    """Draw a star where all fronts start."""
     row = sft.reindex(list(quantities)).to_frame().T.assign(kl=0.0, name="SFT")
     star = plane(row, farthest).mark_text(text="★", fontSize=18)
     values = [alt.Tooltip(field(q), type="quantitative", format=".4~g") for q in quantities]
@@ -253,7 +256,8 @@ def sft_layer(sft: pd.Series, quantities: Sequence[str], farthest: float) -> alt
 def optimum_layers(
     sft: pd.Series, optimum: pd.DataFrame | None, quantities: Sequence[str], farthest: float
 ) -> list[alt.Chart]:
-    """The best that any policy can have, and best-of-n, from SFT on, as `figures.fronts` has it."""
+    """Draw the best that any policy can have, and best-of-n, from SFT on, as `figures.fronts`
+    does."""
     parts = []
     for kind, rows in optimal_curves(optimum):
         values = {name: from_sft(rows[name], sft[name]) for name in quantities if name in rows}

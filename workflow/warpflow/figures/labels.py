@@ -1,4 +1,4 @@
-"""Texts beside points, placed where they cover no point or text, and few lines."""
+"""Place texts beside points where they cover no point or text, and few lines."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,8 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 GAPS = (3, 7)  # points between a text and its point; the nearer one first
-# Where a text goes, seen from its point: right and up are 1. Below a rising front comes first.
+# The sides of its point that a text may go to, where right and up are 1. The first one is below a
+# rising front.
 SIDES = ((1, -1), (-1, 1), (1, 0), (0, -1), (0, 1), (-1, 0), (1, 1), (-1, -1))
 
 
@@ -28,11 +29,11 @@ class Placed:
 
 
 def place_texts(figure: Figure, axes: Axes, texts: Sequence[Placed], size: float = 6.5) -> None:
-    """Write each text beside its point, first come first served: clear of all markers and texts,
-    and of places that are as near to it where it covers the fewest lines.
+    """Write each text beside its point, in order, clear of all markers and texts. Among places that
+    are as near to the point, it takes the one where it covers the fewest lines.
 
-    A text that finds no free place is left out. Needs the final limits of the axes, so it is
-    called after everything else is drawn.
+    A text that finds no free place is left out. This needs the final limits of the axes, so call it
+    after everything else is drawn.
     """
     figure.draw_without_rendering()
     lines = [path for line in axes.lines if (path := path_of(line)) is not None]
@@ -51,7 +52,7 @@ def place_texts(figure: Figure, axes: Axes, texts: Sequence[Placed], size: float
 
 
 def write_text(axes: Axes, item: Placed, size: float) -> Annotation:
-    """A text with a white rim, its left lower corner at its point for now."""
+    """Write a text with a white rim whose left lower corner is at its point for now."""
     note = axes.annotate(
         item.text,
         (item.x, item.y),

@@ -34,7 +34,7 @@ SETTING_COLUMNS = ["merge_method", "iteration", "anchor", "beta", "mu"]
 
 @fixed_settings
 def plot_lambda_sweep(evaluations: pd.DataFrame, style: FigureStyle) -> Figure:
-    """SLERP against LERP of two members over the merge weight λ (Figs. 3c and 8)."""
+    """Draw SLERP against LERP of two members over the merge weight λ (Figs. 3c and 8)."""
     curves = lambda_curves(evaluations)
     if not curves:
         return message_figure(style, MESSAGE)
@@ -73,10 +73,10 @@ def plot_lambda_sweep(evaluations: pd.DataFrame, style: FigureStyle) -> Figure:
 
 
 def lambda_curves(evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Curves over λ, one per merge method and training setting, sorted by λ, with their ends.
+    """Return curves over λ with their ends, one per merge method and training setting, sorted by λ.
 
-    Merges are the two-member interpolations at η = 1. One without a weight is at λ = 1/2 and
-    joins a curve that has other points. λ = 0 and 1 are the trained members 0 and 1.
+    Merges are the interpolations of two members at η = 1. A merge without a weight is at λ = 1/2
+    and joins a curve that has other points. λ = 0 and 1 are the trained members 0 and 1.
     """
     is_merge = (evaluations["stage"] == "interpolate_policy") & (evaluations["members"] == 2)
     merges = evaluations[is_merge & (evaluations["eta"] == 1)]
@@ -91,8 +91,9 @@ def lambda_curves(evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def end_points(evaluations: pd.DataFrame, merges: pd.DataFrame) -> pd.DataFrame:
-    """The two merged policies: members 0 and 1 of the merges' own experiments if these list them,
-    else of the first experiment with the same iteration, anchor, β and μ."""
+    """Return the two policies that are merged. They are members 0 and 1 of the merges' own
+    experiments if these list them, else of the first experiment with the same iteration, anchor, β
+    and μ."""
     method = merges["merge_method"].iloc[0]
     rows = evaluations[
         (evaluations["stage"] == "train_policy") & evaluations["member"].isin([0, 1])
@@ -107,7 +108,7 @@ def end_points(evaluations: pd.DataFrame, merges: pd.DataFrame) -> pd.DataFrame:
 
 
 def curve_names(curves: Sequence[pd.DataFrame]) -> list[str]:
-    """The merge method, and whatever else tells the curves apart."""
+    """Name curves by the merge method, and by what else tells them apart."""
     if not curves:
         return []
     settings = pd.concat([curve[SETTING_COLUMNS].iloc[:1] for curve in curves])
@@ -123,8 +124,8 @@ def curve_names(curves: Sequence[pd.DataFrame]) -> list[str]:
 def method_looks(
     methods: Iterable[str], evaluations: pd.DataFrame, looks: dict[str, Look]
 ) -> dict[str, Look]:
-    """Each merge method's look: that of the first experiment with a LITI front which merges so,
-    else one that no other method has (as far as there are any)."""
+    """Return a look for each merge method: that of the first experiment with a LITI front that
+    merges so, else one that no other method has, as far as there are any."""
     fronts = liti_fronts(evaluations)
     merged = fronts[fronts["members"] > 1].drop_duplicates("merge_method")
     users = dict(zip(merged["merge_method"], merged["experiment"], strict=True))

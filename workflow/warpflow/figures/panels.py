@@ -1,4 +1,4 @@
-"""What every figure is built of: panels, labelled axes, points, legends, messages without rows."""
+"""The parts of every figure: panels, labelled axes, points, legends, and messages without rows."""
 
 import math
 import textwrap
@@ -33,7 +33,7 @@ AXIS_LABELS = {
 
 
 def new_figure(style: FigureStyle, panels: Sequence[int]) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with `panels[i]` equally wide panels in row i."""
+    """Return a figure with `panels[i]` equally wide panels in row i."""
     figure = Figure(
         figsize=(style.width, style.height * len(panels)), dpi=style.dpi, layout="constrained"
     )
@@ -96,7 +96,7 @@ def draw_points(
 
 
 def add_legend(figure: Figure, handles: Sequence[Line2D], style: FigureStyle) -> None:
-    """A legend below the panels; the figure grows so that they keep their height."""
+    """Add a legend below the panels. The figure grows, so that they keep their height."""
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, min(len(handles), int(style.width / (0.7 + 0.068 * longest))))
     lines = math.ceil(len(handles) / columns)
@@ -105,7 +105,7 @@ def add_legend(figure: Figure, handles: Sequence[Line2D], style: FigureStyle) ->
 
 
 def experiment_handles(names: Iterable[str], looks: dict[str, Look]) -> list[Line2D]:
-    """One entry per drawn experiment, in the order of the looks."""
+    """Return one entry per drawn experiment, in the order of the looks."""
     drawn = set(names)
     return [
         Line2D([], [], color=look.color, linewidth=2, label=name)
@@ -115,8 +115,8 @@ def experiment_handles(names: Iterable[str], looks: dict[str, Look]) -> list[Lin
 
 
 def iteration_handles(iterations: Iterable[int], markers: bool = True) -> list[Line2D]:
-    """One entry per iteration, none if there is only one: by line style and shade, and by marker
-    where the figure has markers."""
+    """Return one entry per iteration, or none if there is only one. It shows line style and shade,
+    and the marker where the figure has markers."""
     numbers = sorted({int(iteration) for iteration in iterations})
     if len(numbers) < 2:
         return []

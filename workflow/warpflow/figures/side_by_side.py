@@ -14,15 +14,15 @@ from matplotlib.figure import Figure
 from warpflow.figures.panels import message_figure, new_figure
 from warpflow.figures.style import FigureStyle, fixed_settings
 
-CELL = 0.65  # inches that a cell's lines of text need
-WIDE = 4  # contestants; more of them get a row of the figure for each judge
+CELL = 0.65  # inches that the lines of text in a cell need
+WIDE = 4  # with more contestants each judge gets a row of the figure
 MIRRORED = {"a": "b", "b": "a", "length_a": "length_b", "length_b": "length_a"}
 
 
 @fixed_settings
 def plot_side_by_side(table: pd.DataFrame, style: FigureStyle) -> Figure:
-    """A matrix for each judge: row against column, coloured by the win rate, in the manner of the
-    paper's Table 1. In each cell win rate, graded score and the two mean lengths."""
+    """Draw a matrix for each judge, row against column, coloured by the win rate, like the paper's
+    Table 1. Each cell has the win rate, the graded score and the two mean lengths."""
     if table.empty:
         return message_figure(style, "No answers were compared. Set `compare_answers`.")
     names = list(dict.fromkeys([*table["a"], *table["b"]]))
@@ -39,14 +39,14 @@ def plot_side_by_side(table: pd.DataFrame, style: FigureStyle) -> Figure:
 
 
 def draw_matrix(axes: Axes, table: pd.DataFrame, names: list[str]) -> None:
-    """One judge's pairs, each in two cells; a pair that was not judged stays grey."""
+    """Draw one judge's pairs, each in two cells. A pair that was not judged stays grey."""
     shares = np.full((len(names), len(names)), np.nan)
     for row in table.to_dict("records"):
         for cell in (row, mirror(row)):
             i, j = names.index(cell["a"]), names.index(cell["b"])
             shares[i, j] = cell["win_rate"] + cell["tie_rate"] / 2
             axes.text(j, i, cell_text(cell), ha="center", va="center", fontsize=6.5)
-    # The middle of this map is white, its ends are light enough for black text on them.
+    # The middle of this map is white, and its ends are light enough for black text.
     colours = matplotlib.colormaps["RdBu"].with_extremes(bad="0.9")
     axes.imshow(np.ma.masked_invalid(shares), cmap=colours, vmin=-0.25, vmax=1.25, aspect="auto")
     axes.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=7)
@@ -57,7 +57,7 @@ def draw_matrix(axes: Axes, table: pd.DataFrame, names: list[str]) -> None:
 
 
 def mirror(row: dict) -> dict:
-    """The same pair, from B's point of view."""
+    """Return the same pair from B's point of view."""
     turned = row | {MIRRORED[key]: row[key] for key in MIRRORED}
     turned["score"], turned["score_low"], turned["score_high"] = (
         -row[key] for key in ("score", "score_high", "score_low")
@@ -67,7 +67,8 @@ def mirror(row: dict) -> dict:
 
 
 def cell_text(row: dict) -> str:
-    """Win and tie rate; graded score, its interval where there is one; lengths; failures."""
+    """Return win and tie rate, graded score with its interval where there is one, lengths and
+    failures."""
     if not row["n"]:
         return f"no judgement\n({row['failed']:.0f} failed)"
     lines = [f"{row['win_rate']:.0%} (ties {row['tie_rate']:.0%})", signed(row["score"])]
@@ -80,5 +81,5 @@ def cell_text(row: dict) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign, as +0.12, and never -0.00."""
+    """Return a number with its sign, as +0.12, and never -0.00."""
     return f"{round(value, 2) or 0.0:+.2f}"

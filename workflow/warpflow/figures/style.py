@@ -1,6 +1,7 @@
 """How figures look: the section `figures` of the config, and what colours, lines and markers mean.
 
-Colour stands for the experiment in every figure; line style, marker and shade for the iteration.
+In every figure colour stands for the experiment, and line style, marker and shade for the
+iteration.
 """
 
 import difflib
@@ -19,7 +20,7 @@ from warpflow.figures.rows import distinct_runs, liti_fronts, split_by
 from warpflow.settings.base import section
 from warpflow.settings.figures import Figures
 
-# On top of matplotlib's own defaults, so that no user's matplotlibrc changes the bytes.
+# These are set over matplotlib's own defaults, so that no user's matplotlibrc changes the bytes.
 SETTINGS = {
     "svg.hashsalt": "warpflow",
     "font.size": 9,
@@ -42,7 +43,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 @section
 class FigureStyle(Figures):
-    """Look of all figures: section `figures` of the config."""
+    """The look of all figures: section `figures` of the config."""
 
     def __post_init__(self) -> None:
         if self.palette not in matplotlib.colormaps:
@@ -55,13 +56,13 @@ class FigureStyle(Figures):
 
     @property
     def z(self) -> float:
-        """Half-width of the confidence interval in standard errors."""
+        """The half-width of the confidence interval in standard errors."""
         return NormalDist().inv_cdf(0.5 + self.confidence / 2)
 
 
 @dataclass(frozen=True)
 class Look:
-    """How one experiment is drawn, the same in every figure. last: number of its last iteration."""
+    """How one experiment is drawn in every figure. `last` is the number of its last iteration."""
 
     color: str
     last: int
@@ -71,12 +72,14 @@ class Look:
 
 
 def linestyle_of(iteration: int) -> LineStyle:
-    """Solid, dashed, dash-dotted, dotted for iterations 1 to 4, and so on from the beginning."""
+    """Return solid, dashed, dash-dotted and dotted for iterations 1 to 4, and then again from
+    solid."""
     return LINE_STYLES[(iteration - 1) % len(LINE_STYLES)]
 
 
 def palette_colors(palette: str, count: int) -> list[str]:
-    """Hex colours of a colormap: all of a short list's readable ones, else `count` even samples."""
+    """Return the readable hex colours of a short list of colours, else `count` even samples of a
+    map."""
     colormap = matplotlib.colormaps[palette]
     if isinstance(colormap, ListedColormap) and colormap.N <= 32:
         colors = [to_hex(color) for color in colormap(np.arange(colormap.N))]
@@ -87,7 +90,7 @@ def palette_colors(palette: str, count: int) -> list[str]:
 
 
 def luminance(color: str) -> float:
-    """Relative luminance of a colour, 0 (black) to 1 (white), as WCAG 2 defines it."""
+    """Return the relative luminance of a colour, 0 (black) to 1 (white), as WCAG 2 defines it."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
@@ -97,8 +100,8 @@ def experiment_looks(
 ) -> dict[str, Look]:
     """Map each experiment to its `Look`, in the order in which the evaluations list them.
 
-    Experiments that are only points of the λ sweep come last: they are drawn by merge method and
-    must not use up the palette. Experiments that only `others` names follow.
+    Experiments that are only points of the λ sweep come last, because they are drawn by merge
+    method and must not use up the palette. Experiments that only `others` names follow.
     """
     names = list(dict.fromkeys(evaluations["experiment"]))
     swept = set(evaluations.loc[evaluations["merge_weight"].notna(), "experiment"])
@@ -116,8 +119,8 @@ def experiment_looks(
 
 
 def again(color: str, cycle: int) -> str:
-    """A colour of the palette where it is used for the `cycle`-th time after the first: darker, or
-    lighter where it is dark already."""
+    """Change a colour of the palette that is used for the `cycle`-th time after the first. It
+    becomes darker, or lighter where it is dark already."""
     kept = 0.6**cycle
     end = 0.0 if luminance(color) > 0.1 else 1.0
     red, green, blue = (channel * kept + end * (1 - kept) for channel in to_rgb(color))
@@ -125,7 +128,7 @@ def again(color: str, cycle: int) -> str:
 
 
 def shade(color: str, iteration: int, last: int) -> str:
-    """A lighter colour for earlier iterations; the last one has the full colour."""
+    """Return a lighter colour for earlier iterations. The last one has the full colour."""
     white = 0.0 if last <= 1 else 0.55 * (last - iteration) / (last - 1)
     red, green, blue = (channel * (1 - white) + white for channel in to_rgb(color))
     return to_hex((red, green, blue))
@@ -138,7 +141,7 @@ def marker_of(iteration: int) -> str:
 def front_groups(
     fronts: pd.DataFrame, looks: dict[str, Look]
 ) -> Iterator[tuple[str, pd.DataFrame, dict]]:
-    """(label, rows sorted by η, line properties) of every LITI front."""
+    """Yield (label, rows sorted by η, line properties) of every LITI front."""
     for (name, iteration, towards), rows in split_by(fronts, "experiment", "iteration", "towards"):
         color = looks[name].shade(iteration)
         line = {
@@ -156,7 +159,7 @@ def front_groups(
 def run_groups(
     table: pd.DataFrame, looks: dict[str, Look]
 ) -> Iterator[tuple[str, pd.DataFrame, str, LineStyle]]:
-    """(label, rows sorted by step, colour, line style) of every run of a per-step table."""
+    """Yield (label, rows sorted by step, colour, line style) of every run of a per-step table."""
     runs = distinct_runs(table)
     columns = ("experiment", "replicate", "iteration", "member")
     for (name, replicate, iteration, member), rows in split_by(runs, *columns):

@@ -1,7 +1,7 @@
 """The first page of a run: what a group of experiments found, in one HTML file without network.
 
-The page is `summary.html` beside this file; here is what it is filled with. Nothing on it is
-measured anew. Next in reading order: `warpflow.fronts.recommended` and `warpflow.fronts.words`.
+The page is `summary.html` beside this file, and this file fills it. Nothing on it is measured anew.
+Read next: `warpflow.fronts.recommended` and `warpflow.fronts.words`.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from warpflow.gold_names import gold_columns
 
 TEMPLATE = Path(__file__).with_name("summary.html")
 VEGA = "window.vegaEmbed = vegaEmbed;"  # all that the page uses of the bundled libraries
-PROMPTS = 5  # whose completions are shown
-# What identifies a row of shares.csv, beside the experiment.
+PROMPTS = 5  # the number of prompts with completions on the page
+# These columns, with the experiment, identify a row of shares.csv.
 USE = ("experiment", "stage", "iteration", "towards", "eta")
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What a page is made of, as `collect_evaluations` and `compare_fronts` write it.
+    """The tables of a page, as `collect_evaluations` and `compare_fronts` write them.
 
     Attributes:
         evaluations: the means of the replicates.
-        completions: of every evaluated policy. costs: of `fronts.costs`.
+        completions: those of every evaluated policy. costs: the table of `fronts.costs`.
     """
 
     evaluations: pd.DataFrame
@@ -56,10 +56,10 @@ class Tables:
 
 
 def summary_page(tables: Tables, group: str, style: FigureStyle) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
-        group: of experiments.
+        group: the group of experiments.
 
     Raises:
         ValueError: nothing was evaluated.
@@ -105,7 +105,7 @@ def summary_page(tables: Tables, group: str, style: FigureStyle) -> str:
 
 
 def script_json(value: Any) -> str:
-    """JSON for inside of a script element, which no text in it can close."""
+    """Return JSON for the inside of a script element, which no text in it can close."""
     text = json.dumps(value, ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -113,7 +113,7 @@ def script_json(value: Any) -> str:
 
 
 def about(evaluations: pd.DataFrame, replicates: int) -> str:
-    """How much was measured, in one line."""
+    """Say in one line how much was measured."""
     experiments = evaluations["experiment"].nunique()
     prompts = int(evaluations["n_prompts"].max()) if "n_prompts" in evaluations else 0
     return (
@@ -125,7 +125,7 @@ def about(evaluations: pd.DataFrame, replicates: int) -> str:
 
 
 def replicate_count(verdicts: pd.DataFrame) -> int:
-    """Of the run; 1 where no row says."""
+    """Return the run's number of replicates, or 1 where no row says it."""
     return int(verdicts["replicates"].max()) if has_values(verdicts, "replicates") else 1
 
 
@@ -139,7 +139,7 @@ def first_value(table: pd.DataFrame, column: str, default: str) -> str:
 def describe_point(
     found: Recommended, shares: pd.DataFrame, quantities: Sequence[str], z: float
 ) -> dict[str, Any]:
-    """What a row of the table of points shows."""
+    """Return what a row of the table of points shows."""
     described: dict[str, Any] = {"title": found.title, "reason": found.reason, "name": ""}
     row = found.row
     if row is None:
@@ -157,7 +157,7 @@ def describe_point(
 
 
 def share_of(row: pd.Series, shares: pd.DataFrame) -> Mapping[str, Any]:
-    """The row of shares.csv for a point; empty where there is none."""
+    """Return the row of shares.csv for a point, or an empty one where there is none."""
     found = shares
     for name in USE:
         found = found[found[name] == row[name]]
@@ -165,7 +165,7 @@ def share_of(row: pd.Series, shares: pd.DataFrame) -> Mapping[str, Any]:
 
 
 def with_error(row: pd.Series, name: str, z: float) -> str:
-    """``1.23 [1.20, 1.26]``, z standard errors to either side."""
+    """Write a value as ``1.23 [1.20, 1.26]``, with z standard errors to either side."""
     value, error = row[name], row.get(f"{name}_se")
     if pd.isna(value):
         return ""
@@ -175,7 +175,8 @@ def with_error(row: pd.Series, name: str, z: float) -> str:
 
 
 def between(row: Mapping[str, Any], name: str, low: str, high: str, text: Any) -> str:
-    """A value of shares.csv with its interval; empty where one of the three is missing."""
+    """Write a value of shares.csv with its interval. The text is empty where one of the three is
+    missing."""
     values = [row.get(key) for key in (name, low, high)]
     if any(value is None or pd.isna(value) for value in values):
         return ""
@@ -189,8 +190,8 @@ def between(row: Mapping[str, Any], name: str, low: str, high: str, text: Any) -
 def side_by_side(
     completions: pd.DataFrame, sft: pd.Series | None, found: Sequence[Recommended]
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """Titles of the columns, and of the first prompts the completions of SFT and of the points,
-    each point once. SFT's are stored where η = 0 is on a front."""
+    """Return the titles of the columns, and the completions of SFT and of the points to the first
+    prompts, each point once. Those of SFT are stored where η = 0 is on a front."""
     rows = [item.row for item in found if item.row is not None]
     points = {point_name(row): str(row["policy"]) for row in rows}
     policies = {"SFT": sft.get("policy") if sft is not None else None} | points
@@ -206,7 +207,7 @@ def side_by_side(
 
 
 def by_prompt(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """The first completion of each prompt with its scores, in words."""
+    """Return the first completion of each prompt with its scores, in words."""
     if rows.empty:
         return {}
     names = ["reward", *gold_columns(rows)]
@@ -223,7 +224,7 @@ def by_prompt(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
 
 
 def cost_rows(costs: pd.DataFrame) -> list[list[str]]:
-    """The cells of the table of costs, the sum last."""
+    """Return the cells of the table of costs, with the sum last."""
     if costs.empty:
         return []
     total = dict(costs[["jobs", "restored", "hours", "cpu_hours"]].sum())

@@ -35,7 +35,7 @@ NO_TRAJECTORIES = (
     "`train_policy.steps`."
 )
 
-SMOOTHING_SHARE = 0.1  # window of the rolling mean, about, as a share of the run
+SMOOTHING_SHARE = 0.1  # the window of the rolling mean is about this share of the run
 
 
 @fixed_settings
@@ -45,7 +45,7 @@ def plot_training_curves(
     trajectories: pd.DataFrame,
     style: FigureStyle,
 ) -> Figure:
-    """What each run logged per step, and the policies evaluated on the way (Fig. 12).
+    """Draw what each run logged per step, and the policies evaluated on the way (Fig. 12).
 
     `evaluations` only fixes the colours of the experiments.
     """

@@ -2,10 +2,10 @@
 
 Each claim is a quantity that is above its reference where the claim is true. It *held* where the
 whole interval is above, *did not hold* where the whole interval is below, and is *undecided*
-between. With one replicate the verdict is *one run*, whatever the interval, for another run of the
-same settings may come out otherwise. The arms of a comparison are found by their settings and by
-the runs they share, never by their names; where an arm is missing the claim is *not measured*, and
-the row says what to add.
+between. With one replicate the verdict is *one run*, whatever the interval is, because another run
+of the same settings may give another result. The arms of a comparison are found by their settings
+and by the runs they share, never by their names; where an arm is missing the claim is *not
+measured*, and the row says what to add.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from warpflow.fronts.differences import singles_of_base
 from warpflow.fronts.envelopes import Arm, anchor_arms, envelope_difference
 from warpflow.fronts.measurements import MIN_PROMPTS, Measurements
 
-FAR_ANGLE = 45.0  # degrees: task vectors at more are nearer to orthogonal than to collinear
-COLLINEAR = 0.99  # cosine: full weights above it are collinear
+FAR_ANGLE = 45.0  # degrees; beyond it task vectors are nearer to orthogonal than to collinear
+COLLINEAR = 0.99  # full weights with a larger cosine are collinear
 
 Row = dict[str, object]
 
 
 def verdicts_table(measured: Measurements, confidence: float) -> pd.DataFrame:
-    """verdicts.csv, the paper's six observations in its order, then its lemmas."""
+    """Return verdicts.csv: the paper's six observations in its order, then its lemmas."""
     claims = (anchor, slerp_over_lerp, lerp, geometry, front_over_run, iterating, lemmas)
     return pd.DataFrame([row for claim in claims for row in claim(measured, confidence)])
 
@@ -55,10 +55,10 @@ def row(
     verdict: Verdict | None = None,
     back: Callable[[float], float] = float,
 ) -> Row:
-    """A row of verdicts.csv; the verdict is that of the interval unless it is given.
+    """Return a row of verdicts.csv. The verdict is that of the interval unless it is given.
 
     Args:
-        draws: [B + 1, R] over prompts. back: from their unit to that of the table (exp of a log).
+        draws: [B + 1, R] over prompts. back: maps their unit to that of the table (exp for a log).
     """
     estimate, low, high = map(back, measured.interval(draws, confidence))
     found = verdict or decide(low, high, reference)
@@ -95,9 +95,9 @@ def not_measured(claim: str, statement: str, to_add: str) -> Row:
 
 
 def anchor(measured: Measurements, confidence: float) -> Iterator[Row]:
-    """The EMA anchor against the SFT anchor, M = 1: at the same β, and by their envelopes over β.
+    """Compare the EMA anchor with the SFT anchor, M = 1, at the same β and by envelopes over β.
 
-    Runs whose other settings differ from the base's, but not from one another's, are compared too.
+    Runs that share other settings than the base's are compared too.
     """
     arms, kind = anchor_arms(measured)
     for changes in sorted({"", *arms}):
@@ -109,7 +109,7 @@ def anchor(measured: Measurements, confidence: float) -> Iterator[Row]:
 def anchor_rows(
     measured: Measurements, confidence: float, changes: str, arms: dict[str, Arm], kind: str
 ) -> Iterator[Row]:
-    """The two rows for runs that share all settings but anchor and β."""
+    """Yield the two rows for runs that share all settings but anchor and β."""
     statement = "the EMA anchor gives a better front than the SFT anchor"
     kind += f", {changes}" if changes else ""
     same, envelopes = (
@@ -141,7 +141,7 @@ def anchor_rows(
 
 
 def at_one_beta(arms: dict[str, Arm]) -> str:
-    """Words for the statement that say where an arm has one β alone."""
+    """Return words for the statement that say where an arm has only one β."""
     lonely = [f"{arm.name} at one β" for arm in arms.values() if len(arm.betas) == 1]
     return f"; {' and '.join(lonely)}, unlike penalties" if lonely else ""
 
@@ -154,7 +154,7 @@ def same_beta(
     arms: tuple[Arm, Arm],
     kind: str,
 ) -> Row:
-    """The runs of both anchors at one β, with the penalty that each of them paid."""
+    """Return the row of both anchors' runs at one β, with the penalty that each of them paid."""
     both = [beta for beta in arms[0].betas if beta in arms[1].betas]
     own = float(measured.settings(measured.base)["beta"])
     if not both:
@@ -178,8 +178,8 @@ def same_beta(
 
 
 def merges(measured: Measurements, method: str) -> Iterator[str]:
-    """The experiments that merge by this method, those with most members first, and those of equal
-    weights before others."""
+    """Yield the experiments that merge by this method. Those with most members come first, and
+    equal weights before others."""
     rows = [measured.settings(name) for name in measured.experiments]
     chosen = [s for s in rows if s["merge_method"] == method and s["members"] > 1]
     chosen.sort(key=lambda s: (-s["members"], not pd.isna(s["merge_weight"])))
@@ -189,7 +189,7 @@ def merges(measured: Measurements, method: str) -> Iterator[str]:
 
 
 def slerp_over_lerp(measured: Measurements, confidence: float) -> Iterator[Row]:
-    """Two merges of the very same members, at η = 1 of iteration 1."""
+    """Compare two merges of the very same members, at η = 1 of iteration 1."""
     statement = "SLERP has more reward than LERP of the same policies"
     for slerp in merges(measured, "slerp"):
         for lerp in merges(measured, "lerp"):
@@ -211,8 +211,9 @@ def slerp_over_lerp(measured: Measurements, confidence: float) -> Iterator[Row]:
 
 
 def kl_ratio(measured: Measurements, confidence: float, names: str, a: Array, b: Array) -> Row:
-    """Whether SLERP has more KL, by the ratio; the geometric mean over replicates."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # no KL at all: no interval
+    """Return the row that says whether SLERP has more KL, by the geometric mean ratio over
+    replicates."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # without any KL there is no interval
         draws = np.log(a) - np.log(b)
     estimate, low, high = map(np.exp, measured.interval(draws, confidence))
     words = (
@@ -223,7 +224,7 @@ def kl_ratio(measured: Measurements, confidence: float, names: str, a: Array, b:
 
 
 def lerp(measured: Measurements, confidence: float) -> Iterator[Row]:
-    """LERP against the mean of the policies it merges."""
+    """Compare LERP with the mean of the policies that it merges."""
     statement = "LERP has less KL than its members have on average"
     name = next(merges(measured, "lerp"), None)
     if name is None:
@@ -248,7 +249,8 @@ def lerp(measured: Measurements, confidence: float) -> Iterator[Row]:
 
 
 def geometry(measured: Measurements, confidence: float) -> Iterator[Row]:
-    """Angles between task vectors, cosines of full weights, over the layers of the base."""
+    """Yield the rows of angles between task vectors and cosines of full weights, over the base's
+    layers."""
     far = f"task vectors of the runs are far from collinear (angle above {FAR_ANGLE:g}°)"
     near = f"their full weights are collinear (cosine above {COLLINEAR:g})"
     table = measured.geometry
@@ -277,7 +279,7 @@ def layers_row(
     layers: Array,
     reference: float,
 ) -> Row:
-    """A row whose interval is over layers in place of prompts: values [R, layers]."""
+    """Return a row with an interval over layers in place of prompts, from values [R, layers]."""
     count = layers.shape[1]
     weights = resample(count, len(measured.weights) - 1, 0)
     estimate, low, high = interval(means_over_prompts(weights, layers), confidence, count)
@@ -300,7 +302,8 @@ def layers_row(
 
 
 def front_over_run(measured: Measurements, confidence: float) -> Iterator[Row]:
-    """Each iteration's LITI front against its own RL runs; and that of a single run."""
+    """Compare each iteration's LITI front with its own RL runs, and the front of a single run with
+    it."""
     statement = "the LITI front lies above the trajectory of RL"
     arms = [(measured.base, i) for i in measured.iterations(measured.base)]
     arms += [(name, 1) for name in singles_of_base(measured)]
@@ -325,9 +328,9 @@ def front_over_run(measured: Measurements, confidence: float) -> Iterator[Row]:
 
 
 def iterating(measured: Measurements, confidence: float) -> Iterator[Row]:
-    """The front of each iteration of the longest experiment against the one before."""
+    """Compare the front of each iteration of the longest experiment with the one before."""
     statement = "iterating moves the front up"
-    # The first of them, so the base experiment where none is longer.
+    # It is the first of the longest, so the base experiment where none is longer.
     name = max(measured.experiments, key=lambda name: len(measured.iterations(name)))
     fronts = [measured.front(name, i) for i in measured.iterations(name)]
     curves = [front for front in fronts if front is not None and front.points > 2]
@@ -348,7 +351,7 @@ def iterating(measured: Measurements, confidence: float) -> Iterator[Row]:
 def diminishing(
     measured: Measurements, confidence: float, name: str, curves: Sequence[Curve]
 ) -> Iterator[Row]:
-    """The last gain against the first one, over the KLs that all four fronts have."""
+    """Compare the last gain with the first one, over the KLs that all four fronts have."""
     claim, words = "6 diminishing", "… with diminishing returns: the last gain is below the first"
     if len(curves) < 3:
         yield not_measured(claim, words, "iterations: 3 or more")
@@ -367,7 +370,8 @@ def diminishing(
 
 
 def lemmas(measured: Measurements, confidence: float) -> Iterator[Row]:
-    """Second differences along the base's fronts: mean over triples of neighbouring η."""
+    """Yield the rows of second differences along the base's fronts, averaged over triples of
+    neighbouring η."""
     for claim, words, quantity, sign in (
         ("lemma KL", "KL is convex in η", "kl_exact", 1.0),
         ("lemma reward", "the reward is concave in η", "reward", -1.0),
@@ -393,9 +397,9 @@ def curvature_row(
     curvature: Array,
     etas: Array,
 ) -> Row:
-    """The row of a lemma about second derivatives [B + 1, R, triples]. It held where the mean is
-    above 0 and no triple is below 0 beyond noise; a single triple below beyond noise (at the level
-    divided by their number) is a counterexample."""
+    """Return the row of a lemma about second derivatives [B + 1, R, triples]. It held where the
+    mean is above 0 and no triple is below 0 beyond noise. A single triple below 0 beyond noise (at
+    the level divided by their number) is a counterexample."""
     count = curvature.shape[-1]
     level = 1 - (1 - confidence) / count
     found = [measured.interval(curvature[..., k], level) for k in range(count)]

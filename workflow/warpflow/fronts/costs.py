@@ -12,15 +12,16 @@ COLUMNS = ["rule", "jobs", "restored", "hours", "cpu_hours", "largest_gb"]
 
 
 def costs_table(results: str | Path) -> pd.DataFrame:
-    """A row for each rule: jobs that ran, jobs whose result came from the cache, hours by the clock
-    one job after the other, CPU hours, and the largest resident memory of a job in GB.
+    """Return a row for each rule. It has the jobs that ran, the jobs whose result came from the
+    cache, hours by the clock with one job after the other, CPU hours, and the largest resident
+    memory of a job in GB.
 
     Args:
-        results: the results folder, with the files logs/RULE/….tsv below it. All jobs count that
-            have such a file, those of other groups of experiments too.
+        results: the results folder, with the files logs/RULE/….tsv below it. All jobs with such a
+            file count, also those of other groups of experiments.
 
     Raises:
-        ValueError: a benchmark file without the columns that Snakemake writes; names the file.
+        ValueError: a benchmark file lacks the columns that Snakemake writes. The message names it.
     """
     logs = Path(results, "logs")
     rows = [read_benchmark(path, Path(results)) for path in sorted(logs.rglob("*.tsv"))]
@@ -38,9 +39,10 @@ def costs_table(results: str | Path) -> pd.DataFrame:
 
 
 def read_benchmark(path: Path, results: Path) -> dict[str, object]:
-    """What one job took. A job that found its result in the cache took nothing worth a number."""
+    """Return what one job took. A job that found its result in the cache took nothing worth a
+    number."""
     result = path.relative_to(results / "logs").with_suffix("")
-    # A name may have a dot of its own: sft/eta0.5.tsv is the file of sft/eta0.5.
+    # A name may contain a dot: sft/eta0.5.tsv is the file of sft/eta0.5.
     made = results / result / "provenance.json"
     restored = made.is_file() and "restored" in json.loads(made.read_text(encoding="utf-8"))
     table = pd.read_csv(path, sep="\t", na_values="-")

@@ -1,7 +1,7 @@
-"""Curves of a value over KL, each replicate's by itself, and their comparison at equal KL.
+"""Curves of a value over KL, one for each replicate, and their comparison at equal KL.
 
-The order matters. Replicates that lie on one and the same concave curve, but end at different KLs,
-have mean points below it. So each replicate's curve is read at the KL first, and the mean over
+The order of averaging matters. Replicates that lie on the same concave curve, but end at different
+KLs, have mean points below it. So each replicate's curve is read at the KL first, and the mean over
 replicates is taken last, in `bootstrap.interval`.
 """
 
@@ -15,13 +15,13 @@ import numpy as np
 
 from warpflow.fronts.bootstrap import Array
 
-GRID = 65  # values of the KL at which curves are compared over a range
+GRID = 65  # the number of KLs at which curves are compared over a range
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Draws of points in the plane of KL and a value (reward or gold), [B + 1, R, n] each: a front
-    in the order of η, or an RL run in that of its steps.
+    """Draws of points in the plane of KL and a value (reward or gold), [B + 1, R, n] each. They are
+    a front in the order of η, or an RL run in the order of its steps.
 
     Between neighbours in KL the value is linear in √KL. A front rises with √KL near SFT, so a line
     in KL lies below it. With points at η = 0, 0.3, 0.5, 0.7, 0.85, 1 and 1.3 and KL ∝ η², the mean
@@ -39,8 +39,8 @@ class Curve:
         )
 
     def at(self, kl: Array) -> Array:
-        """[…, k] values at KLs [k] or […, k]; the end points' beyond the ends. An estimate of the
-        KL below 0 counts as 0."""
+        """Return values […, k] at KLs [k] or […, k]. Beyond an end they are those of the end point.
+        An estimate of the KL below 0 counts as 0."""
         curve = self.sorted()
         kl = np.broadcast_to(kl, (*curve.kl.shape[:-1], np.shape(kl)[-1]))
         if self.points == 1:
@@ -56,11 +56,11 @@ class Curve:
         return self.kl.shape[-1]
 
     def starts(self) -> Array:
-        """[R] smallest KL of each replicate's estimate."""
+        """The smallest KL of each replicate's estimate, [R]."""
         return self.kl[0].min(-1)
 
     def ends(self) -> Array:
-        """[R] largest KL of each replicate's estimate."""
+        """The largest KL of each replicate's estimate, [R]."""
         return self.kl[0].max(-1)
 
 
@@ -69,8 +69,8 @@ def root(kl: Array) -> Array:
 
 
 class Compared(NamedTuple):
-    """The KLs of a comparison: from `low` to `high`; `at_own` where each replicate was compared at
-    a KL of its own between these two."""
+    """The KLs of a comparison, from `low` to `high`. With `at_own` each replicate was compared at
+    its own KL between these two."""
 
     low: float
     high: float
@@ -89,15 +89,16 @@ class Compared(NamedTuple):
 
 
 def common_range(*curves: Curve) -> Compared | None:
-    """The KLs that all replicates of all curves reach; None where there are none, or only one."""
+    """Return the KLs that all replicates of all curves reach, or None where there are none or only
+    one."""
     low = max(float(curve.starts().max()) for curve in curves)
     high = min(float(curve.ends().min()) for curve in curves)
     return Compared(low, high) if low < high else None
 
 
 def difference_at(first: Sequence[Curve], second: Sequence[Curve], kl: Array) -> Array:
-    """[B + 1, R, k]: the mean of the first curves minus that of the second, at equal KL and in the
-    same replicate."""
+    """Return the mean of the first curves minus that of the second, [B + 1, R, k], at equal KL and
+    in the same replicate."""
     above, below = (np.mean([c.at(kl) for c in curves], axis=0) for curves in (first, second))
     return above - below
 
@@ -105,10 +106,10 @@ def difference_at(first: Sequence[Curve], second: Sequence[Curve], kl: Array) ->
 def mean_difference(
     first: Sequence[Curve], second: Sequence[Curve]
 ) -> tuple[Array, Compared] | None:
-    """[B + 1, R] of `difference_at`, averaged over the common range of KL, and that range.
+    """Return `difference_at` averaged over the common range of KL, [B + 1, R], and that range.
 
     A curve of a single point is compared at the KL that the point has in each replicate and draw.
-    None where the curves have no KL in common, in all their replicates.
+    Return None where the curves have no KL in common in all their replicates.
     """
     curves = [*first, *second]
     point = next((curve for curve in curves if curve.points == 1), None)
@@ -126,17 +127,17 @@ def mean_difference(
 
 
 def mean_over(values: Array) -> Array:
-    """[…] mean of values […, k] on an even grid, by trapezoids."""
+    """Return the mean […] of values […, k] on an even grid, by trapezoids."""
     return (values[..., 1:] + values[..., :-1]).mean(-1) / 2
 
 
 def hypervolume(curve: Curve, floor: Array, end: float) -> Array:
-    """[B + 1, R] area between the curve and the reward of SFT (`floor`, [B + 1, R]), KL from 0 to
-    `end`.
+    """Return the area [B + 1, R] between the curve and the reward of SFT (`floor`, [B + 1, R]), for
+    KL from 0 to `end`.
 
-    At a KL counts the largest value at that KL or a smaller one, as a policy closer to SFT may be
-    used in place of one further away; so a front that stops before `end` goes on flat. Before its
-    first point a curve counts nothing, and nothing counts below the floor.
+    At each KL the largest value at that KL or a smaller one counts, because a policy closer to SFT
+    may be used in place of one further away. So a front that stops before `end` goes on flat.
+    Before its first point a curve counts nothing, and nothing counts below the floor.
     """
     grid = np.linspace(0, end, 4 * GRID)
     is_reached = grid >= curve.kl.min(-1, keepdims=True)
@@ -146,7 +147,7 @@ def hypervolume(curve: Curve, floor: Array, end: float) -> Array:
 
 
 def second_differences(x: Array, y: Array) -> Array:
-    """[…, n − 2] second derivatives from triples of neighbours: x [n] rising, in any spacing,
-    y […, n]. Positive where y is convex."""
+    """Return second derivatives […, n − 2] from triples of neighbours. x [n] rises in any spacing,
+    and y is […, n]. They are positive where y is convex."""
     slopes = np.diff(y, axis=-1) / np.diff(x)
     return 2 * np.diff(slopes, axis=-1) / (x[2:] - x[:-2])

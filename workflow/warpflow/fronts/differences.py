@@ -1,4 +1,4 @@
-"""Every experiment against the base one, and every policy against the best that there can be."""
+"""Compare every experiment with the base one, and every policy with the best possible one."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from warpflow.fronts.curves import (
 )
 from warpflow.fronts.measurements import USE, Measurements
 
-KL_SHARES = (0.25, 0.5, 0.75)  # of the common range, where differences are listed one by one
+KL_SHARES = (0.25, 0.5, 0.75)  # parts of the common range at which differences are listed
 
 Row = dict[str, object]
 
 
 def comparisons_table(measured: Measurements, confidence: float) -> pd.DataFrame:
-    """comparisons.csv: the last front of each experiment minus the base experiment's, at the same
-    iteration and at the base's last; and a single run's minus that of the base's own first run,
-    where the group has it by itself.
+    """Return comparisons.csv: the last front of each experiment minus the base experiment's front,
+    at the same iteration and at the base's last one. The front of a single run is also compared
+    with that of the base's own first run, where the group has this run by itself.
 
-    Columns: `measure` is `mean reward` (and `mean gold`, or `mean gold.NAME` of each gold) over the
-    KLs from `kl_low` to `kl_high` that all replicates of both reach, `reward` at one KL,
-    `hypervolume` up to `kl_high`, the larger KL of both, or `end KL`, the KL at the largest η up to
-    1. A front of one point is compared at that point's KL in each replicate, which lie from
-    `kl_low` to `kl_high`. `estimate`, `low`, `high` of the difference; `result`: above, below,
-    undecided, one run, or why not.
+    Column `measure` is `mean reward` (and `mean gold`, or `mean gold.NAME` for each gold) over the
+    KLs from `kl_low` to `kl_high` that all replicates of both reach; or `reward` at one KL; or
+    `hypervolume` up to `kl_high`, the larger KL of both; or `end KL`, the KL at the largest η up to
+    1. A front of one point is compared at that point's KL in each replicate. These KLs lie from
+    `kl_low` to `kl_high`. `estimate`, `low` and `high` are those of the difference. `result` is
+    above, below, undecided, one run, or why there is none.
     """
     rows = []
     for name, own, against, i in pairs(measured):
@@ -48,7 +48,8 @@ def comparisons_table(measured: Measurements, confidence: float) -> pd.DataFrame
 
 
 def pairs(measured: Measurements) -> Iterator[tuple[str, int, str, int]]:
-    """(experiment, its last iteration, the other, an iteration of it) of every comparison."""
+    """Yield (experiment, its last iteration, the other, an iteration of it) for every
+    comparison."""
     last = measured.iterations(measured.base)[-1]
     single = next(iter(singles_of_base(measured)), None)
     for name in measured.experiments[1:]:
@@ -61,7 +62,8 @@ def pairs(measured: Measurements) -> Iterator[tuple[str, int, str, int]]:
 
 
 def singles_of_base(measured: Measurements) -> list[str]:
-    """The first experiment of one member that is the base's own first run; empty without one."""
+    """Return the first experiment of one member that is the base's own first run, or an empty
+    list."""
     own = measured.members(measured.base, 1)[0]
     return [
         name
@@ -73,7 +75,7 @@ def singles_of_base(measured: Measurements) -> list[str]:
 def compare(
     measured: Measurements, confidence: float, first: tuple[str, int], second: tuple[str, int]
 ) -> Iterator[Row]:
-    """Rows of one pair of fronts, none where a front is missing."""
+    """Yield the rows of one pair of fronts, or none where a front is missing."""
     for quantity in ("reward", *measured.golds):
         a, b = (measured.front(*arm, quantity) for arm in (first, second))
         if a is None or b is None:
@@ -94,7 +96,7 @@ def compare(
 def rows_at(
     measured: Measurements, confidence: float, a: Curve, b: Curve, between: Compared
 ) -> Iterator[Row]:
-    """Differences at some KLs of the common range, and of the hypervolumes."""
+    """Yield the differences at some KLs of the common range, and of the hypervolumes."""
     kls = between.low + (between.high - between.low) * np.array(KL_SHARES)
     for kl, draws in zip(kls, np.moveaxis(difference_at([a], [b], kls), -1, 0), strict=True):
         yield difference_row(measured, confidence, "reward", draws, Compared(kl, kl))
@@ -125,13 +127,13 @@ def difference_row(
 def shares_table(
     measured: Measurements, optimum: pd.DataFrame, confidence: float, seed: int
 ) -> pd.DataFrame:
-    """shares.csv: for each use of a policy, its gain in reward over SFT as a share of the optimal
-    policy's gain at the same KL.
+    """Return shares.csv: for each use of a policy, its gain in reward over SFT as a share of the
+    optimal policy's gain at the same KL.
 
-    The optimum is of other samples than the policies, so its own error is drawn from a normal of
-    its standard error, one draw for the whole front, whose points rise and fall together. The
-    share is empty where the KL of a replicate is 0 or beyond the reliable end of the optimal front.
-    `_low` and `_high` are intervals of the mean over replicates.
+    The optimum is estimated from other samples than the policies. So its error is drawn from a
+    normal distribution with its standard error. The whole front has one draw, as its points rise
+    and fall together. The share is empty where the KL of a replicate is 0 or beyond the reliable
+    end of the optimal front. `_low` and `_high` are the interval of the mean over replicates.
     """
     noise = np.random.default_rng(seed).standard_normal((len(measured.weights), 1))
     noise[0] = 0.0

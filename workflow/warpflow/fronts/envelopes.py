@@ -1,12 +1,12 @@
 """Envelopes over β: at each KL the best of an arm's β, chosen and evaluated on different data.
 
 The same β is not the same penalty under two anchors, so arms are compared by the best that each can
-do at a KL. The largest of several noisy values is too large on average, and the more so the more
-β an arm has. So the β is chosen on one half of the prompts, by the mean of the other replicates,
-and evaluated in this replicate on the other half; then the halves change places, and the mean of
-both counts. With one replicate the β is chosen on the other half of the prompts alone, and its run
-may be a lucky one. A choice on noisy data is now and then not the best one, which makes an envelope
-a little too low. The choices are those of the sample, in all draws of the bootstrap.
+do at a KL. The largest of several noisy values is too large on average, and more so for an arm with
+more β. So the β is chosen on one half of the prompts, by the mean of the other replicates, and
+evaluated in this replicate on the other half. Then the halves change places, and the mean of both
+counts. With one replicate only the half of the prompts differs, and the chosen run may be a lucky
+one. A choice on noisy data is sometimes not the best one, which makes an envelope a little too low.
+All draws of the bootstrap use the choices of the sample.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from warpflow.fronts.bootstrap import Array
 from warpflow.fronts.curves import GRID, Compared, Curve, mean_over
 from warpflow.fronts.measurements import Measurements
 
-ROWS = 25  # values of the KL in envelopes.csv, for each arm
+ROWS = 25  # the number of KLs in envelopes.csv for each arm
 
 
 @dataclass(frozen=True)
 class Arm:
-    """The runs of one anchor that differ in β alone.
+    """The runs of one anchor that differ only in β.
 
     Attributes:
-        name: of the anchor. betas: rising. experiments: one that has each β's run.
-        curves: the curve of each β. halves: the same on either half of the prompts.
+        name: the anchor. betas: its β, rising. experiments: for each β an experiment that has its
+            run.
+        curves: the curve of each β. halves: the same curves on either half of the prompts.
     """
 
     name: str
@@ -41,7 +42,8 @@ class Arm:
     halves: tuple[Sequence[Curve], Sequence[Curve]]
 
     def reach(self) -> tuple[Array, Array]:
-        """[β] smallest and largest KL that a β has in all replicates, on both halves."""
+        """Return the smallest and largest KL, [β] each, that a β has in all replicates, on both
+        halves."""
         starts, ends = (
             np.array([[getattr(curve, end)() for curve in half] for half in self.halves])
             for end in ("starts", "ends")
@@ -49,14 +51,14 @@ class Arm:
         return starts.max((0, 2)), ends.min((0, 2))
 
     def is_reached(self, kl: Array) -> NDArray[np.bool_]:
-        """[β, k] whether a β has these KLs [k]."""
+        """Return whether a β has these KLs [k], as [β, k]."""
         starts, ends = self.reach()
         return (starts[:, None] <= kl) & (kl <= ends[:, None])
 
 
 def choose(arm: Arm, kl: Array) -> NDArray[np.int64]:
-    """[2, R, k] index of the β with which half h of the prompts of replicate r is evaluated at
-    KLs [k], each of which at least one β reaches."""
+    """Return the index [2, R, k] of the β with which half h of the prompts of replicate r is
+    evaluated at KLs [k]. At least one β reaches each of these KLs."""
     is_reached = arm.is_reached(kl)
     chosen = []
     for other in (arm.halves[1], arm.halves[0]):
@@ -69,7 +71,7 @@ def choose(arm: Arm, kl: Array) -> NDArray[np.int64]:
 
 
 def envelope(arm: Arm, kl: Array) -> Array:
-    """[B + 1, R, k] draws of the envelope at KLs [k]."""
+    """Return draws [B + 1, R, k] of the envelope at KLs [k]."""
     parts = []
     for half, chosen in zip(arm.halves, choose(arm, kl), strict=True):
         values = np.stack([curve.at(kl) for curve in half])  # [β, B + 1, R, k]
@@ -78,7 +80,8 @@ def envelope(arm: Arm, kl: Array) -> Array:
 
 
 def common_kls(first: Arm, second: Arm) -> Compared | None:
-    """KLs from the smallest to the largest that some β of each arm has in all replicates."""
+    """Return the KLs from the smallest to the largest that some β of each arm has in all
+    replicates."""
     reaches = [arm.reach() for arm in (first, second)]
     low = max(float(starts.min()) for starts, _ in reaches)
     high = min(float(ends.max()) for _, ends in reaches)
@@ -86,8 +89,9 @@ def common_kls(first: Arm, second: Arm) -> Compared | None:
 
 
 def envelope_difference(first: Arm, second: Arm) -> tuple[Array, Compared] | None:
-    """[B + 1, R] of the first envelope minus the second, averaged over the KLs that both have, and
-    their range; None where there is none. KLs between that no β of an arm reaches are left out."""
+    """Return the first envelope minus the second, [B + 1, R], averaged over the KLs that both have,
+    and their range. Return None where there is none. KLs between that no β of an arm reaches are
+    left out."""
     between = common_kls(first, second)
     if between is None:
         return None
@@ -96,7 +100,7 @@ def envelope_difference(first: Arm, second: Arm) -> tuple[Array, Compared] | Non
 
 
 def covered(kl: Array, *arms: Arm) -> Array:
-    """The KLs that each arm reaches with some β."""
+    """Return the KLs that each arm reaches with some β."""
     return kl[np.all([arm.is_reached(kl).any(0) for arm in arms], axis=0)]
 
 
@@ -104,7 +108,7 @@ def covered(kl: Array, *arms: Arm) -> Array:
 
 
 def first_runs(measured: Measurements) -> dict[tuple[str, ...], str]:
-    """Every distinct RL run from SFT by member 0 → the first experiment that has it.
+    """Map every distinct RL run of member 0 from SFT to the first experiment that has it.
 
     An experiment of one member comes before others, since its front is that of the run alone.
     """
@@ -116,10 +120,10 @@ def first_runs(measured: Measurements) -> dict[tuple[str, ...], str]:
 
 
 def anchor_arms(measured: Measurements) -> tuple[dict[str, dict[str, Arm]], str]:
-    """Changes of train_policy (`training_changes`; empty: the base's settings) → anchor, ema or
-    sft, → its runs by β; and what their curves are.
+    """Map changes of train_policy (`training_changes`, empty for the base's settings) to anchors
+    (ema or sft), and these to their runs by β. Also return what their curves are.
 
-    Curves are LITI fronts where all these runs have one, else their trajectories.
+    Curves are LITI fronts where all these runs have one, else trajectories.
     """
     runs = {
         run: (name, measured.settings(name))
@@ -154,7 +158,7 @@ def make_arm(
     by_beta: Mapping[float, tuple[str, tuple[str, ...]]],
     have_fronts: bool,
 ) -> Arm:
-    """An arm from its β → (experiment, run)."""
+    """Return an arm from a mapping of β to (experiment, run)."""
     betas = sorted(by_beta)
 
     def curves(on: Measurements) -> list[Curve]:
@@ -173,12 +177,14 @@ def make_arm(
 
 
 def envelopes_table(measured: Measurements, confidence: float) -> pd.DataFrame:
-    """envelopes.csv: the envelope over β of each anchor, and the difference where there are two.
+    """Return envelopes.csv: the envelope over β of each anchor, and the difference where there are
+    two.
 
-    Columns: `training_changes` of the runs from the base's settings (empty: none); `arm`, ema, sft
-    or ema - sft; `kl`, evenly spaced in √KL as far as the arm reaches; `reward` with `low` and
-    `high`; `betas`, the arm's; `beta`, the one that was chosen most often, and `agreement`, how
-    often, among 2 halves of the prompts × R replicates; `curves`, of what the envelope is.
+    `training_changes` are the runs' changes from the base's settings, empty for none. `arm` is ema,
+    sft or ema - sft. `kl` is evenly spaced in √KL as far as the arm reaches. `reward` comes with
+    `low` and `high`. `betas` are those of the arm. `beta` is the one that was chosen most often,
+    and `agreement` says how often, among 2 halves of the prompts × R replicates. `curves` says
+    which curves the envelope is over.
     """
     by_changes, kind = anchor_arms(measured)
     rows: list[dict[str, object]] = []
@@ -197,7 +203,7 @@ def envelopes_table(measured: Measurements, confidence: float) -> pd.DataFrame:
 def envelope_rows(
     measured: Measurements, confidence: float, arms: tuple[Arm, ...]
 ) -> Iterator[dict[str, object]]:
-    """Rows of one arm, or of the first minus the second."""
+    """Yield the rows of one arm, or of the first minus the second."""
     reaches = [arm.reach() for arm in arms]
     low = max(float(starts.min()) for starts, _ in reaches)
     high = min(float(ends.max()) for _, ends in reaches)

@@ -1,7 +1,7 @@
 """What a group of experiments measured, as draws of a bootstrap over prompts (`bootstrap`).
 
 Every mean is taken with the same weights of the prompts, so all policies are compared on the same
-prompts in each draw; and each replicate is kept by itself.
+prompts in each draw. Replicates are not averaged here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Values = Mapping[str, Array]  # quantity → [P], a value of each prompt
 
 MIN_PROMPTS = 10  # with fewer, a bootstrap is too narrow to decide anything
 
-# What stays the same over the replicates of one use of a policy.
+# These columns stay the same over the replicates of one use of a policy.
 USE = ["experiment", "stage", "iteration", "member", "towards", "eta"]
 
 
@@ -33,11 +33,11 @@ class Measurements:
 
     Attributes:
         evaluations: rows as in evaluations.csv.
-        policies: result → values of the prompts, `reward`, `kl_exact` and gold rewards by
-            column.
-        runs: result of an RL run → step → values of the first prompts.
+        policies: maps a result to the values of its prompts: `reward`, `kl_exact` and gold rewards
+            by column.
+        runs: maps the result of an RL run to steps, and a step to the values of the first prompts.
         geometry: rows as in geometry.csv. training: rows as in training.csv.
-        weights: [B + 1, P] of the prompts, row 0 the sample itself.
+        weights: [B + 1, P], the weights of the prompts. Row 0 is the sample itself.
     """
 
     evaluations: pd.DataFrame
@@ -58,7 +58,7 @@ class Measurements:
 
     @property
     def base(self) -> str:
-        """The base experiment stands first in every group."""
+        """The base experiment, which is first in every group."""
         return str(self.evaluations["experiment"].iloc[0])
 
     @property
@@ -78,45 +78,46 @@ class Measurements:
     # ----------------------------------------------------------------------------- rows
 
     def rows(self, **columns: object) -> pd.DataFrame:
-        """Rows of `evaluations` with these values, one per use and replicate."""
+        """Return the rows of `evaluations` with these values, one per use and replicate."""
         found = self.evaluations
         for name, value in columns.items():
             found = found[found[name] == value]
         return found
 
     def settings(self, experiment: str) -> pd.Series:
-        """A row of the experiment: its anchor, β, μ, members, merge method and weight."""
+        """Return a row of the experiment, with its anchor, β, μ, members, merge method and
+        weight."""
         return self.rows(experiment=experiment).iloc[0]
 
     def iterations(self, experiment: str) -> list[int]:
         return sorted(int(i) for i in self.rows(experiment=experiment)["iteration"].unique())
 
     def of_replicates(self, rows: pd.DataFrame) -> tuple[str, ...]:
-        """The results of one use, a replicate after the other."""
+        """Return the results of one use, in the order of replicates."""
         return tuple(rows.sort_values("replicate")["policy"])
 
     def members(self, experiment: str, iteration: int) -> list[tuple[str, ...]]:
-        """The RL runs of an iteration by member, each with its replicates."""
+        """Return the RL runs of an iteration by member, each with its replicates."""
         rows = self.rows(experiment=experiment, stage="train_policy", iteration=iteration)
         return [self.of_replicates(part) for _, part in rows.groupby("member", sort=True)]
 
     def point(self, experiment: str, iteration: int, eta: float) -> tuple[str, ...] | None:
-        """The policy at an η of the iteration's front."""
+        """Return the policy at an η of the iteration's front."""
         rows = self.front_rows(experiment, iteration)
         rows = rows[rows["eta"] == eta]
         return self.of_replicates(rows) if len(rows) else None
 
     def front_rows(self, experiment: str, iteration: int) -> pd.DataFrame:
-        """Rows of the LITI front, η from 0 to 1; towards SFT or, where that has fewer η, towards
-        the iteration's init."""
+        """Return the rows of the LITI front, with η from 0 to 1. It is the front towards SFT or,
+        where that has fewer η, towards the iteration's initialisation."""
         rows = self.rows(experiment=experiment, stage="interpolate_policy", iteration=iteration)
         rows = rows[rows["eta"].between(0, 1)]
         counts = {end: rows.loc[rows["towards"] == end, "eta"].nunique() for end in ("sft", "init")}
         return rows[rows["towards"] == max(counts, key=lambda end: counts[end])]
 
     def kl_to_anchor(self, experiment: str) -> float:
-        """Mean KL to the anchor, in nats per sequence, over the second half of the first runs of
-        an experiment: of member 0 of iteration 1, and of all replicates."""
+        """Return the mean KL to the anchor, in nats per sequence, over the second half of an
+        experiment's first runs, which are those of member 0 of iteration 1 in all replicates."""
         rows = self.training
         for name, value in {"experiment": experiment, "iteration": 1, "member": 0}.items():
             rows = rows[rows[name] == value]
@@ -125,7 +126,7 @@ class Measurements:
     # ---------------------------------------------------------------------------- draws
 
     def interval(self, draws: Array, confidence: float) -> tuple[float, float, float]:
-        """(estimate, low, high) of the mean over replicates of draws [B + 1, R]."""
+        """Return (estimate, low, high) of the mean over replicates of draws [B + 1, R]."""
         return interval(draws, confidence, self.prompts)
 
     @property
@@ -137,11 +138,11 @@ class Measurements:
         return f"prompts and {self.replicates} runs (t, {freedom} df for the runs)"
 
     def on_half(self, half: int) -> Measurements:
-        """The same measurements on every other prompt, from prompt 0 or 1 on."""
+        """Return the same measurements on every other prompt, from prompt 0 or 1 on."""
         return replace(self, weights=half_of(self.weights, half), cache={})
 
     def mean(self, policies: Sequence[str], quantity: str) -> Array:
-        """[B + 1, R] draws of the mean of a quantity of one policy, for each replicate."""
+        """Return draws [B + 1, R] of the mean of a quantity of one policy, for each replicate."""
         key = ("policy", quantity, *policies)
         if key not in self.cache:
             values = np.stack([self.policies[policy][quantity] for policy in policies])
@@ -149,9 +150,10 @@ class Measurements:
         return self.cache[key]
 
     def front(self, experiment: str, iteration: int, quantity: str = "reward") -> Curve | None:
-        """The LITI front in the order of η; None without a point.
+        """Return the LITI front in the order of η, or None without a point.
 
-        η = 0 towards SFT is SFT itself, so a front of several η that lacks it has the base's.
+        η = 0 towards SFT is SFT itself, so a front of several η that lacks it takes the base's
+        point.
         """
         rows = self.front_rows(experiment, iteration)
         points = [self.of_replicates(part) for _, part in rows.groupby("eta", sort=True)]
@@ -167,7 +169,8 @@ class Measurements:
         return Curve(kl, value)
 
     def trajectory(self, run: Sequence[str]) -> Curve:
-        """Reward of an RL run with its replicates, at the steps that all of them measured."""
+        """Return the reward of an RL run with its replicates, at the steps that all of them
+        measured."""
         key = ("run", *run)
         steps = sorted(set.intersection(*(set(self.runs[policy]) for policy in run)))
         for name in ("kl_exact", "reward"):
@@ -187,7 +190,8 @@ class Measurements:
         return max(self.runs[run[0]])
 
     def sft_reward(self) -> Array:
-        """[B + 1, R] draws of SFT's reward: η = 0 of a front towards it, else step 0 of a run."""
+        """Return draws [B + 1, R] of SFT's reward: η = 0 of a front towards it, else step 0 of a
+        run."""
         rows = self.evaluations
         zero = rows[(rows["towards"] == "sft") & (rows["eta"] == 0)]
         if len(zero):
@@ -200,11 +204,11 @@ class Measurements:
 
 
 def read_measurements(results: str, tables: str, resamples: int, seed: int) -> Measurements:
-    """The tables of a group in folder `tables`, and what the jobs below `results` measured.
+    """Read the tables of a group in folder `tables`, and what the jobs below `results` measured.
 
     Raises:
-        ValueError: policies that were not evaluated on the same prompts, or a use of a policy
-            that lacks replicates.
+        ValueError: policies were not evaluated on the same prompts, or a use of a policy lacks
+            replicates.
     """
     evaluations = pd.read_csv(Path(tables, "evaluations.csv"))
     geometry, training = (pd.read_csv(Path(tables, f"{n}.csv")) for n in ("geometry", "training"))
@@ -226,7 +230,7 @@ def make_measurements(
     resamples: int,
     seed: int,
 ) -> Measurements:
-    """`Measurements` with fresh resamples; raises as `read_measurements`."""
+    """Return `Measurements` with fresh resamples. Raises as `read_measurements` does."""
     counts = {len(values["reward"]) for values in policies.values()}
     if len(counts) > 1:
         raise ValueError(
@@ -245,7 +249,7 @@ def make_measurements(
 
 
 def read_values(results: str, policy: str) -> Values:
-    """Values of every prompt, of a policy's evaluation.json."""
+    """Return the values of every prompt from a policy's evaluation.json."""
     values = read_evaluation(results, policy)["prompts"]
     return {
         name: np.array(values[name], dtype=float)
@@ -255,7 +259,7 @@ def read_values(results: str, policy: str) -> Values:
 
 
 def read_run(results: str, policy: str) -> Mapping[int, Values]:
-    """Values of the first prompts along an RL run, by step."""
+    """Return the values of the first prompts along an RL run, by step."""
     return {
         int(row["step"]): {
             name: np.array(row[name], dtype=float) for name in ("reward", "kl_exact")

@@ -16,7 +16,7 @@ import pandas as pd
 from warpflow.eta_names import eta_text
 from warpflow.gold_names import gold_columns
 
-NEEDED = 3  # points of a front that has a knee
+NEEDED = 3  # a front with a knee has at least so many points
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Recommended:
 
     Attributes:
         title: what the point is, in a few words. reason: how it was chosen, as a sentence.
-        row: of the evaluations; None where no point is of this kind, and `reason` says why.
+        row: its row of the evaluations. None: no point is of this kind, and `reason` says why.
     """
 
     title: str
@@ -34,20 +34,21 @@ class Recommended:
 
 
 def point_name(row: pd.Series) -> str:
-    """What commands call a LITI point: experiment/iteration/η."""
+    """Return the name of a LITI point on command lines: experiment/iteration/η."""
     return f"{row['experiment']}/{int(row['iteration'])}/{eta_text(float(row['eta']))}"
 
 
 def front_points(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the LITI fronts, in the table's order. A start of the next iteration that is on no
-    front is left out, and so is η = 0, which is the initialisation itself."""
+    """Return the rows of the LITI fronts, in the table's order. A start of the next iteration that
+    is on no front is left out, and so is η = 0, which is the initialisation itself."""
     rows = evaluations[evaluations["stage"] == "interpolate_policy"]
     has_sft = rows["experiment"].isin(rows.loc[rows["towards"] == "sft", "experiment"])
     return rows[((rows["towards"] == "sft") | ~has_sft) & (rows["eta"] > 0)]
 
 
 def last_front(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """The front of the base experiment's last iteration, by η; the base stands first."""
+    """Return the front of the base experiment's last iteration, by η. The base comes first in the
+    table."""
     points = front_points(evaluations)
     points = points[points["experiment"] == evaluations["experiment"].iloc[0]]
     return points[points["iteration"] == points["iteration"].max()].sort_values("eta")
@@ -56,13 +57,13 @@ def last_front(evaluations: pd.DataFrame) -> pd.DataFrame:
 def recommend(
     evaluations: pd.DataFrame, sft: pd.Series | None, kl_budget: float = 0.0
 ) -> Iterator[Recommended]:
-    """The best point of all fronts; the knee and, with a budget, the largest η within it, both on
-    the last front of the base experiment.
+    """Yield the best point of all fronts, and two points on the last front of the base experiment:
+    the knee and, with a budget, the largest η within it.
 
     Args:
         evaluations: a row for each use of a policy, the means of its replicates.
         sft: the row of the SFT policy, where the front starts, if it was evaluated.
-        kl_budget: in nats per sequence; 0: none.
+        kl_budget: in nats per sequence; 0 means that there is none.
     """
     yield best(evaluations)
     front = last_front(evaluations)
@@ -72,8 +73,8 @@ def recommend(
 
 
 def best(evaluations: pd.DataFrame) -> Recommended:
-    """The most gold reward, or without one the most reward on held-out prompts. Of several golds
-    the first counts."""
+    """Return the point with the most gold reward, or without gold the most reward on held-out
+    prompts. The first of several golds counts."""
     points = front_points(evaluations)
     golds = [name for name in gold_columns(evaluations) if points[name].notna().any()]
     quantity = golds[0] if golds else "reward"
@@ -90,7 +91,7 @@ def best(evaluations: pd.DataFrame) -> Recommended:
 
 
 def knee(front: pd.DataFrame, sft: pd.Series | None) -> Recommended:
-    """The point from which on a nat of KL buys less reward than the front does on average."""
+    """Return the point beyond which a nat of KL buys less reward than on the front's average."""
     title = "the knee"
     points = front if sft is None else pd.concat([sft.to_frame().T, front])
     kl, reward = (points[name].to_numpy(dtype=float) for name in ("kl_exact", "reward"))
@@ -106,9 +107,9 @@ def knee(front: pd.DataFrame, sft: pd.Series | None) -> Recommended:
 
 
 def knee_of(kl: np.ndarray, reward: np.ndarray) -> int | None:
-    """The index of the point that lies highest above the chord from the point of the smallest KL
-    to that of the most reward: the knee by the method Kneedle (Satopää et al., 2011), without its
-    smoothing. None where no point lies above the chord.
+    """Return the index of the point that lies highest above the chord from the point of the
+    smallest KL to that of the most reward. This is the knee by the method Kneedle (Satopää et al.,
+    2011), without its smoothing. Return None where no point lies above the chord.
 
     Args:
         kl, reward: [n], in any order.
@@ -126,7 +127,7 @@ def knee_of(kl: np.ndarray, reward: np.ndarray) -> int | None:
 
 
 def within_budget(front: pd.DataFrame, kl_budget: float) -> Recommended:
-    """The largest η of a front whose KL to SFT is within the budget."""
+    """Return the point of the largest η of a front whose KL to SFT is within the budget."""
     title = f"the largest η within {kl_budget:g} nats"
     inside = front[front["kl_exact"] <= kl_budget].sort_values("eta")
     if inside.empty:

@@ -1,4 +1,4 @@
-"""The run's tables: one row per thing measured, one column per quantity."""
+"""The tables of a run, with one row per measured thing and one column per quantity."""
 
 from __future__ import annotations
 
@@ -35,25 +35,27 @@ METRICS = ("eta", "reward", "kl_exact", "length", "unfinished", "self_similarity
 
 
 def read_evaluation(results: str, policy: str) -> dict[str, Any]:
-    """`evaluation.json` of one policy: its metrics and completions."""
+    """Return `evaluation.json` of one policy, with its metrics and completions."""
     return json.loads(
         Path(results, "evaluate_policy", policy, "evaluation.json").read_text(encoding="utf-8")
     )
 
 
 def evaluations_table(results: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """evaluations.csv: the identifying columns (`plan.evaluations`) and the metrics of each."""
+    """Return evaluations.csv: the identifying columns (`plan.evaluations`) and the metrics of each
+    row."""
     table = pd.DataFrame([row | read_evaluation(results, row["policy"])["metrics"] for row in rows])
     table = table.reindex(columns=KEYS + [c for c in table.columns if c not in KEYS])
     return table.astype(dict.fromkeys(("replicate", "iteration", "member", "members"), "Int64"))
 
 
 def mean_of_replicates(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """One row for all replicates of a policy: the means of its metrics, `policy` of the first.
+    """Return one row for all replicates of a policy, with the means of its metrics and the first
+    `policy`.
 
-    The error √(mean se² + s²/R) has the prompts' share, which more replicates on the same prompts
-    do not lessen, and that of the replicates, with s their standard deviation; it is on the safe
-    side, since s has some of the prompts' noise too.
+    The error √(mean se² + s²/R) has a part of the prompts, which more replicates on the same
+    prompts do not reduce, and a part of the replicates, with s their standard deviation. It is
+    conservative, since s has some of the prompts' noise too.
     """
     replicates = evaluations["replicate"].nunique()
     if replicates < 2:
@@ -70,7 +72,8 @@ def mean_of_replicates(evaluations: pd.DataFrame) -> pd.DataFrame:
 
 
 def completions_table(results: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """completions.csv: the stored completions of every evaluated policy, each policy once."""
+    """Return completions.csv: the stored completions of every evaluated policy, each policy
+    once."""
     policies = dict.fromkeys(row["policy"] for row in rows)
     return pd.DataFrame(
         [
@@ -82,11 +85,12 @@ def completions_table(results: str, rows: Sequence[dict[str, Any]]) -> pd.DataFr
 
 
 def read_trajectory(results: str, folder: str, member: int, kind: str) -> list[dict[str, Any]]:
-    """Rows of an RL run in the trajectories.json of its iteration.
+    """Return the rows of an RL run in the trajectories.json of its iteration.
 
     Args:
         folder, member: where the run is scored (`experiments.trajectory_of`).
-        kind: ``trajectories``, means of each point, or ``prompts``, values of every prompt.
+        kind: ``trajectories`` for the means of each point, or ``prompts`` for the values of every
+            prompt.
     """
     rows = json.loads(Path(results, folder, "trajectories.json").read_text(encoding="utf-8"))[kind]
     return [
@@ -99,10 +103,11 @@ def read_trajectory(results: str, folder: str, member: int, kind: str) -> list[d
 def trajectories_table(
     results: str, entries: Mapping[Any, tuple[str, int]], keys: Sequence[str]
 ) -> pd.DataFrame:
-    """trajectories.csv: the points of all RL runs under one another, with `keys` in front.
+    """Return trajectories.csv: the points of all RL runs, one run below the other, with `keys` in
+    front.
 
     Args:
-        entries: the values of `keys` → where the run is scored (`experiments.trajectory_of`).
+        entries: maps the values of `keys` to where the run is scored (`experiments.trajectory_of`).
     """
     parts = {
         values: pd.DataFrame(read_trajectory(results, folder, member, "trajectories"))
@@ -114,10 +119,10 @@ def trajectories_table(
 def stacked_table(
     results: str, entries: Mapping[Any, str], keys: Sequence[str], name: str
 ) -> pd.DataFrame:
-    """One CSV of many results under one another, with `keys` in front.
+    """Return one CSV of many results, one below the other, with `keys` in front.
 
     Args:
-        entries: the values of `keys` → the result in whose folder file `name` is.
+        entries: maps the values of `keys` to the result in whose folder file `name` is.
     """
     return stacked(
         {values: pd.read_csv(Path(results, result, name)) for values, result in entries.items()},
@@ -126,7 +131,7 @@ def stacked_table(
 
 
 def stacked(parts: Mapping[Any, pd.DataFrame], keys: Sequence[str]) -> pd.DataFrame:
-    """Tables under one another, each with its values of `keys` in front."""
+    """Stack tables, each with its values of `keys` in front."""
     for values, part in parts.items():
         for position, (key, value) in enumerate(zip(keys, values, strict=True)):
             part.insert(position, key, value)
@@ -136,9 +141,9 @@ def stacked(parts: Mapping[Any, pd.DataFrame], keys: Sequence[str]) -> pd.DataFr
 
 
 def metrics_documents(evaluations: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """The headline of each experiment and iteration for `dvc metrics`: the point of its front
-    with the largest η up to 1 (the merged policy itself, usually), the mean of its replicates. The
-    fronts are in evaluations.csv, for `dvc plots`."""
+    """Return the main numbers of each experiment and iteration for `dvc metrics`. They are those of
+    the point of its front with the largest η up to 1 (usually the merged policy itself), averaged
+    over replicates. The fronts are in evaluations.csv, for `dvc plots`."""
     points = evaluations[(evaluations.stage == "interpolate_policy") & (evaluations.eta <= 1)]
     documents = {}
     metrics = [*METRICS[:2], *gold_columns(points), *METRICS[2:]]
@@ -152,7 +157,7 @@ def metrics_documents(evaluations: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def benchmarks_table(results: str, points: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """benchmarks.csv: what each point scored, with its KL and reward."""
+    """Return benchmarks.csv: what each point scored, with its KL and reward."""
     rows = []
     for point in points:
         file = Path(results, "benchmark_policy", point["policy"], "benchmarks.json")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-# The claims that a first page shows, by the beginning of their names in verdicts.csv, each with
-# what it is about. `1 same β` is left out: the same β is not the same penalty.
+# The first page shows these claims. They are found by the beginning of their names in verdicts.csv,
+# and each has its topic. `1 same β` is left out, because the same β is not the same penalty.
 TOPICS = {
     "1 envelopes": "EMA anchor",
     "2": "SLERP",
@@ -46,7 +46,8 @@ class Sentence:
 
 
 def verdict_sentences(verdicts: pd.DataFrame) -> Iterator[Sentence]:
-    """The main claims of verdicts.csv, each with estimate and interval, or why there is none."""
+    """Yield the main claims of verdicts.csv, each with estimate and interval, or why there is
+    none."""
     for row in verdicts.to_dict("records"):
         topic = topic_of(str(row["claim"]))
         if topic is not None:
@@ -54,8 +55,8 @@ def verdict_sentences(verdicts: pd.DataFrame) -> Iterator[Sentence]:
 
 
 def topic_of(claim: str) -> str | None:
-    """What a claim is about; None where the page does not show it. Claims for other settings of
-    the training name these after a comma, and so does the topic."""
+    """Return the topic of a claim, or None where the page does not show it. Claims for other
+    settings of the training name them after a comma, and so does the topic."""
     name, comma, changes = claim.partition(", ")
     for start, topic in TOPICS.items():
         if name == start or re.fullmatch(rf"{re.escape(start)} \d+", name):
@@ -64,7 +65,7 @@ def topic_of(claim: str) -> str | None:
 
 
 def verdict_sentence(topic: str, row: Row) -> Sentence:
-    """One row of verdicts.csv."""
+    """Return the sentence of one row of verdicts.csv."""
     statement, verdict = str(row["statement"]), str(row["verdict"])
     details = str(row["compared"])
     if verdict == "not measured":
@@ -92,8 +93,9 @@ def verdict_sentence(topic: str, row: Row) -> Sentence:
 
 
 def merging_sentences(evaluations: pd.DataFrame, comparisons: pd.DataFrame) -> Iterator[Sentence]:
-    """Whether the merge of iteration 1 has more reward than one of its own runs, at equal KL: of
-    the experiment whose only run is the base experiment's first one, where the group has it."""
+    """Say whether the merge of iteration 1 has more reward than one of its own runs, at equal KL.
+    The run is that of the experiment whose only run is the base experiment's first one, where the
+    group has it."""
     base = evaluations["experiment"].iloc[0]
     rows = evaluations[(evaluations["stage"] == "train_policy") & (evaluations["iteration"] == 1)]
     runs = {name: list(rows["policy"]) for name, rows in rows.groupby("experiment", sort=False)}
@@ -105,7 +107,7 @@ def merging_sentences(evaluations: pd.DataFrame, comparisons: pd.DataFrame) -> I
         & (comparisons["measure"] == "mean reward")
     ]
     for row in found.to_dict("records"):
-        # The table has the single run minus the base, the sentence is about the base.
+        # The table has the single run minus the base, but the sentence is about the base.
         turned = {"estimate": -row["estimate"], "low": -row["high"], "high": -row["low"]}
         verdicts = {"below": "held", "above": "did not hold"}
         statement = f"merging {len(runs[base])} runs gives a better front than one of them"
@@ -123,8 +125,8 @@ def merging_sentences(evaluations: pd.DataFrame, comparisons: pd.DataFrame) -> I
 
 
 def baseline_sentences(comparisons: pd.DataFrame) -> Iterator[Sentence]:
-    """Each experiment's last front against the base experiment's, by the mean reward at equal KL
-    and by each gold reward, of comparisons.csv."""
+    """Compare each experiment's last front with the base experiment's, by the mean reward at equal
+    KL and by each gold reward, from comparisons.csv."""
     base = comparisons["against"].iloc[0] if len(comparisons) else None
     means = comparisons[comparisons["measure"].str.startswith("mean ", na=False)]
     for row in means[means["against"] == base].to_dict("records"):
@@ -132,7 +134,7 @@ def baseline_sentences(comparisons: pd.DataFrame) -> Iterator[Sentence]:
 
 
 def baseline_sentence(row: Row) -> Sentence:
-    """One row of comparisons.csv."""
+    """Return the sentence of one row of comparisons.csv."""
     name = f"{row['experiment']}, iteration {row['iteration']}"
     base = f"{row['against']}, iteration {row['against_iteration']}"
     quantity, result = str(row["measure"]).removeprefix("mean "), str(row["result"])
@@ -147,7 +149,7 @@ def baseline_sentence(row: Row) -> Sentence:
 
 
 def kl_range(row: Row) -> str:
-    """The KLs of a comparison."""
+    """Return the KLs of a comparison, in words."""
     if math.isnan(row["kl_low"]):
         return ""
     if row["kl_low"] == row["kl_high"]:
@@ -156,7 +158,7 @@ def kl_range(row: Row) -> str:
 
 
 def with_interval(row: Row) -> str | None:
-    """``+0.11 [+0.08, +0.13]``; None where an end of the interval is missing or not finite."""
+    """Write ``+0.11 [+0.08, +0.13]``, or return None where an end is missing or not finite."""
     values = [row["estimate"], row["low"], row["high"]]
     if not all(math.isfinite(value) for value in values):
         return None
@@ -165,6 +167,6 @@ def with_interval(row: Row) -> str | None:
 
 
 def signed(value: float) -> str:
-    """A number with its sign, to two decimals or three digits; never −0."""
+    """Write a number with its sign, to two decimals or three digits, and never −0."""
     text = f"{value:+.2f}" if 0.095 <= abs(value) < 100 else f"{value:+.3g}"
     return text.replace("-", "−") if float(text) else "0"

@@ -1,5 +1,5 @@
-"""The user's reward models in either form in which they are published: a head on the sequence, or
-one of a single label on every token."""
+"""Load reward models in the two forms in which they are published: with a head on the sequence, or
+with a head of one label on every token."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from warpflow.lm.models import load_config, load_reward_model, load_whole
 
 
 def load_classifier(path: str | Path) -> PreTrainedModel:
-    """A model that gives each sequence one number, in fp32, on the device. One that gives each
-    token a number scores a sequence at its last token, as it was trained.
+    """Load a model that gives each sequence one number, in fp32, on the device. A model that gives
+    each token a number scores a sequence at its last token, as it was trained.
 
     Raises:
-        ValueError: more than one label, or no such head.
+        ValueError: the model has more than one label, or no such head.
     """
     config = load_config(path)
     kinds = config.architectures or []
@@ -32,8 +32,8 @@ def load_classifier(path: str | Path) -> PreTrainedModel:
 def at_last_token(
     module: torch.nn.Module, args: Any, given: dict[str, Any], output: Any
 ) -> SequenceClassifierOutput:
-    """[B, 1] logits of the last token that the attention mask keeps, of texts padded on the
-    right."""
+    """Return the logits [B, 1] of the last token that the attention mask keeps, for texts padded on
+    the right."""
     last = given["attention_mask"].sum(1) - 1
     rows = torch.arange(len(last), device=last.device)
     return SequenceClassifierOutput(logits=output.logits[rows, last])

@@ -33,15 +33,16 @@ class Completions:
 
     @property
     def lengths(self) -> Tensor:
-        """[B] int64: sampled tokens, the EOS included."""
+        """The number of sampled tokens, with the EOS, [B] int64."""
         return self.is_response.sum(1)
 
     def cpu(self) -> Completions:
-        """In host memory."""
+        """Return a copy in host memory."""
         return Completions(**{name: tensor.cpu() for name, tensor in vars(self).items()})
 
     def rows(self, index: Tensor | slice) -> Completions:
-        """The completions at `index`, trimmed to the longest prompt and response among them."""
+        """Return the completions at `index`, trimmed to the longest prompt and response among
+        them."""
         is_prompt, is_response = self.is_prompt[index], self.is_response[index]
         first = self.is_prompt.shape[1] - int(is_prompt.sum(1).max())
         length = int(is_response.sum(1).max())
@@ -55,10 +56,10 @@ class Completions:
 
 
 def positions(is_token: Tensor) -> Tensor:
-    """[B, T] position ids that count real tokens only.
+    """Return position ids [B, T] that count only real tokens.
 
-    Hugging Face models do not derive them from the attention mask: without them a left-padded
-    GPT-2 is scored wrongly.
+    Hugging Face models do not derive them from the attention mask. Without them a left-padded GPT-2
+    is scored wrongly.
     """
     return (is_token.long().cumsum(-1) - 1).clamp(min=0)
 
@@ -66,42 +67,43 @@ def positions(is_token: Tensor) -> Tensor:
 def mask_arguments(
     is_token: Tensor, is_prompt: Tensor, padded: bool | None = None
 ) -> dict[str, Tensor]:
-    """Attention mask and position ids for left-padded prompts; none where no prompt is padded:
-    causal attention keeps pads on the right from every real token, and does it faster unmasked.
+    """Return attention mask and position ids for left-padded prompts, or none where no prompt is
+    padded. Causal attention hides pads on the right from every real token, and is faster without a
+    mask.
 
     Args:
-        padded: whether a prompt is, where that is known.
+        padded: whether a prompt is padded, where that is known.
     """
     if not (padded if padded is not None else not bool(is_prompt.all())):
         return {}
     return {"attention_mask": is_token.long(), "position_ids": positions(is_token)}
 
 
-# Numbers in a tensor of logits, from which on it is taken in parts (128 MiB in fp32): with 256,000
-# words, a batch's logits and their softmax would fill a GPU.
+# A tensor of logits with more numbers (128 MiB in fp32) is taken in parts. With 256,000 words, a
+# batch's logits and their softmax would fill a GPU.
 LOGITS_AT_ONCE = 2**25
 
 
 def rows_per_pass(batch: Completions, vocabulary: int) -> int:
-    """Rows of which the softmax is taken at once."""
+    """Return the number of rows whose softmax is taken at once."""
     return max(1, LOGITS_AT_ONCE // (batch.response_ids.shape[1] * vocabulary))
 
 
 def tokens_per_pass(rows: int, vocabulary: int) -> int:
-    """Tokens of each of so many rows, of which the softmax is taken at once."""
+    """Return the number of tokens in each of `rows` rows whose softmax is taken at once."""
     return max(1, LOGITS_AT_ONCE // (rows * vocabulary))
 
 
-# The logit of an id that the tokenizer lacks: its probability is 0 in every precision, while its
-# log-ratio is a number, so that 0 times it is 0 in an exact KL.
+# The logit of an id that the tokenizer lacks. Its probability is 0 in every precision, while its
+# log-ratio is finite, so that their product is 0 in an exact KL.
 UNSAMPLED = -3e4
 
 
 def of_known_ids(logits: Tensor, model: PreTrainedModel) -> Tensor:
-    """[…, V′] of logits [..., V]: those of ids that the tokenizer has. An embedding may have more
-    rows (Qwen2.5's is padded), and some vocabularies have gaps; policies are sampled and scored as
-    if there were none, which is one distribution for both. `models.note_known_ids_` notes V′ where
-    it is less than V, and the gaps below it, in which logits are UNSAMPLED."""
+    """Return the logits […, V′] of ids that the tokenizer has, from logits [..., V]. An embedding
+    may have more rows (Qwen2.5's is padded), and some vocabularies have gaps. Policies are sampled
+    and scored as if there were none, so that both use one distribution. `models.note_known_ids_`
+    notes V′ where it is less than V, and the gaps below it, in which logits are UNSAMPLED."""
     logits = logits[..., : getattr(model.config, "sampled_vocab_size", None)]
     gaps = getattr(model.config, "unsampled_ids", None)
     return logits.index_fill(-1, _index(tuple(gaps), logits.device), UNSAMPLED) if gaps else logits
@@ -115,12 +117,12 @@ def _index(ids: tuple[int, ...], device: torch.device) -> Tensor:
 def predicting_logits(
     model: PreTrainedModel, batch: Completions, masks: dict[str, Tensor] | None = None
 ) -> Tensor:
-    """[B, C, V] logits that predict each response token, as the model gives them.
+    """Return the logits [B, C, V] that predict each response token, as the model gives them.
 
     Args:
         masks: `mask_arguments`, where they are known.
     """
-    # A position predicts the next token: the last token of all need not be read.
+    # A position predicts the next token, so the very last token need not be read.
     if masks is None:
         is_token = torch.cat([batch.is_prompt, batch.is_response[:, :-1]], 1)
         masks = mask_arguments(is_token, batch.is_prompt)
@@ -131,7 +133,8 @@ def predicting_logits(
 
 
 def response_logits(model: PreTrainedModel, batch: Completions, temperature: float) -> Tensor:
-    """[B, C, V] float32 logits, divided by `temperature`, that predict each response token."""
+    """Return float32 logits [B, C, V], divided by `temperature`, that predict each response
+    token."""
     return predicting_logits(model, batch).float() / temperature
 
 
@@ -139,8 +142,8 @@ def response_logits(model: PreTrainedModel, batch: Completions, temperature: flo
 def logits_by_part(
     model: PreTrainedModel, batch: Completions, temperature: float
 ) -> Iterator[Tensor]:
-    """`response_logits` [B, c, V] of some response tokens after the other, so that never more than
-    `LOGITS_AT_ONCE` numbers are there: the model reads on where it stopped, by its cache."""
+    """Yield `response_logits` [B, c, V] for some response tokens after the other, so that there are
+    never more than `LOGITS_AT_ONCE` numbers. With its cache the model reads on where it stopped."""
     rows, length = batch.response_ids.shape
     size = tokens_per_pass(rows, model.config.get_text_config().vocab_size)
     if size >= length:
@@ -169,14 +172,15 @@ def logits_by_part(
 def token_log_probs(
     model: PreTrainedModel, batch: Completions, temperature: float, together: int = 1
 ) -> Tensor:
-    """[B, C] float32 log π(y_t | x, y_<t) at `temperature`; 0 on pads, the EOS counts.
+    """Return float32 log π(y_t | x, y_<t) at `temperature`, [B, C]. It is 0 on pads, and the EOS
+    counts.
 
-    `temperature` must be the one the completions were sampled at, for the policy and the anchor
-    alike: otherwise the log-ratio is not the one in the paper's r_β.
+    `temperature` must be the one at which the completions were sampled, for the policy and the
+    anchor alike. Otherwise the log-ratio is not the one in the paper's r_β.
 
     Args:
-        together: this many adjacent rows have one prompt, which is read once for them; only where
-            `reads_prompts_once` says so.
+        together: the number of adjacent rows that have one prompt, which is read once for them. Use
+            it only where `reads_prompts_once` says so.
     """
     if together > 1:
         return shared_log_probs(model, batch, temperature, together)
@@ -184,9 +188,9 @@ def token_log_probs(
 
 
 def log_probs_of(logits: Tensor, batch: Completions, temperature: float) -> Tensor:
-    """`token_log_probs` of a model's logits [B, C, V]. Where these are many, the softmax is taken
-    of some tokens at a time, and once more in the backward pass, so that nothing else of the
-    logits' size is kept."""
+    """Return `token_log_probs` from a model's logits [B, C, V]. Where these are many, the softmax
+    is taken for some tokens at a time, and once more in the backward pass, so that nothing else of
+    the logits' size is kept."""
 
     def of_tokens(part: Tensor, ids: Tensor) -> Tensor:
         return _gather(part.float() / temperature, ids)
@@ -200,8 +204,8 @@ def log_probs_of(logits: Tensor, batch: Completions, temperature: float) -> Tens
 def recomputed_in_parts(
     function: Callable[..., Tensor], tensors: Sequence[Tensor], sizes: Sequence[int]
 ) -> Tensor:
-    """`function` of the tensors; of so many rows of each at a time, and once more in the backward
-    pass, where the first has more."""
+    """Return `function` of the tensors. Where the first has more rows than its size, the function
+    is computed for so many rows of each at a time, and once more in the backward pass."""
     if sizes[0] >= len(tensors[0]):
         return function(*tensors)
     parts = zip(*(t.split(size) for t, size in zip(tensors, sizes, strict=True)), strict=True)
@@ -211,11 +215,11 @@ def recomputed_in_parts(
 def log_probs_and_kls_of(
     logits: Tensor, others: Tensor, batch: Completions, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """[B, C] `log_probs_of`, and [B, C] KL(π ‖ π_other) of each step's whole distribution; 0 on
-    pads.
+    """Return `log_probs_of` [B, C] and KL(π ‖ π_other) [B, C] of each step's whole distribution.
+    Both are 0 on pads.
 
     Args:
-        logits: [B, C, V] of π. others: [B, C, V] of the model that it is compared with.
+        logits: [B, C, V] of π. others: [B, C, V] of the model with which it is compared.
     """
 
     def of_tokens(part: Tensor, other: Tensor, ids: Tensor) -> Tensor:
@@ -230,14 +234,14 @@ def log_probs_and_kls_of(
 
 
 def log_probs_beside_kls(logits: Tensor, others: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """[N, 2] of N tokens: log π(id), and KL(π ‖ π_other) over all words.
+    """Return [N, 2] for N tokens: log π(id), and KL(π ‖ π_other) over all words.
 
     Args:
         logits, others: [N, V]. ids: [N].
     """
     log_p, log_q = ((x.float() / temperature).log_softmax(-1) for x in (logits, others))
-    # − p + q adds up to 0. With it no summand is below 0, and equal models have no gradient at all,
-    # not even one of rounding, which Adam would turn into steps.
+    # − p + q sums to 0. With it no summand is below 0, and equal models have no gradient at all.
+    # Even a gradient of rounding errors would become steps in Adam.
     p, q = log_p.exp(), log_q.exp()
     kl = (p * (log_p - log_q) - p + q).sum(-1)
     return torch.stack([log_p.gather(-1, ids[:, None])[:, 0], kl], -1)
@@ -248,13 +252,13 @@ def _gather(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def split_by_length(batch: Completions, size: int | None, together: int = 1) -> list[Tensor]:
-    """Row indices in parts of rows of like length, so that little time is spent on pads.
+    """Return row indices in parts of rows of similar length, so that little time is spent on pads.
 
     Args:
-        size: rows of a part at most; None: halves, as long as a tenth of a part were pads and
-            its halves have 8 rows or more (below, starting a pass costs more than pads do).
-        together: this many adjacent rows, the completions of a prompt, share a part, in their
-            order.
+        size: the largest number of rows of a part. None takes halves, as long as a tenth of a part
+            would be pads and its halves have 8 rows or more. Below, starting a pass costs more than
+            pads.
+        together: so many adjacent rows, the completions of a prompt, share a part, in their order.
     """
     lengths = batch.lengths.view(-1, together).sum(1) + batch.is_prompt[::together].sum(1)
     order = lengths.argsort(stable=True)
@@ -275,24 +279,24 @@ def _halve(part: Tensor, lengths: Tensor, together: int) -> list[Tensor]:
 
 # --- one read of a prompt for its K completions -------------------------------------------------
 
-# Architectures that take positions and a mask of [B, 1, T, T] as they are given (tested).
+# These architectures take positions and a mask of [B, 1, T, T] as they are given (tested).
 READS_BRANCHES = (
     *("gemma", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"),
 )
-MASK_AT_ONCE = 2**27  # entries of a mask, a byte each or four
+MASK_AT_ONCE = 2**27  # entries of a mask, of one or four bytes
 
 
 def reads_prompts_once(model: PreTrainedModel, batch: Completions, each: int) -> bool:
     """Whether to score the `each` completions of a prompt in one sequence, behind one copy of it.
 
-    The copies saved must be worth more than the attention between completions, which is masked but
-    computed: a token costs a layer about as much as 6 · width pairs of tokens (24 width² multiply-
-    adds against 4 width).
+    The saved copies must be worth more than the attention between completions, which is masked but
+    computed. A token costs a layer about as much as 6 · width pairs of tokens (24 width²
+    multiply-adds against 4 width).
     """
     config = model.config
     prompts = batch.prompt_ids.view(-1, each, batch.prompt_ids.shape[1])
     longest = prompts.shape[2] + batch.response_ids.shape[1]
-    # The softmax behind one copy of a prompt is taken of all its completions at once.
+    # The softmax after one copy of a prompt is taken for all its completions at once.
     logits = each * batch.response_ids.shape[1] * config.vocab_size
     if (
         each == 1
@@ -314,9 +318,9 @@ def reads_prompts_once(model: PreTrainedModel, batch: Completions, each: int) ->
 def shared_log_probs(
     model: PreTrainedModel, batch: Completions, temperature: float, each: int
 ) -> Tensor:
-    """`token_log_probs` by one sequence for each prompt: the prompt, then its completions one after
-    the other, each of which sees the prompt and itself and counts its positions from the prompt's
-    end."""
+    """Return `token_log_probs` by one sequence for each prompt: the prompt, then its completions
+    one after the other. Each completion sees only the prompt and itself, and counts its positions
+    from the prompt's end."""
     device, width = batch.prompt_ids.device, batch.prompt_ids.shape[1]
     is_read = batch.is_response[:, 1:]  # every token but a row's last is read
     counts = is_read.sum(1).view(-1, each)
@@ -336,7 +340,8 @@ def shared_log_probs(
     position_ids = laid_out(positions(batch.is_prompt), after, 0)
     member = torch.arange(len(places), device=device)[:, None] % each + 1
     branch = laid_out(batch.is_prompt.long() - 1, member, -1)  # -1 pad, 0 prompt, 1 … K completion
-    # The prompt's branch becomes 0 and pads -1; a pad sees pads, so that no row of it is empty.
+    # The prompt's branch becomes 0 and pads -1. A pad sees pads, so that no row of the mask is
+    # empty.
     sees = (branch[:, None] == branch[:, :, None]) | (branch[:, None] == 0)
     output = model(
         input_ids=ids,
@@ -351,10 +356,10 @@ def shared_log_probs(
 
 
 def log_probs_at(logits: Tensor, places: Tensor, batch: Completions, temperature: float) -> Tensor:
-    """[B, C] log-softmax at the response tokens, 0 on pads.
+    """Return the log-softmax [B, C] at the response tokens, 0 on pads.
 
     Args:
-        logits: [G, S, V], of B / G adjacent rows each. places: [B, C], which of the S predicts a
+        logits: [G, S, V], each for B / G adjacent rows. places: [B, C], which of the S predicts a
             token.
     """
     each = len(places) // len(logits)

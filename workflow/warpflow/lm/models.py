@@ -33,33 +33,33 @@ RECIPE = "recipe.json"  # in place of weights in a folder that `warpflow.merging
 
 
 def pick_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """Return the GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
-    """The model in evaluation mode on the device of `pick_device`."""
+    """Put the model on the device of `pick_device`, in evaluation mode."""
     return model.eval().to(pick_device())  # type: ignore[arg-type]
 
 
 def matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
-    """The weights that autocast rounds for each matrix product: all but norms, biases, embeddings
-    and what is tied to these."""
+    """Return the weights that autocast rounds for each matrix product. They are all but norms,
+    biases, embeddings and what is tied to these."""
     embeddings = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
     looked_up = {id(weight) for weight in embeddings}
     return [p for p in model.parameters() if p.dim() > 1 and id(p) not in looked_up]
 
 
 def round_matrices_(model: PreTrainedModel) -> None:
-    """Store in bf16 what autocast would round to it: half the memory, and under autocast the same
-    numbers to the bit."""
+    """Store in bf16 what autocast would round to it. This takes half the memory, and under autocast
+    gives the same bits."""
     for weight in matrices(model):
         weight.data = weight.data.bfloat16()
 
 
 def compute_in(dtype: str, device: torch.device) -> torch.autocast:
-    """Matrix products in `dtype`; weights, gradients, optimiser and EMA stay fp32 masters, since
-    at lr 1e-6 and μ = 0.01 their steps round to nothing in bf16."""
+    """Compute matrix products in `dtype`. Weights, gradients, optimiser and EMA stay fp32 masters,
+    since at lr 1e-6 and μ = 0.01 their steps round to nothing in bf16."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
@@ -67,7 +67,7 @@ def compute_in(dtype: str, device: torch.device) -> torch.autocast:
 def lent(
     model: PreTrainedModel, kept: Sequence[torch.Tensor], device: torch.device
 ) -> Iterator[None]:
-    """The model with its weights on the device, for a while; they are kept elsewhere."""
+    """Have the model's weights on the device while the context lasts. They are kept elsewhere."""
     for parameter, weight in zip(model.parameters(), kept, strict=True):
         parameter.data = weight.to(device, non_blocking=True)
     try:
@@ -78,7 +78,7 @@ def lent(
 
 
 def keep_in_host_memory_(model: PreTrainedModel) -> list[torch.Tensor]:
-    """Move a model's weights to host memory; `lent` brings them to the device for a while."""
+    """Move a model's weights to host memory. `lent` brings them to the device when needed."""
     kept = [in_host_memory(parameter.data) for parameter in model.parameters()]
     for parameter, weight in zip(model.parameters(), kept, strict=True):
         parameter.data = weight
@@ -86,7 +86,7 @@ def keep_in_host_memory_(model: PreTrainedModel) -> list[torch.Tensor]:
 
 
 def in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy there, pinned where it will travel to a GPU."""
+    """Return a copy in host memory, pinned where it will be sent to a GPU."""
     copied = tensor.to("cpu", copy=True)
     return copied.pin_memory() if tensor.is_cuda else copied
 
@@ -94,7 +94,7 @@ def in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
 def build_policy(
     architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> PreTrainedModel:
-    """A randomly initialised causal language model for `tokenizer`'s vocabulary.
+    """Return a randomly initialised causal language model for `tokenizer`'s vocabulary.
 
     Args:
         architecture: keyword arguments of a Hugging Face config, `model_type` among them, e.g.
@@ -113,8 +113,8 @@ def build_policy(
 
 
 def location(path: str | Path) -> dict[str, Any]:
-    """Where a model is, as arguments of `from_pretrained`: a folder, a name of the hub, or a GGUF
-    file (folder/file.gguf), which also holds the tokenizer.
+    """Return where a model is, as arguments of `from_pretrained`. It is a folder, a name on the
+    hub, or a GGUF file (folder/file.gguf), which also holds the tokenizer.
 
     Raises:
         ValueError: the GGUF file cannot be read here (`weight_files.gguf_problem`).
@@ -128,10 +128,10 @@ def location(path: str | Path) -> dict[str, Any]:
 
 
 def load_config(path: str | Path) -> PreTrainedConfig:
-    """The config of a Hugging Face model, or that which a GGUF file implies.
+    """Load the config of a Hugging Face model, or the one that a GGUF file implies.
 
     Raises:
-        ValueError: the model brings Python code of its own, which is never run.
+        ValueError: the model comes with its own Python code, which is never run.
     """
     place = location(path)
     try:
@@ -148,14 +148,14 @@ def load_config(path: str | Path) -> PreTrainedConfig:
 
 
 def load_whole(kind: Any, path: str | Path, attention: str | None = None) -> PreTrainedModel:
-    """A model of an Auto class in fp32 on the device, every weight from the files.
+    """Load a model of an Auto class in fp32 on the device, with every weight from the files.
 
     Args:
-        attention: `attn_implementation` of transformers; None: what it chooses.
+        attention: `attn_implementation` of transformers. None leaves the choice to transformers.
 
     Raises:
-        ValueError: a weight is not in the files, and Hugging Face would draw it at random; or they
-            hold numbers of a quantiser. Those of a GGUF file are turned into float32 here.
+        ValueError: a weight is not in the files, and Hugging Face would draw it at random; or the
+            weights are quantised. Those of a GGUF file are turned into float32 here.
     """
     quantisation = getattr(load_config(path), "quantization_config", None)
     if quantisation and not is_gguf(path):
@@ -180,10 +180,10 @@ def load_whole(kind: Any, path: str | Path, attention: str | None = None) -> Pre
 def require_whole(
     model: PreTrainedModel, report: Mapping[str, Any], path: str | Path
 ) -> PreTrainedModel:
-    """The model, or ValueError where a weight was not in the files.
+    """Return the model. Raises ValueError where a weight was not in the files.
 
     Args:
-        report: what ``from_pretrained(…, output_loading_info=True)`` says of loading it.
+        report: what ``from_pretrained(…, output_loading_info=True)`` says about loading it.
     """
     missing = sorted(report["missing_keys"])
     if missing:
@@ -196,8 +196,8 @@ def require_whole(
 
 
 def forget_quantisation_(model: PreTrainedModel) -> None:
-    """Take off a model what says that it is quantised. transformers dequantises the weights of a
-    GGUF file, yet it would go on to refuse to save the model."""
+    """Remove from a model what says that it is quantised. transformers dequantises the weights of a
+    GGUF file, but would still refuse to save the model."""
     said = {"hf_quantizer": None, "is_quantized": False, "quantization_method": None}
     for name, value in said.items():
         setattr(model, name, value)
@@ -206,7 +206,7 @@ def forget_quantisation_(model: PreTrainedModel) -> None:
 
 
 def load_policy(path: str | Path, attention: str | None = None) -> PreTrainedModel:
-    """A causal language model in fp32 masters, dropout off, on the device.
+    """Load a causal language model with fp32 masters, without dropout, on the device.
 
     Without `dtype` a bf16 checkpoint would stay bf16, where steps of lr 1e-6 round to nothing.
 
@@ -214,7 +214,7 @@ def load_policy(path: str | Path, attention: str | None = None) -> PreTrainedMod
         attention: see `load_whole`.
 
     Raises:
-        ValueError: the folder is a recipe, which has no weights of its own; see also `load_whole`.
+        ValueError: the folder is a recipe, which has no weights. See also `load_whole`.
     """
     if Path(path, RECIPE).is_file():
         raise ValueError(
@@ -226,8 +226,8 @@ def load_policy(path: str | Path, attention: str | None = None) -> PreTrainedMod
 
 
 def warn_of_half_precision(path: str | Path) -> None:
-    """Warn where a policy is stored in bf16 or fp16: that rounding is in θ_init for good, and
-    small task vectors vanish when merges are stored so. Training and merging here are fp32."""
+    """Warn where a policy is stored in bf16 or fp16. This rounding stays in θ_init, and small task
+    vectors vanish when merges are stored in such a type. Training and merging here are fp32."""
     dtype = load_config(path).dtype
     if dtype in (torch.bfloat16, torch.float16):
         logging.warning(
@@ -239,7 +239,7 @@ def warn_of_half_precision(path: str | Path) -> None:
 
 
 def load_reward_model(path: str | Path) -> PreTrainedModel:
-    """A sequence classifier with one label, in fp32, on the device.
+    """Load a sequence classifier with one label, in fp32, on the device.
 
     Raises:
         ValueError: more than one label, or no such head.
@@ -255,10 +255,10 @@ def load_reward_model(path: str | Path) -> PreTrainedModel:
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """A policy's tokenizer, with an EOS token; a missing pad token becomes the EOS token.
+    """Load a policy's tokenizer, which has an EOS token. A missing pad token becomes the EOS token.
 
     Raises:
-        ValueError: no EOS token, so that no completion could ever end.
+        ValueError: it has no EOS token, so that no completion could ever end.
     """
     tokenizer = AutoTokenizer.from_pretrained(**location(path), trust_remote_code=False)
     if tokenizer.eos_token_id is None:
@@ -267,7 +267,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         )
     closing = template_closing(tokenizer)
     if closing is not None and not is_special(tokenizer, closing):
-        # As it is in the template: else it would stand in the text of every answer.
+        # It is special, as in the template. Otherwise it would be in the text of every answer.
         tokenizer.add_special_tokens({"additional_special_tokens": [closing]}, False)
     return with_pad(tokenizer, path)
 
@@ -281,12 +281,12 @@ def is_special(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
 
 
 def ending_ids(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids each of which ends a completion of the policy at `path`: its tokenizer's EOS token,
-    the token with which its chat template closes an answer, and those of its generation config
-    (Llama 3, Gemma and Qwen list several)."""
+    """Return the ids that end a completion of the policy at `path`: its tokenizer's EOS token, the
+    token with which its chat template closes an answer, and those of its generation config (Llama
+    3, Gemma and Qwen list several)."""
     try:
         listed = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:  # there is no such file; then the model's config says what there would be
+    except OSError:  # there is no such file, and the model's config says what it would hold
         listed = GenerationConfig.from_model_config(load_config(path)).eos_token_id
     ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
     closing = template_closing(tokenizer)
@@ -300,8 +300,8 @@ def ending_ids(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int
 
 
 def template_closing(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The token with which a chat template closes an answer to a user; None where there is none, or
-    where the template takes no such dialogue."""
+    """Return the token with which a chat template closes an answer to a user. Return None where
+    there is none, or where the template takes no such dialogue."""
     if tokenizer.chat_template is None:
         return None
     try:
@@ -311,13 +311,14 @@ def template_closing(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def load_reward_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """A reward model's tokenizer: an encoder's (BERT's) has no EOS token and needs none."""
+    """Load a reward model's tokenizer. That of an encoder (BERT) has no EOS token and needs
+    none."""
     return with_pad(AutoTokenizer.from_pretrained(**location(path), trust_remote_code=False), path)
 
 
 def with_pad(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, padding with its EOS token where it has no pad token; ValueError where it has
-    neither, so that texts could not be scored together."""
+    """Return the tokenizer, which pads with its EOS token where it has no pad token. Raises
+    ValueError where it has neither, because texts could not be scored together."""
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError(
             f"tokenizer {path} has no pad token: set pad_token in its tokenizer_config.json"
@@ -328,15 +329,15 @@ def with_pad(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> PreTrained
 
 
 def pad_id_beside_eos(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What to pad a classifier's texts with. Hugging Face's causal classifiers score a text at its
-    last token that is not the pad: were that the EOS token, they could not tell a text that ended
-    from one that did not."""
+    """Return the id with which a classifier's texts are padded. Hugging Face's causal classifiers
+    score a text at its last token that is not the pad. If the pad were the EOS token, they could
+    not tell a text that ended from one that did not."""
     eos = tokenizer.eos_token_id
     return tokenizer.pad_token_id if tokenizer.pad_token_id != eos else int(eos == 0)
 
 
 def tokens_beyond(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> dict[str, int]:
-    """The tokenizer's tokens, with their ids, for which the model's embedding has no row."""
+    """Return the tokenizer's tokens, with their ids, for which the model's embedding has no row."""
     rows = config.get_text_config().vocab_size
     return {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
 
@@ -349,11 +350,12 @@ def require_vocabulary(
 ) -> None:
     """Raise ValueError where the tokenizer has ids beyond the model's embedding.
 
-    A special token beyond it is passed over (Gemma 3 of 1B has one, for images): no text has it
-    but by name. The tokens that are put into every batch must have a row.
+    A special token beyond it is ignored (Gemma 3 of 1B has one, for images), because no ordinary
+    text holds it. The tokens that are put into every batch must have a row.
 
     Args:
-        sampled_rows: ids below come from a policy with such a tokenizer, special tokens too.
+        sampled_rows: ids below this number come from a policy with such a tokenizer, special tokens
+            too.
     """
     beyond, rows = tokens_beyond(tokenizer, config), config.get_text_config().vocab_size
     used = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
@@ -378,7 +380,7 @@ def require_vocabulary(
 
 
 def require_attention(config: PreTrainedConfig, path: str | Path) -> None:
-    """Raise ValueError for a policy with recurrent or convolutional layers (Mamba, Jamba): pads on
+    """Raise ValueError for a policy with recurrent or convolutional layers (Mamba, Jamba). Pads on
     the left go through their states, and completions that ended cannot leave them."""
     layers = {type(layer) for layer in DynamicCache(config=config).layers}
     if layers - {DynamicLayer, DynamicSlidingWindowLayer}:
@@ -400,8 +402,8 @@ def require_context(config: PreTrainedConfig, tokens: int, path: str | Path) -> 
 
 
 def require_room(config: PreTrainedConfig, tokens: int, path: str | Path) -> None:
-    """Raise ValueError where no batch is small enough: the logits of a single token, or the keys
-    and values of a single completion, do not fit."""
+    """Raise ValueError where no batch is small enough, because the logits of a single token, or the
+    keys and values of a single completion, do not fit."""
     config = config.get_text_config()
     if config.vocab_size > LOGITS_AT_ONCE:
         raise ValueError(
@@ -421,15 +423,15 @@ def require_room(config: PreTrainedConfig, tokens: int, path: str | Path) -> Non
 
 
 def device_memory() -> int:
-    """Bytes of memory of the device of `pick_device`."""
+    """Return the bytes of memory of the device of `pick_device`."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[1]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def note_known_ids_(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Note in a model's config which rows of its embedding the tokenizer has no id for, if any:
-    they are never sampled (`log_probs.of_known_ids`). It is said when it is noted first."""
+    """Note in a model's config for which rows of its embedding the tokenizer has no id. They are
+    never sampled (`log_probs.of_known_ids`). The first time a message says so."""
     ids, rows = set(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
     known = max(ids) + 1
     gaps = sorted(set(range(min(known, rows))) - ids)
@@ -450,17 +452,17 @@ def save_checkpoint(
     folder: str | Path,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Weights (safetensors), config and tokenizer, readable by whoever may read the folder.
+    """Save weights (safetensors), config and tokenizer, readable by all who may read the folder.
 
     Args:
-        weights: the model's, gathered, where it is sharded itself.
+        weights: the gathered weights, where the model is sharded.
 
-    A model without a pad token (GPT-2) gets the tokenizer's: a reward model that starts from it
-    could not score batches otherwise. Its config says which ids are never sampled
+    A model without a pad token (GPT-2) gets the tokenizer's, because a reward model that starts
+    from it could not score batches otherwise. Its config says which ids are never sampled
     (`note_known_ids_`).
     """
     note_known_ids_(model.config, tokenizer)
-    config = model.config.get_text_config()  # a classifier may be of a model that sees, too
+    config = model.config.get_text_config()  # a classifier may be multimodal, too
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     save_model(model, folder, weights)
@@ -471,9 +473,9 @@ def save_checkpoint(
 def save_model(
     model: PreTrainedModel, folder: str | Path, weights: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """Save weights and configs as they are, a generation config that transformers calls invalid
-    among them: models of the hub have a temperature without do_sample. transformers reads it, and
-    once a token was changed in it, would stop here, after all training."""
+    """Save weights and configs as they are, also a generation config that transformers calls
+    invalid: models of the hub have a temperature without do_sample. transformers reads it, but
+    would stop here, after all training, once a token was changed in it."""
     given = model.generation_config if model.can_generate() else None
     if given is None:
         model.save_pretrained(folder, state_dict=weights)

@@ -1,8 +1,8 @@
-"""Models that are more than their weights, as plain ones: what training and merging take.
+"""Turn models that are more than their weights into plain ones, which training and merging take.
 
-A folder of the hub may hold an adapter for another model, numbers of a quantiser, or a language
-model inside one that sees. `pipeline.given_models` tells which, before any job; what is written
-here is a folder of one causal language model, or of one classifier.
+A folder of the hub may hold an adapter for another model, quantised weights, or a language model
+inside a multimodal one. `pipeline.given_models` says which, before any job. This file makes a
+folder of one causal language model, or of one classifier.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from warpflow.model_kinds import ADAPTER, TEXT_TYPES
 
 
 def plain_model(path: str | Path, is_reward: bool = False) -> PreTrainedModel:
-    """The causal language model of a folder or hub name, or its classifier with one label.
+    """Return the causal language model of a folder or hub name, or its classifier with one label.
 
-    An adapter is merged in float32, and numbers of a quantiser become float32: in bfloat16, small
-    differences would round to nothing. What is only taken out keeps its dtype.
+    An adapter is merged in float32, and quantised weights become float32, because small differences
+    would round to nothing in bfloat16. A part that is only taken out keeps its dtype.
 
     Raises:
         ValueError, ImportError: it cannot be dequantised, or its quantiser is not installed.
@@ -47,7 +47,7 @@ def plain_model(path: str | Path, is_reward: bool = False) -> PreTrainedModel:
 
 
 def load_stored(path: str | Path, is_reward: bool) -> PreTrainedModel:
-    """A model as it is stored; in float32 where it was quantised."""
+    """Load a model as it is stored, in float32 where it was quantised."""
     config = load_config(path)
     quantisation = getattr(config, "quantization_config", None)
     kind: Any = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
@@ -58,13 +58,13 @@ def load_stored(path: str | Path, is_reward: bool) -> PreTrainedModel:
             path, dtype="auto", config=config, output_loading_info=True
         )
         return require_whole(model, report, path)
-    quantisation["dequantize"] = True  # while it is read; quantisers that cannot do that ignore it
+    quantisation["dequantize"] = True  # while it is read; quantisers that cannot do so ignore it
     model = kind.from_pretrained(path, dtype=torch.float32, config=config)
-    if getattr(model, "hf_quantizer", None) is not None:  # it could not be done while reading
+    if getattr(model, "hf_quantizer", None) is not None:  # this was not possible while reading
         model = model.dequantize(dtype=torch.float32)
     del config.quantization_config
-    # A model that knows nothing of how its weights were read: the other one would be saved under
-    # the names of a quantiser.
+    # This model does not know how its weights were read. The other one would be saved under the
+    # names of a quantiser.
     with torch.device("meta"):
         plain = type(model)(config)
     plain.load_state_dict(model.float().state_dict(), assign=True)
@@ -74,8 +74,8 @@ def load_stored(path: str | Path, is_reward: bool) -> PreTrainedModel:
 
 
 def language_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The causal language model in a model that sees or hears, with the same weights and dtypes; a
-    causal language model itself is given back.
+    """Return the causal language model in a multimodal model, with the same weights and dtypes. A
+    causal language model itself is returned as it is.
 
     Raises:
         ValueError: transformers has no causal language model for this part.
@@ -86,7 +86,7 @@ def language_model(model: PreTrainedModel) -> PreTrainedModel:
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     config = causal_config(config)
     config.tie_word_embeddings = head.weight is embedding
-    with torch.device("meta"):  # the weights are those that are there
+    with torch.device("meta"):  # it takes the weights that are there
         text: Any = AutoModelForCausalLM.from_config(config)
     text.base_model.load_state_dict(model.get_decoder().base_model.state_dict(), assign=True)
     text.get_output_embeddings().load_state_dict(head.state_dict(), assign=True)
@@ -96,7 +96,7 @@ def language_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def causal_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config of a text part, as that of a causal language model."""
+    """Return the config of a text part as that of a causal language model."""
     if config.model_type in TEXT_TYPES:
         given = {key: value for key, value in config.to_dict().items() if key != "model_type"}
         config = AutoConfig.for_model(TEXT_TYPES[config.model_type], **given)
@@ -109,7 +109,7 @@ def causal_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def plain_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """A model's tokenizer, or that of the model which an adapter is for."""
+    """Return a model's tokenizer, or that of the model for which an adapter is."""
     folder = Path(path)
     if (folder / ADAPTER).is_file() and not (folder / "tokenizer_config.json").is_file():
         path = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]

@@ -1,4 +1,4 @@
-"""Prompts, text or messages for the tokenizer's chat template, and their tokens."""
+"""Prompts, which are text or messages for the tokenizer's chat template, and their tokens."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any, TypeGuard
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-Messages = list[dict[str, str]]  # of "role" and "content", as chat templates take them
+Messages = list[dict[str, str]]  # with "role" and "content", as chat templates take them
 Prompt = str | Messages
 
-DAY = date(2024, 7, 26)  # what Llama's template says where it has no clock
+DAY = date(2024, 7, 26)  # Llama's template says this where it has no clock
 
 
 def is_messages(value: Any) -> TypeGuard[Messages]:
@@ -34,7 +34,7 @@ def is_messages(value: Any) -> TypeGuard[Messages]:
 
 
 def user_message(prompt: Prompt, as_messages: bool) -> Prompt:
-    """A text as the message of a user, where it is one."""
+    """Return a prompt, with a text as the message of a user if `as_messages` says so."""
     if isinstance(prompt, str) and as_messages:
         messages: Messages = [{"role": "user", "content": prompt}]
         return messages
@@ -44,10 +44,10 @@ def user_message(prompt: Prompt, as_messages: bool) -> Prompt:
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
 ) -> list[list[int]]:
-    """Token ids of each prompt, as `prompt_tokens`.
+    """Return the token ids of each prompt, as `prompt_tokens` does.
 
     Raises:
-        ValueError: a prompt without tokens, or messages that the template refuses.
+        ValueError: a prompt has no tokens, or the template refuses messages.
     """
     ids = prompt_tokens(tokenizer, prompts)
     for prompt, row in zip(prompts, ids, strict=True):
@@ -62,7 +62,8 @@ def encode_rows(
     path: str,
     max_prompt_tokens: int,
 ) -> list[list[int]]:
-    """Token ids of the prompts of a file's rows, none longer than `max_prompt_tokens`."""
+    """Return the token ids of the prompts of a file's rows, none longer than
+    `max_prompt_tokens`."""
     encoded = encode_prompts(tokenizer, [row["prompt"] for row in rows])
     for row, ids in zip(rows, encoded, strict=True):
         if len(ids) > max_prompt_tokens:
@@ -74,9 +75,9 @@ def encode_rows(
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Token ids: of a text with BOS first where the tokenizer has one and the text was not rendered
-    by the chat template already; of messages what the chat template says, up to where the
-    assistant's answer begins (a BOS only if the template has it)."""
+    """Return token ids. Those of a text begin with BOS, where the tokenizer has one and the text
+    was not rendered by the chat template already. Those of messages are what the chat template
+    makes, up to where the assistant's answer begins, with a BOS only if the template has it."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
     opening = template_opening(tokenizer) if texts else []
@@ -91,9 +92,10 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt])
 def encode_example(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: str
 ) -> tuple[list[int], int]:
-    """``prompt + completion + [eos]`` as ids, and how many of them are the prompt's (its BOS too).
+    """Return ``prompt + completion + [eos]`` as ids, and how many of them are the prompt's, with
+    its BOS.
 
-    Prompt and completion are tokenised apart, as the policy meets them when it is sampled.
+    Prompt and completion are tokenised separately, as the policy sees them when it is sampled.
     """
     start = prompt_tokens(tokenizer, [prompt])[0]
     rest = tokenizer(completion, add_special_tokens=False)["input_ids"]
@@ -103,11 +105,11 @@ def encode_example(
 def with_bos(
     tokenizer: PreTrainedTokenizerBase, ids: list[int], opening: Sequence[int]
 ) -> list[int]:
-    """A text's ids with one BOS token first, where the tokenizer has one. A text that the chat
-    template has rendered starts as the template does, with BOS or without.
+    """Return a text's ids with one BOS token first, where the tokenizer has one. A text that the
+    chat template has rendered starts as the template does, with BOS or without.
 
     Args:
-        opening: of `template_opening`.
+        opening: the result of `template_opening`.
     """
     bos = tokenizer.bos_token_id
     if bos is None:
@@ -123,8 +125,8 @@ def with_bos(
 
 
 def with_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """A completion's ids with one EOS token last: one that was rendered by the chat template ends
-    with it already, and often with a line break after it."""
+    """Return a completion's ids with one EOS token last. A completion that the chat template
+    rendered ends with it already, and often with a line break after it."""
     eos = tokenizer.eos_token_id
     if eos in ids:
         end = len(ids) - ids[::-1].index(eos)
@@ -138,15 +140,15 @@ def starts_with(ids: Sequence[int], opening: Sequence[int]) -> bool:
 
 
 def is_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Whether a text starts as what the chat template renders does."""
+    """Whether a text starts like what the chat template renders."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return starts_with(ids, template_opening(tokenizer))
 
 
 def template_opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens that the chat template starts with, as ids (Gemma's <bos> and
-    <start_of_turn>, ChatML's <|im_start|>); none where it starts with text, where it takes no
-    question of a user, and where there is none."""
+    """Return the ids of the special tokens with which the chat template starts (Gemma's <bos> and
+    <start_of_turn>, ChatML's <|im_start|>). There are none where it starts with text, where it
+    takes no question of a user, and where there is no template."""
     if tokenizer.chat_template is None:
         return []
     try:
@@ -162,8 +164,8 @@ def _opening(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[int, ..
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids that no ordinary text has: those of special tokens, and of other tokens that were added
-    (some models have <|im_end|> so), if they are more than space."""
+    """Return the ids that no ordinary text has: those of special tokens, and of other tokens that
+    were added (as <|im_end|> in some models), if they are more than space."""
     added = tokenizer.added_tokens_decoder
     return {i for i, token in added.items() if token.special or token.content.strip()} | set(
         tokenizer.all_special_ids
@@ -172,7 +174,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Log a warning the first time that it comes up in a process."""
+    """Log a warning the first time that it occurs in a process."""
     logging.warning(message)
 
 
@@ -182,14 +184,15 @@ def dialogue_tokens(
     answer: str | None = None,
     finished: bool = True,
 ) -> list[int]:
-    """Token ids of messages through the chat template: up to the assistant's answer, or with it.
+    """Return the token ids of messages through the chat template, up to the assistant's answer or
+    with it.
 
     Args:
-        finished: whether the answer ended by itself. Of one that was cut the template's closing is
-            left off; a template that closes an answer with nothing cannot show the difference.
+        finished: whether the answer ended by itself. A cut answer gets no closing of the template.
+            A template that closes an answer with nothing cannot show the difference.
 
     Raises:
-        ValueError: the template refuses them (two messages of one role in a row, say).
+        ValueError: the template refuses the messages, for example two of one role in a row.
     """
     try:
         ids = tokenizer.apply_chat_template(
@@ -205,10 +208,10 @@ def dialogue_tokens(
 
 
 def fixed_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The chat template with its clock, where it has one, standing still.
+    """Return the chat template with a fixed date, where it uses today's.
 
     Llama 3.1's and others put today's date into every prompt, so that a run would depend on the
-    day, and change in mid-course at midnight. It is always DAY here.
+    day, and change at midnight. Here the date is always DAY.
     """
     return re.sub(
         r"""strftime_now\((['"])(.*?)\1\)""",
@@ -218,8 +221,9 @@ def fixed_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
-    """The token (`special_ids`) with which the chat template closes an answer to `messages`; None
-    where it closes without one. Often not the tokenizer's EOS token (Gemma's <end_of_turn>)."""
+    """Return the token (`special_ids`) with which the chat template closes an answer to `messages`,
+    or None where it closes without one. Often it is not the tokenizer's EOS token (Gemma's
+    <end_of_turn>)."""
     answer = "An answer."
     dialogue = [*messages, {"role": "assistant", "content": answer}]
     text = str(tokenizer.apply_chat_template(dialogue, tokenize=False))

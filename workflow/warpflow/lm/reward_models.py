@@ -1,4 +1,4 @@
-"""Scores of token sequences by a sequence classifier with one label."""
+"""Score token sequences by a sequence classifier with one label."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 
 def sequence_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
-    """[B] scores of token sequences, right-padded here. The text's config has the pad token, which
-    is an inner one where the model sees, too (Gemma 3)."""
+    """Return the scores [B] of token sequences, which are right-padded here. The pad token is in
+    the text config, an inner config in multimodal models (Gemma 3)."""
     width, device = max(map(len, rows)), model.device
     pad_id = model.config.get_text_config().pad_token_id
     ids = torch.tensor([list(row) + [pad_id] * (width - len(row)) for row in rows], device=device)

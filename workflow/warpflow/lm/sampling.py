@@ -1,8 +1,7 @@
-"""Sampling completions with a key-value cache and randomness of one's own.
+"""Sample completions with a key-value cache and explicit randomness.
 
-`model.generate()` is not used: it takes no `generator`, so runs could be neither reproduced
-nor resumed in mid-stream, and it filters by top-k 50 unless told otherwise, which biases the
-log-ratios of the KL.
+`model.generate()` is not used. It takes no `generator`, so runs could be neither reproduced nor
+resumed. By default it filters by top-k 50, which biases the log-ratios of the KL.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from warpflow.seeds import make_generator
 def pad_left(
     rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """[B, P] ids padded on the left, and the [B, P] mask that is True on real tokens."""
+    """Return ids [B, P] padded on the left, and the mask [B, P] that is True on real tokens."""
     width = max(len(row) for row in rows)
     ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
@@ -37,28 +36,29 @@ def pad_left(
 def draw_uniforms(
     rows: int, max_new_tokens: int, device: torch.device | str, seed: int, *purpose: str | int
 ) -> Tensor:
-    """[rows, max_new_tokens] float64 in [0, 1): all the randomness of one batch of completions.
-    The numbers of a seed and purpose are the same on every device."""
+    """Return [rows, max_new_tokens] float64 in [0, 1), all the randomness of one batch of
+    completions. A seed and purpose give the same numbers on every device."""
     generator = make_generator("cpu", seed, *purpose)
     return torch.rand(rows, max_new_tokens, dtype=torch.float64, generator=generator).to(device)
 
 
 def draw_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """[B, 1] tokens of softmax(logits) [B, V], each drawn by its uniform [B] through the inverse
-    of the cumulative distribution, in fp64: fp32 sums would lose the rarest tokens."""
+    """Draw tokens [B, 1] from softmax(logits) [B, V], each by its uniform [B] through the inverse
+    of the cumulative distribution. This is in fp64, because fp32 sums would lose the rarest
+    tokens."""
     rows = max(1, LOGITS_AT_ONCE // logits.shape[1])
     if len(logits) > rows:
         parts = zip(logits.split(rows), uniforms.split(rows), strict=True)
         return torch.cat([draw_tokens(*part) for part in parts])
     cumulative = torch.softmax(logits, -1).double().cumsum(-1)
-    # Rounding leaves the total a little off 1; scaled, a uniform below 1 always hits a token.
+    # Rounding leaves the total a little off 1. Scaled by it, a uniform below 1 always hits a token.
     threshold = uniforms[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True)
 
 
-# The share of sequences in a batch that must have ended for them to leave it.
+# Sequences that ended leave a batch once they are this share of it.
 LEAVING_SHARE = 0.25
-# Tokens between two looks at which sequences have ended: a GPU has to wait for each look.
+# The tokens between two checks of which sequences have ended. A GPU has to wait for each check.
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 
@@ -92,8 +92,8 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def _buffer(self, states: Tensor) -> Tensor:
-        """A buffer in the dtype in which attention computes. Rotated keys come in fp32 under
-        autocast, and would all be cast again for every token."""
+        """Return a buffer in the dtype in which attention computes. Under autocast rotated keys
+        come in fp32, and all would be cast again for every token."""
         batch, heads, _, width = states.shape
         kind = states.device.type
         is_cast = torch.is_autocast_enabled(kind)
@@ -101,7 +101,7 @@ class PreallocatedLayer(DynamicLayer):
         return states.new_empty(batch, heads, self.capacity, width, dtype=dtype)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row `repeats` times, before the first token is drawn."""
+        """Repeat each row `repeats` times, before the first token is drawn."""
         keys, values = (t.repeat_interleave(repeats, 0) for t in self._filled())
         self.buffers = None
         self.is_initialized = False
@@ -122,8 +122,8 @@ class PreallocatedLayer(DynamicLayer):
 @contextmanager
 def casting_once(model: PreTrainedModel) -> Iterator[None]:
     """Let autocast cast each frozen weight once, as it does with trained ones, and not for every
-    token. It keeps the casts of weights that require a gradient, until it ends. Only where no
-    gradient is taken."""
+    token. It keeps the casts of weights that require a gradient until it ends. Use this only where
+    no gradient is taken."""
     frozen: list[Tensor] = []
     if torch.is_autocast_enabled(model.device.type):
         frozen = [weight for weight in model.parameters() if not weight.requires_grad]
@@ -137,8 +137,8 @@ def casting_once(model: PreTrainedModel) -> Iterator[None]:
 
 
 def make_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
-    """A key-value cache for up to `capacity` tokens; layers of a shorter sliding window stay the
-    library's own."""
+    """Return a key-value cache for up to `capacity` tokens. Layers with a shorter sliding window
+    stay the library's own."""
     cache = DynamicCache(config=model.config)
     cache.layers = [
         layer if slides(layer, capacity) else PreallocatedLayer(capacity) for layer in cache.layers
@@ -147,7 +147,7 @@ def make_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
 
 
 def slides(layer: object, capacity: int) -> bool:
-    """Whether a layer of the library's cache has to forget within `capacity` tokens, or is of a
+    """Whether a layer of the library's cache has to forget tokens within `capacity`, or is of a
     kind that `PreallocatedLayer` does not know."""
     if type(layer) is DynamicSlidingWindowLayer:
         return layer.sliding_window < capacity
@@ -161,8 +161,8 @@ def make_decoder(
     prompt_ids: Tensor,
     is_prompt: Tensor,
 ) -> Decoder | None:
-    """A faster way to the next token's logits, where `lm.fast.layers` covers the model, none of
-    its layers slides, and the library finds the same logits after these prompts and a token."""
+    """Return a faster decoder, where `lm.fast.layers` covers the model, none of its layers slides,
+    and the library finds the same logits after these prompts and one token. Else return None."""
     if not all(type(layer) is PreallocatedLayer for layer in cache.layers) or not is_covered(model):
         return None
 
@@ -170,7 +170,7 @@ def make_decoder(
         after = pad(is_prompt, (0, 1), value=True)
         return torch.cat([step(prompt_ids, is_prompt), step(prompt_ids[:, -1:], after)])
 
-    def compute() -> tuple[Tensor, Tensor]:  # one after the other: each has a cache of its own
+    def compute() -> tuple[Tensor, Tensor]:  # one after the other, as each has its own cache
         padded = not bool(is_prompt.all())
         trial = Decoder(model, make_cache(model, capacity).layers, capacity)
         ours = two_steps(partial(trial, padded=padded))
@@ -196,12 +196,12 @@ def sample_in_chunks(
     samples_per_prompt: int,
     **settings: Any,
 ) -> Completions:
-    """`sample_completions`, of so many completions at a time (of one prompt's at least): their
-    key-value cache is what takes the memory. Each row's uniforms are its own, so that this changes
+    """Call `sample_completions` for so many completions at a time, at least those of one prompt,
+    because their key-value cache takes the memory. Each row has its own uniforms, so this changes
     nothing.
 
     Args:
-        rows_at_once: None: all.
+        rows_at_once: the number of completions at a time. None takes all.
     """
     each = samples_per_prompt
     prompts = max(1, (rows_at_once or len(uniforms)) // each)
@@ -222,7 +222,7 @@ def sample_in_chunks(
 
 
 def join(parts: Sequence[Completions], pad_id: int) -> Completions:
-    """The rows of batches whose prompts are equally wide."""
+    """Join the rows of batches whose prompts are equally wide."""
     width = max(part.response_ids.shape[1] for part in parts)
 
     def widened(rows: Tensor, fill: int) -> Tensor:
@@ -254,10 +254,10 @@ def sample_completions(
     top-p).
 
     A prompt is read once for all its completions. Sequences that ended leave the batch once they
-    are a quarter of it (each leave copies the cache), and sampling stops when all have ended; a GPU
-    looks for both every few tokens (`LOOK_EVERY`).
-    Token t of row b is drawn by `uniforms[b, t]`: a row's completion does not depend on which
-    other rows share its batch, process or micro-batch.
+    are a quarter of it, since each leave copies the cache. Sampling stops when all have ended. On a
+    GPU both are checked every few tokens (`LOOK_EVERY`). Token t of row b is drawn by `uniforms[b,
+    t]`. So a row's completion does not depend on which other rows share its batch, process or
+    micro-batch.
 
     Args:
         prompt_ids, is_prompt: [N, P], left-padded (`pad_left`).
@@ -282,7 +282,7 @@ def sample_completions(
         )
     batch, width = prompt_ids.shape
     drawn = torch.full((max_new_tokens, batch), pad_id, dtype=torch.int64, device=device)
-    rows = torch.arange(batch, device=device)  # column of `drawn` that each row of the batch fills
+    rows = torch.arange(batch, device=device)  # the column of `drawn` for each row of the batch
     is_done = torch.zeros(batch, dtype=torch.bool, device=device)
     is_token = pad(is_prompt, (0, max_new_tokens), value=True)
     ends = torch.tensor(eos_ids, device=device)
@@ -313,7 +313,8 @@ def sample_completions(
 
 
 def completed(prompt_ids: Tensor, is_prompt: Tensor, response: Tensor, ends: Tensor) -> Completions:
-    """Completions of what was drawn [B, T], up to the first of the ids `ends` in each row."""
+    """Return completions from what was drawn [B, T], up to the first of the ids `ends` in each
+    row."""
     is_end = torch.isin(response, ends)
     finished = is_end.any(1)
     lengths = torch.where(finished, is_end.int().argmax(1) + 1, response.shape[1])
@@ -331,10 +332,10 @@ def next_logits(
     cache: DynamicCache,
     padded: bool | None = None,
 ) -> Tensor:
-    """[B, V] float32 logits after the tokens `ids`, the last of `is_token`.
+    """Return float32 logits [B, V] after the tokens `ids`, the last of `is_token`.
 
     Args:
-        padded: whether a prompt is, where it is known: to look makes a GPU wait.
+        padded: whether a prompt is padded, where it is known. A look makes a GPU wait.
     """
     masks = mask_arguments(is_token, is_prompt, padded)
     if masks:

@@ -1,6 +1,9 @@
-"""How completions are scored under policy and anchor: all tokens side by side where both models are
-covered (`lm.fast.packing`), else by the library's forward pass on parts of rows of like length
-(`lm.log_probs`). Logits of whole distributions, for exact KLs, come in the same two ways."""
+"""Score completions under policy and anchor.
+
+All tokens are scored side by side where both models are covered (`lm.fast.packing`), else by the
+library's forward pass on parts of rows of similar length (`lm.log_probs`). Logits of whole
+distributions, for exact KLs, come in the same two ways.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,17 @@ from warpflow.lm.log_probs import (
     token_log_probs,
 )
 
-COMPARED = 8  # rows of which our scores are compared with the library's
+COMPARED = 8  # on so many rows our scores are compared with the library's
 
 
 @dataclass(frozen=True)
 class Score:
-    """What scores the completions of a part; called with a model: [B] log π(y|x).
+    """What scores the completions of a part. Called with a model, it returns log π(y|x), [B].
 
     Attributes:
-        tokens: of a model, [B, C] log π of each response token; 0 on pads.
-        kls: of a model and another, [B, C] `tokens` of the model, and [B, C] the KL from it to the
-            other, which has no gradient, of each token's whole distribution; 0 on pads.
+        tokens: maps a model to log π of each response token, [B, C], 0 on pads.
+        kls: maps a model and another to `tokens` of the model, [B, C], and the KL from it to the
+            other, [B, C], of each token's whole distribution, 0 on pads. The other has no gradient.
     """
 
     tokens: Callable[[PreTrainedModel], Tensor]
@@ -53,13 +56,13 @@ def scores_by_part(
     size: int | None,
     undivided: bool = False,
 ) -> list[tuple[Tensor, Score]]:
-    """Parts of a batch as row indices, and what scores each under any of `models` (all in the same
-    way, so that equal weights give equal scores).
+    """Return parts of a batch as row indices, and what scores each part under any of `models`. All
+    models are scored in the same way, so that equal weights give equal scores.
 
     Args:
         each: this many adjacent rows have one prompt.
-        size: rows of a part at most; None: as many as is fast.
-        undivided: without `size`, all rows are one part.
+        size: the largest number of rows of a part. None takes as many as is fast.
+        undivided: whether all rows are one part where there is no `size`.
     """
     together = 1 if size and size % each else each  # a part has all of a prompt's rows, or any
     if all(can_pack(model, batch) for model in models):
@@ -73,7 +76,7 @@ def scores_by_part(
 
 
 def can_pack(model: PreTrainedModel, batch: Completions) -> bool:
-    """Whether `warpflow.lm.fast.packing` can score these: no window that hides a token of a row."""
+    """Whether `warpflow.lm.fast.packing` can score these: no window hides a token of a row."""
     longest = batch.prompt_ids.shape[1] + batch.response_ids.shape[1]
     window = getattr(model.config, "sliding_window", None)
     return is_covered(model) and (window is None or window >= longest)
@@ -89,14 +92,15 @@ def library_score(batch: Completions, temperature: float, together: int) -> Scor
 def library_kls(
     model: PreTrainedModel, other: PreTrainedModel, batch: Completions, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """`Score.kls` by the library's forward pass, each row by itself."""
+    """Return `Score.kls` by the library's forward pass, each row by itself."""
     with torch.no_grad():
         others = predicting_logits(other, batch)
     return log_probs_and_kls_of(predicting_logits(model, batch), others, batch, temperature)
 
 
 def packed_score(batch: Completions, temperature: float, each: int) -> Score:
-    """By `packed_log_probs`, if that gives a few of the rows the library's scores."""
+    """Return a score by `packed_log_probs`, if that gives a few of the rows the library's
+    scores."""
     packed = pack(batch, each)
 
     def tokens(model: PreTrainedModel) -> Tensor:
@@ -127,7 +131,7 @@ def packing_agrees(
 
 
 def in_rows(values: Tensor, batch: Completions) -> Tensor:
-    """[B, C] of the response tokens' values [M]; 0 on pads."""
+    """Return the response tokens' values [M] as [B, C], 0 on pads."""
     table = values.new_zeros(batch.is_response.shape)
     return table.masked_scatter(batch.is_response, values)
 
@@ -135,9 +139,9 @@ def in_rows(values: Tensor, batch: Completions) -> Tensor:
 def logits_of_tokens(
     models: Sequence[PreTrainedModel], batch: Completions, temperature: float, each: int
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Logits [m, V] float32, divided by `temperature`, of each model (all in the same way) for some
-    response tokens after the other, without gradient; before them, which tokens these are: [m]
-    int64, places in the flattened [B · C] response tokens. Pads have none.
+    """Yield float32 logits [m, V], divided by `temperature`, of each model (all in the same way)
+    for some response tokens after the other, without gradient. Before them comes which tokens these
+    are: [m] int64, places in the flattened [B · C] response tokens. Pads have none.
 
     Args:
         each: this many adjacent rows have one prompt.

@@ -9,19 +9,19 @@ from warpflow.lm.log_probs import Completions
 
 
 def token_rows(batch: Completions) -> list[list[int]]:
-    """Each row's real tokens, prompt and response, as a list."""
+    """Return each row's real tokens, prompt and response, as a list."""
     ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)
     is_token = torch.cat([batch.is_prompt, batch.is_response], 1)
     return [row[mask].tolist() for row, mask in zip(ids, is_token, strict=True)]
 
 
 def full_texts(batch: Completions, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Prompt and response decoded together, without special tokens."""
+    """Return prompt and response decoded together, without special tokens."""
     return tokenizer.batch_decode(token_rows(batch), skip_special_tokens=True)
 
 
 def tokens_of_prompts(batch: Completions) -> list[list[int]]:
-    """Each row's real prompt tokens."""
+    """Return each row's real prompt tokens."""
     return [ids[mask].tolist() for ids, mask in zip(batch.prompt_ids, batch.is_prompt, strict=True)]
 
 

@@ -1,9 +1,9 @@
-"""Checkpoint folders as tensors: what merging and interpolation read.
+"""Checkpoint folders as tensors, which merging and interpolation read.
 
-Tensors are those of the *files*, not of `model.state_dict()`: a tied `lm_head.weight` is then
-merged once. Their names are those of today's transformers, whatever the folder's layout
-(`layouts`). The files are mapped, so that reading needs no memory of a checkpoint's size. How such
-folders are written: `writing`.
+Tensors are those of the *files*, not of `model.state_dict()`, so that a tied `lm_head.weight` is
+merged once. Their names are those of today's transformers, whatever the folder's layout is
+(`layouts`). The files are mapped, so that reading needs no memory of a checkpoint's size. `writing`
+writes such folders.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ DTYPE_NAMES = {
 
 
 class MappedTensors(dict[str, Tensor]):
-    """Name → tensor of a checkpoint, views of its mapped files; `files` says where each lies."""
+    """The tensors of a checkpoint by name, as views of its mapped files. `files` says where each
+    is."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -57,11 +58,11 @@ class MappedTensors(dict[str, Tensor]):
 
 
 def shard_files(folder: str | Path) -> list[Path]:
-    """The safetensors files of a checkpoint, those that transformers would read.
+    """Return the safetensors files of a checkpoint that transformers would read.
 
     Raises:
-        FileNotFoundError: no safetensors weights (a pickle checkpoint is refused, with the
-            command that converts it), or a shard that the index names is missing.
+        FileNotFoundError: there are no safetensors weights, or a shard that the index names is
+            missing. A pickle checkpoint is refused with the command that converts it.
     """
     folder = Path(folder)
     shards = weight_files(folder)
@@ -72,7 +73,7 @@ def shard_files(folder: str | Path) -> list[Path]:
 
 
 def missing_hint(folder: Path) -> str:
-    """What may lie in a folder in place of safetensors weights, and what to do about it."""
+    """Say what is in a folder in place of safetensors weights, and what to do about it."""
     pickles = sorted(str(p) for kind in ("*.bin", "*.pt") for p in folder.glob(kind))
     if (folder / RECIPE).is_file():
         return (
@@ -93,16 +94,16 @@ def missing_hint(folder: Path) -> str:
 
 
 def read_tensors(folder: str | Path) -> MappedTensors:
-    """Every tensor of a checkpoint that transformers would load, under the name by which it would
-    save it (`layouts`), in the files' dtype.
+    """Return every tensor of a checkpoint that transformers would load, under the name by which it
+    would save it (`layouts`), in the files' dtype.
 
-    The tensors are views of the mapped files: nothing is read before it is used, but for a head
-    that may be the embedding over again.
+    The tensors are views of the mapped files. Nothing is read before it is used, except a head that
+    may be a copy of the embedding.
 
     Raises:
         FileNotFoundError: see `shard_files`.
-        ValueError: a file that is cut short or is no safetensors file; an adapter beside the
-            weights, or quantised ones.
+        ValueError: a file is cut short or is no safetensors file, an adapter is beside the weights,
+            or the weights are quantised.
     """
     folder = Path(folder)
     stored: dict[str, Tensor] = {}
@@ -136,7 +137,7 @@ def check_size(shard: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = {}
         if 8 + length <= size:
-            with suppress(ValueError):  # no JSON: named below
+            with suppress(ValueError):  # not JSON; the error is raised below
                 header = json.loads(file.read(length))
     if not header:
         raise ValueError(
@@ -153,11 +154,11 @@ def check_size(shard: Path) -> None:
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Name of a checkpoint's content, whatever its shards: SHA-256 over every tensor's name,
-    dtype, shape and the first, middle and last 4 KiB of its bytes.
+    """Return a name for a checkpoint's content, whatever its shards are. It is the SHA-256 of every
+    tensor's name, dtype, shape and the first, middle and last 4 KiB of its bytes.
 
-    Reading all of 28 GB to name it would cost more than merging it. Training moves every tensor,
-    so two policies differ in it; a single flipped bit may go unseen.
+    Reading all of 28 GB to name it would cost more than merging it. Training moves every tensor, so
+    two policies have different names. A single flipped bit may go unseen.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -170,17 +171,18 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous 1-D tensor."""
+    """Return the memory of a contiguous 1-D tensor."""
     return tensor.view(torch.uint8).numpy().data
 
 
 def check_vocabularies(folders: Sequence[Path]) -> None:
-    """Raise ValueError where two tokenizers give a token different ids, or an id different tokens;
-    folders without tokenizer.json are left out.
+    """Raise ValueError where two tokenizers give a token different ids, or an id different tokens.
+    Folders without tokenizer.json are left out.
 
-    Tokens that only one of them has are no contradiction: a trainer adds a pad token whose id is a
-    row of the padded embedding that no other token uses. Whether rows were added, the embeddings
-    say (`chunks.check_sources`). The first folder's tokenizer is kept, and that is said.
+    Tokens that only one of them has are no contradiction, because a trainer may add a pad token
+    whose id is a row of the padded embedding that no other token uses. The embeddings show whether
+    rows were added (`chunks.check_sources`). The first folder's tokenizer is kept, and a message
+    says so.
     """
     with_tokenizer = [folder for folder in folders if (folder / "tokenizer.json").is_file()]
     contents = [(folder / "tokenizer.json").read_bytes() for folder in with_tokenizer]
@@ -207,7 +209,8 @@ def check_vocabularies(folders: Sequence[Path]) -> None:
 
 
 def contradictions(first: Mapping[str, int], other: Mapping[str, int]) -> list[str]:
-    """Tokens that both have with different ids, and those whose id is another token's."""
+    """Return the tokens that both have with different ids, and those whose id is another
+    token's."""
     names, other_names = ({i: t for t, i in known.items()} for known in (first, other))
     return sorted(
         token
@@ -219,8 +222,8 @@ def contradictions(first: Mapping[str, int], other: Mapping[str, int]) -> list[s
 
 
 def vocabulary(tokenizer: dict[str, Any]) -> dict[str, int]:
-    """Token → id of a parsed tokenizer.json."""
+    """Return the ids by token of a parsed tokenizer.json."""
     known = tokenizer["model"].get("vocab", {})
-    if isinstance(known, list):  # Unigram: [token, score], the place is the id
+    if isinstance(known, list):  # Unigram has [token, score], and the place is the id
         known = {entry[0]: index for index, entry in enumerate(known)}
     return known | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}

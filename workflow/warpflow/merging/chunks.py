@@ -1,7 +1,7 @@
-"""Linear combinations of checkpoints, a chunk of weights at a time: what merging and LITI share.
+"""Linear combinations of checkpoints, a chunk of weights at a time, for merging and LITI.
 
-Sources are name → tensor, usually views of mapped files (`checkpoints.read_tensors`). Results leave
-in chunks through `emit`, so that nothing of a tensor's size is ever allocated.
+Sources map names to tensors, usually views of mapped files (`checkpoints.read_tensors`). Results
+leave in chunks through `emit`, so that nothing of a tensor's size is ever allocated.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 16  # elements; M + 1 fp32 rows of it fit a core's second-level cache
+CHUNK = 1 << 16  # elements; M + 1 fp32 rows fit a core's second-level cache
 AVERAGED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-DTYPES = ("float32", "bfloat16", "float16")  # that a result may be given
+DTYPES = ("float32", "bfloat16", "float16")  # the types that a result may have
 
 Tensors = Mapping[str, Tensor]
-# emit(k, name, start, piece): elements start, start + 1 … of tensor `name` of result k, 1-D, in
-# fp32 or in a source's dtype; valid until the next call only.
+# emit(k, name, start, piece) takes elements start, start + 1 … of tensor `name` of result k, 1-D,
+# in fp32 or in a source's dtype. The piece is valid only until the next call.
 Emit = Callable[[int, str, int, Tensor], None]
 
 
 def new_scratch(sources: Sequence[Tensors]) -> Tensor:
-    """[M + 1, CHUNK] fp32, room for a chunk of every source."""
+    """Return [M + 1, CHUNK] fp32, with room for a chunk of every source."""
     return torch.empty(len(sources), CHUNK)
 
 
 def chunk_starts(elements: int) -> range:
-    """First element of each chunk of a tensor."""
+    """Return the first element of each chunk of a tensor."""
     return range(0, elements, CHUNK)
 
 
 def task_vectors(flat: Sequence[Tensor], start: int, scratch: Tensor) -> Tensor:
-    """[M + 1, n] fp32 view of `scratch`: θ_init and δ_1 … δ_M, from element `start` on."""
+    """Return θ_init and δ_1 … δ_M from element `start` on, as an [M + 1, n] fp32 view of
+    `scratch`."""
     stop = min(start + CHUNK, flat[0].numel())
     rows = scratch[:, : stop - start]
     rows[0].copy_(flat[0][start:stop])
@@ -52,7 +53,8 @@ def combine_into(
     scratch: Tensor,
     is_checked: bool = True,
 ) -> None:
-    """c_0 θ_init + Σ c_m δ_m of one tensor in fp32, result k with `coefficients[k]`, [K][M + 1].
+    """Emit c_0 θ_init + Σ c_m δ_m of one tensor in fp32, result k with `coefficients[k]`, [K][M +
+    1].
 
     A source that has all the weight (M = 1, λ or η = 0 or 1) is passed on bit for bit.
     """
@@ -80,7 +82,8 @@ def combine_into(
 
 
 def only_source(coefficients: Sequence[float]) -> int | None:
-    """Which source the combination is: 0 θ_init, m the m-th policy; None: a mixture."""
+    """Return which single source the combination is, 0 for θ_init and m for the m-th policy, or
+    None for a mixture."""
     init, *others = coefficients
     if init != 1:
         return None
@@ -108,7 +111,7 @@ def one_thread() -> Iterator[None]:
 def interpolate(
     init: Tensors, policy: Tensors, eta: float, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """(1 − η) θ_init + η θ in memory, bit for bit as `liti.interpolate_into` writes it."""
+    """Return (1 − η) θ_init + η θ in memory, bit for bit as `liti.interpolate_into` writes it."""
     check_etas([eta])
     sources = [init, policy]
     emit, results = collector(sources, 1, dtype)
@@ -120,13 +123,14 @@ def interpolate(
 
 
 def to_dtype(name: str | None) -> torch.dtype | None:
-    """``float32`` → torch.float32; None stays None."""
+    """Return torch.float32 for ``float32``. None stays None."""
     return None if name is None else getattr(torch, name)
 
 
 def output_dtypes(sources: Sequence[Tensors], dtype: torch.dtype | None) -> dict[str, torch.dtype]:
-    """The dtype of each tensor of the result: `dtype`, or the widest of its sources (fp32 policies
-    of a bf16 init would lose their small task vectors in its dtype). Integers keep their own."""
+    """Return the dtype of each tensor of the result: `dtype`, or the widest of its sources. In the
+    dtype of a bf16 initialisation, fp32 policies would lose their small task vectors. Integers keep
+    their dtype."""
     dtypes = {}
     for name, tensor in sources[0].items():
         widest = tensor.dtype
@@ -139,7 +143,7 @@ def output_dtypes(sources: Sequence[Tensors], dtype: torch.dtype | None) -> dict
 def collector(
     sources: Sequence[Tensors], count: int, dtype: torch.dtype | None = None
 ) -> tuple[Emit, list[dict[str, Tensor]]]:
-    """An `emit` that fills `count` results in memory, and these."""
+    """Return an `emit` that fills `count` results in memory, and these results."""
     check_sources(sources)
     dtypes = output_dtypes(sources, dtype)
     results = [
@@ -190,7 +194,7 @@ def check_sources(sources: Sequence[Tensors]) -> None:
 
 
 def tied_hint(missing: Sequence[str], extra: Sequence[str]) -> str:
-    """Words for the message that say why only a head may be missing on one side."""
+    """Return words for the message that say why only a head may be missing on one side."""
     if not {*missing, *extra} <= {"lm_head.weight", "embed_out.weight"}:
         return ""
     return (
@@ -221,6 +225,7 @@ def require_finite(sources: Sequence[Tensors], name: str) -> None:
 
 
 def describe(source: Tensors, index: int, name: str) -> Path | str:
-    """Where a tensor comes from: its file, or the policy's number (−1: the initialisation)."""
+    """Say where a tensor comes from: its file, or the policy's number (−1 is the
+    initialisation)."""
     files = getattr(source, "files", {})
     return files.get(name) or (f"policy {index}" if index >= 0 else "the initialisation")

@@ -1,11 +1,11 @@
-"""Which files of a folder are its model's weights, and what transformers names what they hold.
+"""Which files of a folder are its model's weights, and how transformers names their tensors.
 
-`from_pretrained` reads more layouts than `save_pretrained` writes: weights without the base
-model's prefix (GPT-2 on the hub), masks and angles that older versions stored (Pythia), a head
-beside the embedding that it is tied to (Qwen3-0.6B). Here each of them is given the names under
-which transformers 5.23 would save the loaded model, so that folders of unlike layouts have the same
-tensors. This is done by rules on names and shapes: transformers itself is not imported, which would
-cost every merge several seconds. tests/merging/test_model_folders.py compares with what
+`from_pretrained` reads more layouts than `save_pretrained` writes: weights without the base model's
+prefix (GPT-2 on the hub), masks and angles that older versions stored (Pythia), a head beside the
+embedding that it is tied to (Qwen3-0.6B). Here each of them is given the names under which
+transformers 5.23 would save the loaded model, so that folders of unlike layouts have the same
+tensors. This is done by rules on names and shapes. transformers itself is not imported, which would
+cost every merge several seconds. tests/merging/test_model_folders.py compares the result with what
 `from_pretrained` loads, and the tables below with transformers' own classes.
 """
 
@@ -35,9 +35,9 @@ EMBEDDINGS = {
     "gpt_neox_japanese.embed_in.weight": "gpt_neox_japanese",
     "backbone.embeddings.weight": "mamba mamba2 falcon_mamba",
 }
-HEADS = ("lm_head.weight", "embed_out.weight")  # that may be tied to the embedding
-OUTSIDE = ("lm_head.", "embed_out.", "score.")  # names that take no prefix of the base model
-# Model types whose head is tied where config.json does not say so, as GPT-2's on the hub does not.
+HEADS = ("lm_head.weight", "embed_out.weight")  # these may be tied to the embedding
+OUTSIDE = ("lm_head.", "embed_out.", "score.")  # these names get no prefix of the base model
+# These model types have a tied head where config.json does not say it, as GPT-2's on the hub.
 TIED_BY_DEFAULT = (
     "bloom cohere cohere2 cohere2_moe cohere_compass_text ernie4_5 ernie4_5_moe falcon "
     "falcon_mamba gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified_assistant "
@@ -48,15 +48,15 @@ TIED_BY_DEFAULT = (
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a folder; empty where there is none."""
+    """Return config.json of a folder, or an empty one where there is none."""
     file = folder / "config.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that `from_pretrained` would read, whether they are there or not: those
-    that config.json names (`transformers_weights`), else the single file, else those of an index.
-    Of two files with a tensor of the same name the later one counts."""
+    """Return the safetensors files that `from_pretrained` would read, whether they exist or not:
+    those that config.json names (`transformers_weights`), else the single file, else those of an
+    index. If two files have a tensor of the same name, the later one counts."""
     named = read_config(folder).get("transformers_weights")
     if named is None:
         named = SINGLE if (folder / SINGLE).is_file() or not (folder / INDEX).is_file() else INDEX
@@ -69,8 +69,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def require_plain_weights(folder: Path) -> None:
-    """Raise ValueError where `from_pretrained` would make a model of more than the weights: those
-    of another folder with an adapter, or numbers of a quantiser."""
+    """Raise ValueError where `from_pretrained` would do more than load the weights: add an adapter,
+    or read numbers of a quantiser."""
     adapters = [p for p in sorted(folder.glob("adapter_model.*")) if p.suffix != ".json"]
     if adapters and (folder / "adapter_config.json").is_file():
         raise ValueError(
@@ -87,10 +87,11 @@ def require_plain_weights(folder: Path) -> None:
 
 
 def canonical_names(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, str]:
-    """Name in the files → name under which transformers saves the tensor, of those that it loads.
+    """Map the names in the files to the names under which transformers saves the tensors that it
+    loads.
 
     Args:
-        config: the folder's config.json; an empty one, of no model, changes no name.
+        config: the folder's config.json. An empty one, which has no model, changes no name.
 
     Raises:
         ValueError: two tensors would get one name.
@@ -121,15 +122,15 @@ def canonical_names(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
 
 
 def embedding_of(model_type: str) -> str:
-    """The name of a model type's input embedding."""
+    """Return the name of a model type's input embedding."""
     types = {t: name for name, listed in EMBEDDINGS.items() for t in listed.split()}
     return types.get(model_type, next(iter(EMBEDDINGS)))
 
 
 def is_loaded(name: str, tensor: Tensor, config: Mapping[str, Any]) -> bool:
-    """Whether transformers loads a tensor. It passes over what older versions stored and today's
-    compute (causal masks, angles, positions), and over layers that predict further tokens, which
-    its models do not have."""
+    """Whether transformers loads a tensor. It ignores what older versions stored and today's
+    versions compute (causal masks, angles, positions), and layers that predict further tokens,
+    which its models do not have."""
     is_mask = tensor.dim() == 4 and tuple(tensor.shape[:2]) == (1, 1)
     if is_mask and name.endswith((".attn.bias", ".attention.bias", ".attn.causal_mask")):
         return False
@@ -146,13 +147,14 @@ def is_loaded(name: str, tensor: Tensor, config: Mapping[str, Any]) -> bool:
 def head_name(
     head: str, tensors: Mapping[str, Tensor], sources: Mapping[str, str], config: Mapping[str, Any]
 ) -> str | None:
-    """What transformers saves the head as: nothing where it is the embedding over again, the
-    embedding where it alone is stored, and GPT-NeoX' under its old name.
+    """Return the name under which transformers saves the head. It is none where the head is a copy
+    of the embedding, the embedding's name where only the head is stored, and the old name for
+    GPT-NeoX.
 
-    A head that differs from the embedding is not tied by transformers, whatever the config says.
+    transformers does not tie a head that differs from the embedding, whatever the config says.
 
     Args:
-        sources: canonical name → name in the files.
+        sources: maps canonical names to names in the files.
     """
     own = "embed_out.weight" if config["model_type"] == "gpt_neox" else head
     embedding = embedding_of(config["model_type"])

@@ -19,12 +19,12 @@ from warpflow.merging.workers import share_out
 def interpolate_into(
     emit: Emit, init: Tensors, policy: Tensors, etas: Sequence[float], workers: int = 1
 ) -> None:
-    """LITI: (1 − η) θ_init + η θ (Section 3.3), result k for `etas[k]`, in one pass. η = 0 and 1
-    return the endpoints bit for bit; η in (1, 2] extrapolates. `workers`
-    as in `streaming.merge_into`.
+    """Emit LITI, (1 − η) θ_init + η θ (Section 3.3), in one pass, with result k for `etas[k]`. η =
+    0 and 1 give the endpoints bit for bit, and η in (1, 2] extrapolates. `workers` is as in
+    `streaming.merge_into`.
 
     Raises:
-        ValueError: η out of range, names or shapes that differ, NaN or Inf.
+        ValueError: an η is out of range, names or shapes differ, or a weight is NaN or Inf.
     """
     check_etas(etas)
     sources = [init, policy]

@@ -1,10 +1,10 @@
 """How policies of one initialisation are merged (stage 2): one pure function for each method.
 
-A method is of one of two kinds, both listed in `METHODS`. WARP's and most others are linear in the
-task vectors δ_m = θ_m − θ_init of a group of tensors, with coefficients that depend on their Gram
-matrix (norms and angles) alone: such a method is a function ``(gram, weight) -> coefficients``.
-TIES and its like treat each weight for itself: such a method is ``Elementwise(function)``.
-How Gram matrices are taken of checkpoints, and methods applied to them: `streaming`.
+There are two kinds of methods, both listed in `METHODS`. WARP's and most others are linear in the
+task vectors δ_m = θ_m − θ_init of a group of tensors, with coefficients that depend only on their
+Gram matrix (norms and angles). Such a method is a function ``(gram, weight) -> coefficients``. TIES
+and similar methods treat each weight by itself. Such a method is ``Elementwise(function)``.
+`streaming` computes the Gram matrices of checkpoints and applies the methods.
 """
 
 from __future__ import annotations
@@ -18,46 +18,48 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Below this sin Ω the two directions are taken as collinear and SLERP is LERP (its limit).
+# Below this sin Ω two directions count as collinear, and SLERP becomes LERP, its limit.
 MIN_SIN_OMEGA = 1e-6
 
-# Squared norm of θ_m below this share of θ_init's: their sum δ_m + θ_init is rounding.
+# If the squared norm of θ_m is below this share of θ_init's, the sum δ_m + θ_init is rounding.
 MIN_WEIGHTS = 1e-4
-KARCHER_STEPS, KARCHER_TOLERANCE = 100, 1e-10  # converges in about 5 at 90° between members
+KARCHER_STEPS, KARCHER_TOLERANCE = 100, 1e-10  # about 5 steps at 90° between members
 
-DENSITY = 0.2  # share of a task vector that TIES keeps (its paper's default)
+DENSITY = 0.2  # the share of a task vector that TIES keeps (the default of its paper)
 
 GRANULARITIES = ("layer", "tensor", "model")
 VECTORS = ("task_vectors", "full_weights")
 
 
 def slerp_coefficients(gram: Tensor, weight: float | None = None) -> Tensor:
-    """Spherical interpolation of task vectors (Section 3.2; Eq. 26 for M > 2).
+    """Return coefficients of the spherical interpolation of task vectors (Section 3.2; Eq. 26 for M
+    > 2).
 
     Args:
         gram: [M, M] float64, ``gram[a, b] = <δ_a, δ_b>`` over one group of tensors.
-        weight: λ, the weight of the second of two policies; None means 1/M. For M > 2 the
-            policies are merged one after another with λ = 1/m at the m-th, as in the paper.
+        weight: λ, the weight of the second of two policies. None means 1/M. For M > 2 the policies
+            are merged one after another with λ = 1/m at the m-th, as in the paper.
 
     Returns:
-        [M] float64: coefficients c with ``merged = θ_init + Σ c_m δ_m``. For two vectors
-        ``sin((1−λ)Ω)/sinΩ, sin(λΩ)/sinΩ``. Where Ω is undefined (a zero task vector) or sinΩ
-        is about 0, the step is LERP.
+        [M] float64 coefficients c with ``merged = θ_init + Σ c_m δ_m``. For two vectors they are
+            ``sin((1−λ)Ω)/sinΩ, sin(λΩ)/sinΩ``. Where Ω is undefined (a zero task vector) or sinΩ is
+            about 0, the step is LERP.
     """
     return _merge_in_sequence(gram, weight, _slerp_pair)
 
 
 def lerp_coefficients(gram: Tensor, weight: float | None = None) -> Tensor:
-    """Linear interpolation: 1/M each, or (1 − λ, λ) for two. Shapes as `slerp_coefficients`."""
+    """Return coefficients of linear interpolation: 1/M each, or (1 − λ, λ) for two policies. Shapes
+    are those of `slerp_coefficients`."""
     return _merge_in_sequence(gram, weight, lambda norm_a, norm_b, dot, step: (1 - step, step))
 
 
 def lerp_norm_matched_coefficients(gram: Tensor, weight: float | None = None) -> Tensor:
-    """LERP rescaled to the members' λ-weighted mean norm: LERP's direction, SLERP's length.
+    """Rescale LERP to the members' λ-weighted mean norm: LERP's direction with SLERP's length.
 
-    It tells whether SLERP gains by its direction or only because it does not shrink. For two
-    task vectors of equal norm at λ = ½ it *is* SLERP (c = 1 / (2 cos(Ω/2))). Opposite task
-    vectors, whose mean is zero, are left unscaled.
+    It shows whether SLERP gains by its direction or only because it does not shrink. For two task
+    vectors of equal norm at λ = ½ it *is* SLERP (c = 1 / (2 cos(Ω/2))). Opposite task vectors,
+    whose mean is zero, are left unscaled.
     """
     mean = lerp_coefficients(gram, weight)
     target = (mean * gram.diagonal().clamp(min=0).sqrt()).sum()
@@ -66,13 +68,15 @@ def lerp_norm_matched_coefficients(gram: Tensor, weight: float | None = None) ->
 
 
 def karcher_coefficients(gram: Tensor, weight: float | None = None) -> Tensor:
-    """Spherical mean of all members at once: our own answer to the paper's remark that merging
-    one after another is "certainly suboptimal". The members' order does not matter.
+    """Return coefficients of the spherical mean of all members at once. This is our answer to the
+    paper's remark that merging one after another is "certainly suboptimal". The members' order does
+    not matter.
 
-    The mean direction minimises the squared angles to the task vectors' directions (the Karcher
-    or Fréchet mean on the sphere, by fixed-point iteration of its log and exp maps, in the space
-    of coefficients); its length is their mean length. For two of equal norm it is SLERP. With a
-    zero task vector, or where the plain mean vanishes (opposite ones), it is LERP.
+    The mean direction minimises the squared angles to the task vectors' directions. It is the
+    Karcher or Fréchet mean on the sphere, by fixed-point iteration of its log and exp maps in the
+    space of coefficients. Its length is the mean length of the task vectors. For two of equal norm
+    it is SLERP. With a zero task vector, or where the plain mean vanishes (opposite ones), it is
+    LERP.
     """
     weights = lerp_coefficients(gram, weight)
     norms = gram.diagonal().clamp(min=0).sqrt()
@@ -100,12 +104,12 @@ def karcher_coefficients(gram: Tensor, weight: float | None = None) -> Tensor:
 
 
 def model_stock_coefficients(gram: Tensor, weight: float | None = None) -> Tensor:
-    """Model Stock (arXiv 2403.19522): LERP drawn back to θ_init by
-    ``t = M cosθ / (1 + (M − 1) cosθ)``, with cosθ the mean cosine between two task vectors.
+    """Return coefficients of Model Stock (arXiv 2403.19522): LERP drawn back to θ_init by ``t = M
+    cosθ / (1 + (M − 1) cosθ)``, with cosθ the mean cosine between two task vectors.
 
-    Orthogonal task vectors, as those of noise around one centre are, give t = 0: θ_init. So does
-    a mean cosine below 0, where the formula would turn the direction round. With a zero task vector
-    it is LERP.
+    Orthogonal task vectors, such as noise around one centre, give t = 0, which is θ_init. So does a
+    mean cosine below 0, where the formula would reverse the direction. With a zero task vector it
+    is LERP.
     """
     mean = lerp_coefficients(gram, weight)
     members, norms = len(gram), gram.diagonal().clamp(min=0).sqrt()
@@ -118,23 +122,24 @@ def model_stock_coefficients(gram: Tensor, weight: float | None = None) -> Tenso
 
 @dataclass(frozen=True)
 class Elementwise:
-    """A method that treats each weight for itself.
+    """A method that treats each weight by itself.
 
     Attributes:
-        merge: ``(deltas, weights, thresholds) -> [n]``, the merged task vector of n weights, of
-            their task vectors [M, n] in fp32, the members' weights λ [M], and for each member the
-            magnitude [M] from which on a weight is among the `density` largest of its group.
+        merge: ``(deltas, weights, thresholds) -> [n]`` returns the merged task vector of n weights.
+            It takes their task vectors [M, n] in fp32, the members' weights λ [M], and for each
+            member the magnitude [M] from which on a weight is among the `density` largest of its
+            group.
     """
 
     merge: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def ties(deltas: Tensor, weights: Tensor, thresholds: Tensor) -> Tensor:
-    """TIES-Merging (arXiv 2306.01708): trim, elect a sign, take the disjoint mean.
+    """Do TIES-Merging (arXiv 2306.01708): trim, elect a sign, take the disjoint mean.
 
     Only the largest magnitudes of each task vector stay. Each weight gets the sign of the larger
-    sum, and the λ-weighted mean over the members that have it; 0 where none has, or where the sums
-    are equal. Shapes as in `Elementwise`.
+    sum, and the λ-weighted mean over the members that have this sign. It is 0 where none has it, or
+    where the sums are equal. Shapes are as in `Elementwise`.
     """
     trimmed = deltas.masked_fill(deltas.abs() < thresholds[:, None], 0.0)
     weighted = weights[:, None] * trimmed
@@ -144,7 +149,7 @@ def ties(deltas: Tensor, weights: Tensor, thresholds: Tensor) -> Tensor:
     return torch.where(total > 0, (weighted * agrees).sum(0) / total, 0.0)
 
 
-# Another merge method is one function above and one line here; config: merge_policies.method.
+# A new merge method needs one function above and one line here. Its key is merge_policies.method.
 METHODS: dict[str, Callable[[Tensor, float | None], Tensor] | Elementwise] = {
     "slerp": slerp_coefficients,
     "lerp": lerp_coefficients,
@@ -161,16 +166,17 @@ def merge_coefficients(
     weight: float | None = None,
     vectors: str = "task_vectors",
 ) -> Tensor:
-    """What θ_init and each task vector of one group of tensors count in the merge.
+    """Return the coefficients of θ_init and of each task vector of one group of tensors in the
+    merge.
 
     Args:
-        method: of `METHODS`, one that gives coefficients.
+        method: a method of `METHODS` that gives coefficients.
         gram: [M + 1, M + 1] float64 inner products of θ_init, δ_1 … δ_M.
         vectors: what `method` averages: ``task_vectors`` (the paper's) or ``full_weights`` θ_m,
-            whose angle is so near 0 that SLERP of them is about LERP (the paper's Fig. 9).
+            whose angle is so near 0 that their SLERP is about LERP (the paper's Fig. 9).
 
     Returns:
-        [M + 1] float64 c with ``merged = c_0 θ_init + Σ c_m δ_m``; of task vectors c_0 = 1.
+        [M + 1] float64 c with ``merged = c_0 θ_init + Σ c_m δ_m``. For task vectors c_0 = 1.
     """
     if vectors == "full_weights":
         coefficients = method(_weights_gram(gram), weight)
@@ -179,7 +185,7 @@ def merge_coefficients(
 
 
 def _weights_gram(gram: Tensor) -> Tensor:
-    """[M, M] inner products of the full weights θ_m, of those of θ_init, δ_1 … δ_M."""
+    """Return the inner products [M, M] of the full weights θ_m from those of θ_init, δ_1 … δ_M."""
     return gram[1:, 1:] + gram[0, 0] + gram[0, 1:] + gram[0, 1:, None]
 
 
@@ -215,15 +221,15 @@ def _slerp_pair(norm_a: float, norm_b: float, dot: float, step: float) -> tuple[
 
 
 def angle(norm_a: float, norm_b: float, dot: float) -> float:
-    """Ω in radians; the cosine is clamped, since rounding may push it outside [−1, 1]."""
+    """Return Ω in radians. The cosine is clamped, since rounding may push it outside [−1, 1]."""
     return math.acos(max(-1.0, min(1.0, dot / (norm_a * norm_b))))
 
 
 def layer_groups(names: Iterable[str], granularity: str = "layer") -> dict[str, list[str]]:
-    """Tensors that share one Ω, in the order given.
+    """Return the groups of tensors that share one Ω, in the order given.
 
-    ``layer`` (the paper's): one group per transformer block; every tensor outside the blocks
-    is its own group. ``tensor``: each its own. ``model``: all in one.
+    ``layer`` (the paper's) has one group per transformer block, and every tensor outside the blocks
+    is its own group. With ``tensor`` each tensor is its own group. With ``model`` all are in one.
     """
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity {granularity!r}: expected one of {', '.join(GRANULARITIES)}")
@@ -238,7 +244,7 @@ def layer_groups(names: Iterable[str], granularity: str = "layer") -> dict[str, 
         if granularity == "model":
             group = "model"
         elif granularity == "layer" and block:
-            # A model of two stacks (vision and language, say) has two blocks of each number.
+            # A model with two stacks, such as vision and language, has two blocks of each number.
             stack = "layer " if len(stacks) == 1 else name[: block.start(1)]
             group = stack + block.group(1)
         groups.setdefault(group, []).append(name)
@@ -249,14 +255,14 @@ def layer_groups(names: Iterable[str], granularity: str = "layer") -> dict[str, 
 
 
 def geometry_rows(group: str, gram: Tensor) -> list[dict[str, object]]:
-    """A row per pair of policies for one group of tensors: Ω in radians, cosine and norms of the
-    task vectors, and the cosine of the full weights, as in the paper's Fig. 11.
+    """Return a row per pair of policies for one group of tensors. It has Ω in radians, cosine and
+    norms of the task vectors, and the cosine of the full weights, as in the paper's Fig. 11.
 
     Args:
         gram: [M + 1, M + 1] float64 inner products of θ_init, δ_1 … δ_M.
 
     Returns:
-        Rows with NaN where a task vector is zero, or the full weights nearly cancelled.
+        Rows with NaN where a task vector is zero, or the full weights nearly cancel.
     """
     weights = _weights_gram(gram)
     deltas = gram[1:, 1:]

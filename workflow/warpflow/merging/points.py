@@ -1,4 +1,4 @@
-"""Points of a LITI sweep as models: folders of weights, recipes, or two parents and η."""
+"""Load points of a LITI sweep as models: folders of weights, recipes, or two parents and η."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from warpflow.merging.recipes import compose, is_recipe
 
 
 def load_point(path: str | Path, parents: Sequence[str | Path] = ()) -> PreTrainedModel:
-    """A policy as `lm.models.load_policy` loads it; a recipe is composed of its two parents.
+    """Load a policy as `lm.models.load_policy` does. A recipe is composed of its two parents.
 
     Args:
-        parents: the folders of a recipe's parents; without, those that it names itself.
+        parents: the folders of a recipe's parents. By default they are those that it names itself.
 
     Raises: see `lm.models.load_policy` and `recipes.read_recipe`.
     """
@@ -30,9 +30,10 @@ def load_point(path: str | Path, parents: Sequence[str | Path] = ()) -> PreTrain
 
 
 def model_of(folder: str | Path, tensors: dict[str, Tensor]) -> PreTrainedModel:
-    """A causal language model with the config of a folder and these weights, on the device."""
+    """Return a causal language model with the config of a folder and these weights, on the
+    device."""
     config = load_config(folder)
-    with torch.device("meta"):  # no weights: only the class that the config stands for
+    with torch.device("meta"):  # without weights: only the class that the config stands for
         model_class = type(AutoModelForCausalLM.from_config(config))
     model = model_class.from_pretrained(
         None, config=config, state_dict=tensors, dtype=torch.float32
@@ -41,10 +42,10 @@ def model_of(folder: str | Path, tensors: dict[str, Tensor]) -> PreTrainedModel:
 
 
 class Composer:
-    """The points of one front, one after the other in one model: (1 − η) θ_init + η θ.
+    """The points of one front, (1 − η) θ_init + η θ, one after the other in one model.
 
-    The parents' files are mapped once, and the model is built once: for the next η its weights are
-    written over in place.
+    The parents' files are mapped once, and the model is built once. For the next η its weights are
+    overwritten in place.
     """
 
     def __init__(self, init: str | Path, policy: str | Path) -> None:
@@ -54,19 +55,19 @@ class Composer:
             init, policy: folders of weights, at η = 0 and η = 1.
 
         Raises:
-            ValueError, FileNotFoundError: a folder without weights, or parents whose tensors
-                differ in name or shape; names the file and the tensor.
+            ValueError, FileNotFoundError: a folder has no weights, or the parents' tensors differ
+                in name or shape. The message names the file and the tensor.
         """
         self.init, self.policy = read_tensors(init), read_tensors(policy)
         check_sources([self.init, self.policy])
         self.model: PreTrainedModel | None = None
 
     def compose(self, eta: float) -> PreTrainedModel:
-        """The model at η, on the device; bit for bit as `load_point` composes a recipe of the same
-        parents. It is valid until the next call.
+        """Return the model at η, on the device, bit for bit as `load_point` composes a recipe of
+        the same parents. It is valid until the next call.
 
         Raises:
-            ValueError: η outside of [0, 2], NaN or Inf in a parent.
+            ValueError: η is outside [0, 2], or a parent has NaN or Inf.
         """
         check_etas([eta])
         if self.model is None or not overwrite(self.model, self.init, self.policy, eta):
@@ -78,8 +79,8 @@ class Composer:
 def overwrite(
     model: PreTrainedModel, init: MappedTensors, policy: MappedTensors, eta: float
 ) -> bool:
-    """Write (1 − η) θ_init + η θ into a model's weights, a chunk at a time; whether that was
-    possible, which takes a checkpoint whose tensors are those of the model, name by name."""
+    """Write (1 − η) θ_init + η θ into a model's weights, a chunk at a time. Return whether that was
+    possible, which needs a checkpoint with the same tensor names as the model."""
     state = model.state_dict()
     if any(name not in state or state[name].shape != init[name].shape for name in init):
         return False
@@ -87,7 +88,7 @@ def overwrite(
     flat = {name: state[name].view(-1) for name in init}
 
     def emit(_: int, name: str, start: int, piece: Tensor) -> None:
-        # Rounded as a file of the point would be.
+        # It is rounded as a file of the point would be.
         flat[name][start : start + piece.numel()].copy_(piece.to(dtypes[name]))
 
     interpolate_into(emit, init, policy, [eta])

@@ -1,16 +1,16 @@
 """Recipes: checkpoint folders without weights, composed of two others while they are loaded.
 
-A point of a LITI sweep is (1 − η) θ_init + η θ, so a sweep need not lie on disk point by point. A
+A point of a LITI sweep is (1 − η) θ_init + η θ, so not every point of a sweep must be on disk. A
 recipe is a Hugging Face folder with config and tokenizer, and recipe.json in place of the weights:
 
     {"made_by": "warpflow interpolate_policy", "eta": 0.3, "dtype": null,
      "parents": {"init": "sampled-sha256:…", "policy": "sampled-sha256:…"},
      "paths": {"init": "../sft", "policy": "../merged"}}
 
-`parents` are fingerprints of contents, checked whenever a recipe is loaded; `paths` are relative
-to the folder and may be left out, so that its bytes depend on contents alone: then whoever loads it
-says where the parents are. What is composed equals the written weights bit for bit. A recipe is
-loaded as a model by `points.load_point`, and written by `writing.write_recipe`.
+`parents` are fingerprints of contents, which are checked whenever a recipe is loaded. `paths` are
+relative to the folder. They may be left out, so that its bytes depend only on contents. Then the
+caller that loads it says where the parents are. The composed weights equal the written ones bit for
+bit. `points.load_point` loads a recipe as a model, and `writing.write_recipe` writes it.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def is_recipe(folder: str | Path) -> bool:
 def read_recipe(
     folder: str | Path, parents: Sequence[str | Path] = ()
 ) -> tuple[dict[str, Any], list[MappedTensors]]:
-    """A recipe and its two parents, θ_init and θ.
+    """Return a recipe and its two parents, θ_init and θ.
 
     Args:
-        parents: their folders, in any order; without, the recipe's own `paths` are taken.
+        parents: their folders, in any order. By default the recipe's own `paths` are taken.
 
     Raises:
-        ValueError, FileNotFoundError: a parent is not given, is missing, or is another one.
+        ValueError, FileNotFoundError: a parent is not given, is missing, or has other content.
     """
     folder = Path(folder)
     recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
@@ -68,6 +68,6 @@ def read_recipe(
 
 
 def compose(folder: str | Path, parents: Sequence[str | Path] = ()) -> dict[str, Tensor]:
-    """The tensors that a recipe stands for, in memory. Errors: see `read_recipe`."""
+    """Return the tensors that a recipe stands for, in memory. Errors are those of `read_recipe`."""
     recipe, (init, policy) = read_recipe(folder, parents)
     return interpolate(init, policy, recipe["eta"], to_dtype(recipe["dtype"]))

@@ -1,10 +1,10 @@
-"""Merging (stage 2) of checkpoints of any size, a chunk of weights at a time.
+"""Merge checkpoints of any size (stage 2), a chunk of weights at a time.
 
 A merge reads each group of tensors twice: once for the Gram matrix of its task vectors, which gives
-the coefficients c of θ_init + Σ c_m (θ_m − θ_init), once to apply them. An elementwise method that
-trims reads twice more, for the magnitudes from which on it keeps a weight. Groups are shared out to
-processes, not threads (docs/log.md): each runs in its core's cache at the speed of memory, and
-reading, arithmetic and writing of several overlap.
+the coefficients c of θ_init + Σ c_m (θ_m − θ_init), and once to apply them. An elementwise method
+that trims reads twice more, for the magnitudes from which on it keeps a weight. Groups are
+distributed to processes, not threads (docs/log.md). Each runs in its core's cache at the speed of
+memory, and reading, arithmetic and writing of several groups overlap.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ def merge_into(
 ) -> list[dict[str, object]]:
     """Merge M ≥ 1 policies that were fine-tuned from `init` (Section 3.2) into result 0.
 
-    The *task vectors* are merged, not the full weights (whose angle is about 0) unless `vectors`
-    says so, and the policies, not their EMAs. Integer tensors (buffers) must be equal and are
-    copied.
+    The *task vectors* are merged, not the full weights (whose angle is about 0), unless `vectors`
+    says so. They are those of the policies, not of their EMAs. Integer tensors (buffers) must be
+    equal and are copied.
 
     Args:
-        density: share of each group's weights that an elementwise method keeps of a task vector,
-            the largest; None: `methods.DENSITY`.
-        workers: processes that share the groups; with more than one, `emit` is called in these.
-            The result does not depend on it.
+        density: the share of a task vector's weights in each group that an elementwise method
+            keeps, the largest ones. None takes `methods.DENSITY`.
+        workers: the number of processes that share the groups. With more than one, `emit` is called
+            in these processes. The result does not depend on it.
 
     Returns:
         Rows of `methods.geometry_rows`, for each group.
 
     Raises:
-        ValueError: see `check_method`; M = 0, names or shapes that differ, NaN or Inf.
+        ValueError: see `check_method`; or M = 0, names or shapes differ, or a weight is NaN or Inf.
     """
     check_method(method, vectors, weight, density)
     if not policies:
@@ -100,7 +100,7 @@ def merge_into(
 
 
 def check_method(method: str, vectors: str, weight: float | None, density: float | None) -> None:
-    """Raise ValueError for settings that are unknown, out of range, or not of this method."""
+    """Raise ValueError for settings that are unknown, out of range, or not used by this method."""
     if method not in METHODS:
         raise ValueError(f"merge method {method!r}: expected one of {', '.join(METHODS)}")
     if vectors not in VECTORS:
@@ -123,7 +123,8 @@ def check_method(method: str, vectors: str, weight: float | None, density: float
 
 
 def gram_matrix(sources: Sequence[Tensors], names: Sequence[str], scratch: Tensor) -> Tensor:
-    """[M + 1, M + 1] float64 inner products of θ_init, δ_1 … δ_M over the tensors `names`.
+    """Return the [M + 1, M + 1] float64 inner products of θ_init, δ_1 … δ_M over the tensors
+    `names`.
 
     Differences are taken in fp32 (never in bf16, where small task vectors vanish), products summed
     in fp32 within a chunk and in fp64 over chunks.
@@ -144,12 +145,12 @@ def gram_matrix(sources: Sequence[Tensors], names: Sequence[str], scratch: Tenso
 def magnitude_thresholds(
     sources: Sequence[Tensors], names: Sequence[str], density: float, scratch: Tensor
 ) -> Tensor:
-    """[M] fp32: the k-th largest magnitude of each task vector over the tensors `names`, where k is
-    `density` times their number of weights, rounded up.
+    """Return the k-th largest magnitude of each task vector over the tensors `names`, [M] fp32. k
+    is `density` times their number of weights, rounded up.
 
-    Exact, in two passes and flat memory: the bits of a float without its sign grow with it, so the
-    first pass counts the upper 16 bits of all magnitudes, and the second one the lower 16 of those
-    whose upper ones are the k-th's.
+    It is exact and takes two passes and flat memory. The bits of a float without its sign grow with
+    it. So the first pass counts the upper 16 bits of all magnitudes, and the second one the lower
+    16 bits of those whose upper ones are the k-th's.
     """
     elements = sum(sources[0][name].numel() for name in names)
     left = torch.full((len(sources) - 1,), math.ceil(density * elements))
@@ -165,7 +166,7 @@ def magnitude_thresholds(
                     count += torch.bincount((row >> shift) & 0xFFFF, minlength=1 << 16)
         for m, count in enumerate(counts):
             from_the_top = count.flip(0).cumsum(0)
-            passed = int((from_the_top < left[m]).sum())  # bins that lie above the k-th's
+            passed = int((from_the_top < left[m]).sum())  # bins above the k-th's
             found[m] |= ((1 << 16) - 1 - passed) << shift
             left[m] -= from_the_top[passed - 1] if passed else 0
     return found.view(torch.float32)
@@ -180,7 +181,7 @@ def merge_elements_into(
     thresholds: Tensor,
     scratch: Tensor,
 ) -> None:
-    """θ_init + the merged task vector of one tensor in fp32, to result 0.
+    """Emit θ_init + the merged task vector of one tensor in fp32, as result 0.
 
     Args:
         weights, thresholds: [M], see `methods.Elementwise`.
@@ -206,7 +207,7 @@ def merge(
     vectors: str = "task_vectors",
     density: float | None = None,
 ) -> dict[str, Tensor]:
-    """`merge_into`, with the result in memory."""
+    """Call `merge_into`, and return the result in memory."""
     emit, results = collector([init, *policies], 1)
     merge_into(emit, init, policies, method, granularity, weight, vectors, density)
     return results[0]
@@ -219,12 +220,12 @@ def rounding_loss(
     policies: Sequence[Tensors],
     count: int = 4096,
 ) -> float:
-    """‖round(θ) − θ‖ / ‖θ − θ_init‖ of a result θ rounded to `dtype`: the share of its task vector
-    that is lost, on the first `count` weights of each tensor.
+    """Return ‖round(θ) − θ‖ / ‖θ − θ_init‖ of a result θ that is rounded to `dtype`. It is the
+    share of the task vector that is lost, on the first `count` weights of each tensor.
 
     Args:
-        combine: (init, policies) → θ in memory, e.g. a `merge` with its settings; called layer by
-            layer, so that memory does not grow with their number.
+        combine: maps (init, policies) to θ in memory, e.g. a `merge` with its settings. It is
+            called layer by layer, so that memory does not grow with their number.
     """
     lost = moved = 0.0
     for names in layer_groups(init).values():

@@ -1,7 +1,7 @@
-"""Work shared out to forked processes, where threads would wait for Python's lock.
+"""Distribute work to forked processes, where threads would wait for Python's lock.
 
-Not a `ProcessPoolExecutor`: after a signal that waits until its workers' work is done, and its
-workers outlive a parent that was killed.
+A `ProcessPoolExecutor` would not do. After a signal it waits until its workers' work is done, and
+its workers outlive a parent that was killed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 def share_out(work: Callable[[int], T], count: int, workers: int) -> list[T]:
-    """``[work(0), …, work(count − 1)]``, by forked processes that each take the next when free.
+    """Return ``[work(0), …, work(count − 1)]``, computed by forked processes that each take the
+    next piece when free.
 
-    One worker, or one piece of work, is done in this process. An exception of one ends all and is
-    raised here; so does a signal's.
+    With one worker or one piece of work, this process does it. An exception of one worker ends all
+    and is raised here, and so is that of a signal.
 
     Raises:
-        ChildProcessError: a process was killed, out of memory as a rule.
+        ChildProcessError: a process was killed, usually because memory ran out.
     """
     workers = min(workers, count)
     if workers <= 1:
@@ -69,10 +70,10 @@ def share_out(work: Callable[[int], T], count: int, workers: int) -> list[T]:
 def _take_next(
     work: Callable[[int], T], count: int, counter: Any, writer: Connection, parent: int
 ) -> None:
-    for number in STOPPING:  # Ctrl-C is the parent's to handle: it ends its workers
+    for number in STOPPING:  # the parent handles Ctrl-C and ends its workers
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-    while os.getppid() == parent:  # a killed parent's result is nobody's
+    while os.getppid() == parent:  # nobody reads the result of a killed parent
         with counter.get_lock():
             number = counter.value
             counter.value += 1
@@ -86,6 +87,6 @@ def _take_next(
 
 
 def available_cores() -> int:
-    """Cores that this process may use, at most 8: more do not make a disk faster. One on macOS,
-    whose system libraries do not survive a fork."""
+    """Return the number of cores that this process may use, at most 8, as more do not make a disk
+    faster. It is one on macOS, whose system libraries do not survive a fork."""
     return min(len(os.sched_getaffinity(0)), 8) if hasattr(os, "sched_getaffinity") else 1

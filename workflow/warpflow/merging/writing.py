@@ -1,4 +1,4 @@
-"""Checkpoint folders, written: whole, or not at all.
+"""Write checkpoint folders as a whole or not at all.
 
 The shards are laid out first and take the tensors in pieces, so that writing needs no memory of a
 checkpoint's size. A folder appears under its name at the end, by rename.
@@ -37,9 +37,9 @@ from warpflow.merging.chunks import output_dtypes, to_dtype
 from warpflow.merging.layouts import INDEX, SINGLE, read_config, weight_files
 from warpflow.merging.recipes import ROLES
 
-# What a merge takes from its initialisation as it is: how a model is built and how text becomes its
-# input. All else is left behind: weights of whatever format, an adapter's config, the model card,
-# which describes another model, and what belongs to one run.
+# A merge takes these files from its initialisation as they are. They say how a model is built and
+# how text becomes its input. All else is left behind: weights of any format, an adapter's config,
+# the model card, which describes another model, and what belongs to one run.
 CARRIED_OVER = (
     *("config.json", "generation_config.json", "*processor_config.json"),
     *("configuration_*.py", "modeling_*.py", "tokenization_*.py", "processing_*.py"),  # auto_map
@@ -49,13 +49,13 @@ CARRIED_OVER = (
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates"),
     *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
 )
-OUR_OWN = ("*.csv", RECIPE, PROVENANCE)  # what our own jobs write: left behind without a word
-SHARD_BYTES = 5_000_000_000  # of one file of a written checkpoint, at most
+OUR_OWN = ("*.csv", RECIPE, PROVENANCE)  # our own jobs write these, and no message names them
+SHARD_BYTES = 5_000_000_000  # the largest size of one file of a written checkpoint
 
 
 class CheckpointWriter:
-    """Writes a checkpoint's safetensors shards, their layout fixed beforehand, from pieces of
-    tensors in any order. The bytes depend on the tensors and the metadata alone."""
+    """Write a checkpoint's safetensors shards from pieces of tensors in any order. Their layout is
+    fixed beforehand. The bytes depend only on the tensors and the metadata."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class CheckpointWriter:
             os.close(descriptor)
 
     def write(self, name: str, start: int, piece: Tensor) -> None:
-        """Elements `start`, `start + 1` … of a tensor, 1-D, in any dtype."""
+        """Write elements `start`, `start + 1` … of a tensor, 1-D, in any dtype."""
         dtype = self.dtypes[name]
         descriptor, first = self.places[name]
         if piece.dtype != dtype:
@@ -122,7 +122,8 @@ class CheckpointWriter:
 def plan_shards(
     sizes: Mapping[str, int], item_sizes: Mapping[str, int], shard_bytes: int
 ) -> list[list[str]]:
-    """Names of each shard, in the order given; within one, wide dtypes first, which aligns all."""
+    """Return the names of each shard, in the order given. Within one, wide dtypes come first, which
+    aligns all."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
@@ -135,7 +136,7 @@ def plan_shards(
 
 
 def write_at(descriptor: int, data: memoryview, position: int) -> None:
-    """All of `data` from `position` on; a disk that fills up raises OSError."""
+    """Write all of `data` from `position` on. A disk that fills up raises OSError."""
     while data.nbytes:
         written = os.pwrite(descriptor, data, position)
         data, position = data[written:], position + written
@@ -148,12 +149,12 @@ def new_checkpoints(
     dtypes: Mapping[str, torch.dtype],
     documents: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[Callable[[int, str, int, Tensor], None], list[Path]]]:
-    """Checkpoints of the tensors of `parents`, with all else from the first of them. Yields the
-    function that takes pieces of result k (`chunks.Emit`), and the folders that become `outs`.
+    """Open checkpoints for the tensors of `parents`, with all else from the first of them. Yields
+    the function that takes pieces of result k (`chunks.Emit`), and the folders that become `outs`.
 
     Args:
-        dtypes: of each tensor of the results.
-        documents: of each result, where it comes from: goes to provenance.json and into the
+        dtypes: the dtype of each tensor of the results.
+        documents: for each result where it comes from. This goes into provenance.json and into the
             metadata of its weights.
 
     Raises:
@@ -178,15 +179,15 @@ def new_checkpoints(
 
 
 def as_metadata(document: Mapping[str, Any]) -> dict[str, str]:
-    """The provenance as safetensors metadata, which maps text to text."""
+    """Return the provenance as safetensors metadata, which maps text to text."""
     return {"provenance": json.dumps(document, sort_keys=True)}
 
 
 def provenance(
     stage: str, settings: Mapping[str, Any], parents: Mapping[str, MappedTensors]
 ) -> dict[str, Any]:
-    """What made a checkpoint: settings and fingerprints of its parents. No paths, no times
-    and no version: the bytes of a result depend on contents alone."""
+    """Return what made a checkpoint: settings and fingerprints of its parents. There are no paths,
+    times or versions, so that the bytes of a result depend only on contents."""
     return {
         "made_by": f"warpflow {stage}",
         **settings,
@@ -202,7 +203,7 @@ def write_recipe(
     Args:
         parents: the checkpoints at η = 0 and 1.
         document: `provenance` of the point, with its eta and dtype.
-        with_paths: name the parents' folders too, relative to `out`.
+        with_paths: whether to name the parents' folders too, relative to `out`.
     """
     folders = [parent.folder for parent in parents]
     recipe = dict(document)
@@ -219,8 +220,8 @@ def write_recipe(
 
 
 def carry_over(like: Path, folder: Path, dtypes: set[torch.dtype]) -> None:
-    """Copy config, generation config, tokenizer and chat templates; the config gets the weights'
-    dtype where it says another, or the next reader would round them."""
+    """Copy config, generation config, tokenizer and chat templates. The config gets the weights'
+    dtype where it says another one, because the next reader would round them."""
     for path in sorted(like.iterdir()):
         if not matches(path.name, CARRIED_OVER):
             continue
@@ -241,8 +242,8 @@ def carry_over(like: Path, folder: Path, dtypes: set[torch.dtype]) -> None:
 
 
 def log_left_behind(like: Path) -> None:
-    """Say what of the initialisation's folder does not come along. Its weights are replaced, which
-    goes without saying; weights that transformers would not read are named."""
+    """Log what of the initialisation's folder is not copied. Its weights are replaced and not
+    named. Weights that transformers would not read are named."""
     replaced = {INDEX, read_config(like).get("transformers_weights")}
     replaced |= {path.name for path in weight_files(like)}
     names = [
@@ -260,16 +261,16 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 @contextmanager
 def new_folder(out: Path, inputs: Sequence[Path], needed: int = 0) -> Iterator[Path]:
-    """A folder beside `out` to write into; it becomes `out` at the end, and is gone after an error
-    or a signal. Nothing but SIGKILL leaves it behind, and the next call removes that.
+    """Yield a folder beside `out` to write into. It becomes `out` at the end, and is removed after
+    an error or a signal. Only SIGKILL leaves it behind, and the next call removes it.
 
     Args:
-        inputs: folders that `out` must not be.
-        needed: bytes that will be written.
+        inputs: the folders that `out` must not be.
+        needed: the bytes that will be written.
 
     Raises:
-        ValueError: `out` is an input. FileExistsError: it holds something.
-        OSError: too little space on the disk.
+        ValueError: `out` is an input. FileExistsError: `out` exists and is not empty.
+        OSError: there is too little space on the disk.
     """
     for path in inputs:
         if out.resolve() == path.resolve():
@@ -319,7 +320,7 @@ def is_alive(pid: int) -> bool:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the process by way of its `finally` blocks."""
+    """Let SIGTERM and SIGHUP end the process through its `finally` blocks."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -2,8 +2,8 @@
 
 A result's key holds what the code does. Where somebody knows that a change of the code cannot
 change a result (a faster way to the same numbers, an error message), the result is given the key of
-the new code. Who did so, when and why stays in its provenance, and in DVC's run cache, which clones
-pull.
+the new code. Its provenance records who did so, when and why, and so does DVC's run cache, which
+clones pull.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from warpflow.pipeline.reruns import Parts, differences
 
 
 def refusal(parts: Parts, waits_for: Sequence[str]) -> str | None:
-    """Why a result cannot be accepted; None where nothing but the code has changed."""
+    """Say why a result cannot be accepted. Return None where only the code has changed."""
     if not parts.provenance.is_file():
         return f"{parts.result}: has not been made: there is no {parts.provenance}"
     missing = [path for path in parts.makes if not is_there(path)]
@@ -53,12 +53,12 @@ def refusal(parts: Parts, waits_for: Sequence[str]) -> str | None:
 
 
 def is_there(made: Path) -> bool:
-    """Whether a result is in place: a small file, or a folder's pointer."""
+    """Whether a result is in place. It is a small file, or a folder's pointer."""
     return made.is_file() if is_small(made) else made.with_name(f"{made.name}.dvc").is_file()
 
 
 def accept(parts: Parts, reason: str, author: str, date: str) -> dict[str, Any]:
-    """Give a result the key of today's code and settings; the entry that says so.
+    """Give a result the key of today's code and settings, and return the entry that says so.
 
     Args:
         reason: why the change of the code does not change the result.
@@ -84,13 +84,14 @@ def accept(parts: Parts, reason: str, author: str, date: str) -> dict[str, Any]:
 
 
 def author() -> str:
-    """The name of whoever accepts, as Git knows it; else the user's name."""
+    """Return the name of the person who accepts, as Git knows it, else the user's name."""
     name, email = output("git", "config", "user.name"), output("git", "config", "user.email")
     return f"{name} <{email}>" if name and email else name or getpass.getuser()
 
 
 def remember(parts: Parts, record: Mapping[str, Any]) -> None:
-    """Enter a result under its new key: in DVC's run cache, or in the seal of an untracked one."""
+    """Enter a result under its new key in DVC's run cache, or in the seal of an untracked
+    result."""
     for made in parts.makes:
         if not is_small(made) and seal_path(made).is_file():
             write_seal(made, record["key"], {name: record[name] for name in KEPT})

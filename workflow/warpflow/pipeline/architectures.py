@@ -1,8 +1,8 @@
-"""Whether `policy.architecture` can be built, without importing transformers or torch.
+"""Check whether `policy.architecture` can be built, without importing transformers or torch.
 
 An import of transformers takes seconds, and Snakemake reads the rules in every job. So the files of
-the installed transformers are read and not run: which model types are causal language models, and
-which settings with which defaults their config classes have.
+the installed transformers are read and not run. They say which model types are causal language
+models, and which settings with which defaults their config classes have.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ KEY = "policy.architecture"
 
 
 def architecture_problems(architecture: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with an architecture, as far as the files of transformers tell.
+    """Yield what is wrong with an architecture, as far as the files of transformers show it.
 
-    Nothing is said where transformers is not installed: only lists and lint run there.
+    Nothing is reported where transformers is not installed, because only lists and lint run there.
     """
     if transformers_folder() is None:
         return
@@ -41,8 +41,8 @@ def architecture_problems(architecture: Mapping[str, Any]) -> Iterator[str]:
 
 
 def misspelt_keys(architecture: Mapping[str, Any], known: set[str]) -> Iterator[str]:
-    """Keys that the config class has not, and that are nearly one which it has. The class takes
-    any key and reads only its own, so that a misspelt one changes nothing."""
+    """Yield keys that the config class does not have and that are nearly one of its keys. The class
+    takes any key and reads only its own, so a misspelt one would change nothing."""
     for name in architecture:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
         if name != "model_type" and name not in known and near:
@@ -52,7 +52,7 @@ def misspelt_keys(architecture: Mapping[str, Any], known: set[str]) -> Iterator[
 def head_problems(
     architecture: Mapping[str, Any], defaults: Mapping[str, Any], aliases: Mapping[str, str]
 ) -> Iterator[str]:
-    """Numbers of heads that do not divide the width, or one another."""
+    """Yield numbers of heads that do not divide the width or one another."""
 
     def value(name: str) -> Any:
         own = aliases.get(name, name)
@@ -81,7 +81,7 @@ def head_problems(
 
 
 def leaves_rest(number: Any, divisor: Any) -> bool:
-    """Whether the division leaves a rest, of numbers that are known."""
+    """Whether both numbers are known and their division leaves a remainder."""
     known = isinstance(number, int) and isinstance(divisor, int) and divisor > 0
     return known and number % divisor != 0
 
@@ -91,21 +91,21 @@ def leaves_rest(number: Any, divisor: Any) -> bool:
 
 @cache
 def transformers_folder() -> Path | None:
-    """Where transformers is installed; None where it is not."""
+    """Return the folder of transformers, or None where it is not installed."""
     found = importlib.util.find_spec("transformers")
     return Path(found.submodule_search_locations[0]) if found and found.origin else None  # type: ignore[index]
 
 
 @cache
 def read_file(path: str) -> ast.Module:
-    """The syntax tree of a file of transformers; an empty one where this version has no such file.
-    Then nothing is known, and nothing is objected to."""
+    """Return the syntax tree of a file of transformers. It is empty where this version has no such
+    file. Then nothing is known, and nothing is reported."""
     file = (transformers_folder() or Path()) / path
     return ast.parse(file.read_text(encoding="utf-8") if file.is_file() else "")
 
 
 def assigned(path: str, variable: str) -> dict[str, Any]:
-    """A mapping that a file writes as ``VARIABLE = OrderedDict([(key, value), …])``."""
+    """Return a mapping that a file writes as ``VARIABLE = OrderedDict([(key, value), …])``."""
     for node in read_file(path).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == variable:
             value = node.value.args[0] if isinstance(node.value, ast.Call) else node.value
@@ -114,8 +114,8 @@ def assigned(path: str, variable: str) -> dict[str, Any]:
 
 
 def config_class(model_type: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings of a model type's config class with their defaults, None for those that are not
-    written out, and other names for them."""
+    """Return the settings of a model type's config class with their defaults, and other names for
+    them. A default that is not written out is None."""
     auto = "models/auto/auto_mappings.py"
     modules = assigned(auto, "SPECIAL_MODEL_TYPE_TO_MODULE_NAME")
     module = modules.get(model_type, model_type.replace("-", "_"))
@@ -124,8 +124,8 @@ def config_class(model_type: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def fields(path: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The settings of the class of that name in a file, those of its parents included. They are
-    given as `config_class` gives them."""
+    """Return the settings of the class of that name in a file, with those of its parents, as
+    `config_class` does."""
     defaults: dict[str, Any] = {}
     aliases: dict[str, str] = {}
     for node in read_file(path).body:
@@ -149,7 +149,7 @@ def fields(path: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def literal(node: ast.expr | None) -> Any:
-    """A value that is written out; None for one that is computed."""
+    """Return a value that is written out, or None for one that is computed."""
     try:
         return None if node is None else ast.literal_eval(node)
     except ValueError:

@@ -1,8 +1,8 @@
 """The code of a job: which files can run in it, and what they do.
 
-A result's key holds a hash of what its code *does*: of the syntax tree without comments, docstrings
-and formatting. So a reformatted file or an edited docstring makes nothing due. Next in reading
-order: `warpflow.pipeline.jobs.make_record`, where the key is made.
+A result's key holds a hash of what its code *does*, which is a hash of the syntax tree without
+comments, docstrings and formatting. So a reformatted file or an edited docstring makes nothing due.
+Read next: `warpflow.pipeline.jobs.make_record`, where the key is made.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ LIBRARY = Path("workflow/warpflow")
 
 
 def code_files(script: str, *functions: str | None) -> list[str]:
-    """A script and the modules that it imports, directly or not: all the code that can run in a
-    job. An edit of one of them may re-run the rule, an edit of any other file does not.
+    """Return a script and the modules that it imports, directly or not. They are all the code that
+    can run in a job. An edit of one of them may re-run the rule, and an edit of any other file does
+    not.
 
     Args:
-        script: its name, as the rule's, or its path.
-        functions: ``package.module:function`` that the config names; a module that is ours, or
-            lies in this folder, is code of the job too.
+        script: its name, which is the rule's, or its path.
+        functions: ``package.module:function`` that the config names. A module of ours or in this
+            folder is also code of the job.
 
     Raises:
-        ValueError: a file cannot be parsed; names it.
+        ValueError: a file cannot be parsed. The message names it.
     """
     path = Path(script) if script.endswith(".py") else Path("scripts", f"{script}.py")
     files: set[str] = set()
@@ -46,13 +47,13 @@ def code_files(script: str, *functions: str | None) -> list[str]:
 
 @cache
 def _imports(path: Path, time: int, size: int) -> list[str]:
-    """The modules that a file imports when it runs."""
+    """Return the modules that a file imports when it runs."""
     nodes = running_nodes(parse(path))
     return [module for node in nodes for module in imported_modules(node, path)]
 
 
 def parse(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
+    """Return the syntax tree of a file."""
     try:
         return ast.parse(path.read_bytes())
     except SyntaxError as error:
@@ -63,7 +64,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def running_nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """The nodes of a tree but those under ``if TYPE_CHECKING:``, which never run."""
+    """Yield the nodes of a tree but those under ``if TYPE_CHECKING:``, which never run."""
     yield tree
     for child in ast.iter_child_nodes(tree):
         if not is_for_type_checkers(child):
@@ -79,7 +80,8 @@ def is_for_type_checkers(node: ast.AST) -> bool:
 
 
 def imported_modules(node: ast.AST, path: Path) -> list[str]:
-    """The modules that an import in the file `path` may name; ``from a import b`` may mean a.b."""
+    """Return the modules that an import in file `path` may name. ``from a import b`` may mean
+    a.b."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
@@ -90,7 +92,8 @@ def imported_modules(node: ast.AST, path: Path) -> list[str]:
 
 
 def module_file(name: str) -> Path | None:
-    """The file of a module ``a.b`` (or a function ``a.b:f``) of the library or of this folder."""
+    """Return the file of a module ``a.b`` (or function ``a.b:f``) of the library or of this
+    folder."""
     path = Path(name.partition(":")[0].replace(".", "/"))
     candidates = (path.with_suffix(".py"), path / "__init__.py")
     files = (folder / file for folder in (LIBRARY.parent, Path()) for file in candidates)
@@ -98,7 +101,7 @@ def module_file(name: str) -> Path | None:
 
 
 def package_files(module: str) -> list[Path]:
-    """The ``__init__.py`` files that run when a module is imported, those with code in them."""
+    """Return the ``__init__.py`` files with code that run when a module is imported."""
     parts = module.split(".")
     found = [module_file(".".join(parts[:n])) for n in range(1, len(parts))]
     return [path for path in found if path is not None and definitions(path)]
@@ -108,24 +111,24 @@ def package_files(module: str) -> list[Path]:
 
 
 def code_hashes(script: str, *functions: str | None) -> dict[str, str]:
-    """The files of `code_files`, each with a hash of what it does."""
+    """Return the files of `code_files`, each with a hash of what it does."""
     return {path: file_hash(Path(path)) for path in code_files(script, *functions)}
 
 
 def code_hash(script: str, *functions: str | None) -> str:
-    """One hash of all that the code of a job does. Rules have it as a parameter, so that Snakemake
-    runs them again when it changes."""
+    """Return one hash of all that the code of a job does. Rules have it as a parameter, so that
+    Snakemake runs them again when it changes."""
     return digest(code_hashes(script, *functions))
 
 
 def file_hash(path: Path) -> str:
-    """A hash of what a file does. Comments, docstrings and formatting do nothing."""
+    """Return a hash of what a file does. Comments, docstrings and formatting do nothing."""
     return digest(definitions(path))
 
 
 def definitions(path: Path) -> dict[str, str]:
-    """Each function and class of a file with a hash of what it does; all other statements are
-    under the name ``module``."""
+    """Return each function and class of a file with a hash of what it does. All other statements
+    are under the name ``module``."""
     stat = path.stat()
     return _definitions(path, stat.st_mtime_ns, stat.st_size)
 
@@ -140,8 +143,8 @@ def _definitions(path: Path, time: int, size: int) -> dict[str, str]:
 
 
 def running_statements(body: list[ast.stmt]) -> list[ast.stmt]:
-    """Statements less those that do nothing: docstrings, also those below an attribute, and imports
-    for type checkers."""
+    """Return the statements without those that do nothing: docstrings, also those below an
+    attribute, and imports for type checkers."""
     return [node for node in body if not (is_docstring(node) or is_for_type_checkers(node))]
 
 
@@ -154,8 +157,8 @@ def is_docstring(node: ast.stmt) -> bool:
 
 
 def outline(node: Any) -> Any:
-    """A syntax tree as nested lists, the same for every version of Python: fields that are empty
-    are left out, since newer versions have more of them."""
+    """Return a syntax tree as nested lists, the same for every version of Python. Empty fields are
+    left out, since newer versions have more of them."""
     if isinstance(node, ast.AST):
         fields = [(name, outline(value)) for name, value in ast.iter_fields(node) if name != "kind"]
         return [type(node).__name__, *(f for f in fields if f[1] not in (None, []))]
@@ -166,5 +169,5 @@ def outline(node: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, the order of its keys left out."""
+    """Return the SHA-256 of a JSON value. The order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

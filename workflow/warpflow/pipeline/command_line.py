@@ -8,11 +8,11 @@ from typing import Any
 
 
 def flags(settings: Mapping[str, Any]) -> str:
-    """Settings as a command line: {"beta": 0.1, "etas": [0, 1]} → --beta 0.1 --etas 0 1. Null
+    """Write settings as a command line: {"beta": 0.1, "etas": [0, 1]} → --beta 0.1 --etas 0 1. Null
     settings are left out.
 
-    In the order of the keys' names: a config laid over another one may bring them in any order,
-    and the same settings are to be the same job.
+    Keys are sorted by name. A config that is laid over another one may bring them in any order, and
+    the same settings must be the same job.
     """
     return shlex.join(
         text

@@ -53,19 +53,20 @@ from warpflow.weight_files import GGUF_MISSING, is_gguf, reads_gguf
 
 
 class ConfigError(ValueError):
-    """What is wrong with the config: key, what came, what was expected, what to do."""
+    """What is wrong with the config. A message says the key, what came, what was expected and what
+    to do."""
 
 
 def check_config(config: Mapping[str, Any], files: bool = True) -> None:
-    """Raise one ConfigError with every problem of the config; touches and starts nothing.
+    """Raise one ConfigError with every problem of the config. Nothing is changed or started.
 
     Args:
-        files: look at those that the config names, too.
+        files: whether to look at the files that the config names, too.
     """
     problems = sorted([*wrong_values(config), *missing_keys(config, Config())])
-    if not problems:  # the cross-checks rely on types being right
+    if not problems:  # the cross-checks need correct types
         problems = list(cross_check(config, files))
-    if not problems and files:  # and these on the plan of the run
+    if not problems and files:  # and these need the plan of the run
         problems = list(check_measurements(config))
     if problems:
         raise ConfigError(
@@ -83,7 +84,7 @@ def check_config_files(paths: Iterable[str | Path]) -> None:
 
 
 def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
-    """Problems that lie between keys, and files that are not there."""
+    """Yield problems between keys, and files that are not there."""
     yield from check_paths(config)
     yield from check_palette(config["figures"]["palette"])
     if config["policy"]["path"] is None:
@@ -109,7 +110,7 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
 
 
 def check_paths(config: Mapping[str, Any]) -> Iterator[str]:
-    """Whether paths are such that Snakemake takes them as they stand."""
+    """Yield paths that Snakemake would not take as they are."""
     results = Path(config["results"])
     if results.is_absolute() and results.is_relative_to(Path.cwd()):
         inside = results.relative_to(Path.cwd())
@@ -130,7 +131,7 @@ def check_paths(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def path_problem(path: str) -> str | None:
-    """What is left to replace in a path after `config_files.expand_paths`."""
+    """Say what `config_files.expand_paths` could not replace in a path."""
     variable = re.search(r"\$\{?(\w+)", path)
     if path.startswith("~") and not Path(path).exists():
         return "but there is no user of this name with a home: write the whole path"
@@ -145,7 +146,8 @@ def path_problem(path: str) -> str | None:
 
 
 def check_palette(palette: str) -> Iterator[str]:
-    """Whether matplotlib knows it. The import takes a while, and the default needs none."""
+    """Check whether matplotlib knows the palette. The import takes a while, and the default needs
+    none."""
     if palette == Figures().palette:
         return
     from matplotlib import colormaps
@@ -157,7 +159,7 @@ def check_palette(palette: str) -> Iterator[str]:
 
 
 def check_trackers(names: Iterable[str]) -> Iterator[str]:
-    """Whether the packages of the trackers are installed."""
+    """Yield the trackers whose packages are not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             package = "mlflow-skinny" if name == "mlflow" else name
@@ -165,7 +167,8 @@ def check_trackers(names: Iterable[str]) -> Iterator[str]:
 
 
 def check_held_out(config: Mapping[str, Any]) -> Iterator[str]:
-    """Whether enough is held out: prompts for what is measured on them, pairs for the reward."""
+    """Check whether enough is held out: prompts for what is measured on them, and pairs for the
+    reward."""
     along_runs = config["train_policy"]["evaluate_prompts"]
     asked = {
         "evaluate_policy.prompts": config["evaluate_policy"]["prompts"],
@@ -183,7 +186,7 @@ def check_held_out(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def too_few_prompts(asked: Mapping[str, int], config: Mapping[str, Any]) -> Iterator[str]:
-    """Whether so many prompts are held out; a key's first ones would silently be fewer."""
+    """Yield keys that ask for more prompts than are held out. They would silently get fewer."""
     held_out = config[config["data"]].get("eval_prompts")
     for key, count in asked.items():
         if held_out is not None and count > held_out:
@@ -194,7 +197,7 @@ def too_few_prompts(asked: Mapping[str, int], config: Mapping[str, Any]) -> Iter
 
 
 def too_few_pairs(pairs: int, config: Mapping[str, Any]) -> Iterator[str]:
-    """Whether pairs are left to train each reward model on after those that are held out."""
+    """Check whether pairs are left to train each reward model on, besides the held-out ones."""
     held_out, needed = config["train_reward_model"]["held_out"], held_out_pairs(config)
     if needed is None or pairs > needed:
         return
@@ -209,15 +212,17 @@ def too_few_pairs(pairs: int, config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def held_out_pairs(config: Mapping[str, Any]) -> int | None:
-    """More pairs than these must be there, so that each reward model that is trained here has some
-    to learn from beside those for its accuracy; None where none is."""
+    """Return the number that the preference pairs must exceed, so that each reward model that is
+    trained here has some to learn from beside those for its accuracy. Return None where none is
+    trained."""
     if smallest_share(config) == 0:
         return None
     return math.ceil(config["train_reward_model"]["held_out"] / smallest_share(config))
 
 
 def smallest_share(config: Mapping[str, Any]) -> float:
-    """Of the preferences, the least that one reward model is trained on; 0 where none is."""
+    """Return the smallest share of the preferences that one reward model is trained on, or 0 where
+    none is."""
     for_gold = sum(held_out_shares(config["evaluate_policy"]["gold"]))
     shares = [for_gold] if for_gold else []
     return min([*shares, *([1 - for_gold] if trains_reward_model(config) else [])], default=0)
@@ -228,7 +233,7 @@ def trains_reward_model(config: Mapping[str, Any]) -> bool:
 
 
 def check_measurements(config: Mapping[str, Any]) -> Iterator[str]:
-    """What is measured beside the run: answers side by side, and benchmarks."""
+    """Check what is measured beside the run: answers side by side, and benchmarks."""
     plan = make_plan(config)
     for name, comparison in read_comparisons(config).items():
         yield from check_comparison(f"compare_answers.{name}", comparison, plan)
@@ -261,7 +266,7 @@ def check_policy(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def check_fetched(config: Mapping[str, Any]) -> Iterator[str]:
-    """Whether a policy that is to be fetched is named, and can be read once it is here."""
+    """Check whether a policy to fetch is named, and can be read once it is here."""
     if config["policy"]["path"] != "fetch_policy":
         return
     section = config.get("fetch_policy", {})
@@ -278,15 +283,16 @@ def check_fetched(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def check_model_folder(model: GivenModel, needed: int) -> Iterator[str]:
-    """Whether a plain model is there, and suits the run. Of a GGUF file the header was read.
+    """Check whether a plain model is there and suits the run. The header of a GGUF file has been
+    read.
 
     Args:
-        needed: tokens of a prompt and its completion.
+        needed: the largest number of tokens of a prompt and its completion.
     """
     path = model.path
     if is_gguf(path):
         return
-    # A hub name is owner/name; anything that looks like a path must be there.
+    # A hub name is owner/name. Anything that looks like a path must be there.
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if (looks_local or Path(path).is_dir()) and not Path(path, "config.json").is_file():
         yield f"- {model.key}: no config.json in {path}: expected a Hugging Face model folder"
@@ -297,7 +303,7 @@ def check_model_folder(model: GivenModel, needed: int) -> Iterator[str]:
 
 
 def check_context(model: GivenModel, needed: int) -> Iterator[str]:
-    """Whether the user's own policy can hold a prompt and its completion."""
+    """Check whether the user's own policy can hold a prompt and its completion."""
     given = read_model_config(model.folder)
     context = given.get("max_position_embeddings", given.get("n_positions"))
     if context is not None and needed > context:
@@ -308,9 +314,9 @@ def check_context(model: GivenModel, needed: int) -> Iterator[str]:
 
 
 def check_labels(model: GivenModel) -> Iterator[str]:
-    """Whether the user's own reward model gives one number."""
+    """Check whether the user's own reward model gives one number."""
     given = read_model_config(model.folder)
-    labels = len(given.get("id2label", (0, 1)))  # two are not written
+    labels = len(given.get("id2label", (0, 1)))  # a config does not write two labels
     if given and labels != 1:
         yield (
             f"- {model.key}: {model.path} has {labels} labels in its config.json, expected 1 "
@@ -319,7 +325,7 @@ def check_labels(model: GivenModel) -> Iterator[str]:
 
 
 def check_reward_names(rewards: Mapping[str, Any], where: str = "rewards") -> Iterator[str]:
-    """Whether the reward model and functions have a weight, and endpoints an address."""
+    """Check whether the reward model and functions have a weight, and endpoints an address."""
     for name, given in rewards.items():
         has_weight = name == "reward_model" or is_function(name)
         if has_weight and isinstance(given, Mapping):
@@ -332,12 +338,13 @@ def check_reward_names(rewards: Mapping[str, Any], where: str = "rewards") -> It
 
 
 def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
-    """Whether anything is rewarded, and the functions that the config names are there."""
+    """Check whether anything is rewarded, and whether the functions that the config names are
+    there."""
     weights = reward_weights(config["rewards"])
     if not weights:
         yield "- rewards: every weight is 0: nothing would be learned; give one another weight"
     functions = {f"rewards.{name}": name for name in weights if is_function(name)}
-    problems: dict[str, None] = {}  # members of one reward have the same ones
+    problems: dict[str, None] = {}  # members with one reward have the same problems
     for where, given in rewards_of_runs(config):
         if not given and weights:
             problems[
@@ -362,7 +369,7 @@ def check_rewards(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def check_installed(config: Mapping[str, Any]) -> Iterator[str]:
-    """Whether the packages are there that only some settings need."""
+    """Check whether packages that only some settings need are installed."""
     for name, experiment in resolve_experiments(config).items():
         where = "" if name == BASE else f"{name}: "
         attention = experiment.train_policy["attn_implementation"]
@@ -371,7 +378,7 @@ def check_installed(config: Mapping[str, Any]) -> Iterator[str]:
             yield (
                 f"- {where}train_policy.attn_implementation: got {attention}, which needs the "
                 f"package {package}, and that is not installed: install it as the page of "
-                "flash-attn says, or set it to sdpa, which uses such a kernel of torch's where "
+                "flash-attn says, or set it to sdpa, which uses torch's own such kernel where "
                 "there is one"
             )
         optimizer = experiment.train_policy["optimizer"]
@@ -384,7 +391,8 @@ def check_installed(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def rewards_of_runs(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where in the config a run's reward is, with its terms; none where all weights are 0."""
+    """Yield where in the config a run's reward is, and its terms. Runs whose weights are all 0 are
+    left out."""
     for experiment in resolve_experiments(config).values():
         where = "" if experiment.name == BASE else f"{experiment.name}: "
         members = experiment.member_rewards
@@ -395,13 +403,14 @@ def rewards_of_runs(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, 
 
 
 def golds_by_key(config: Mapping[str, Any]) -> dict[str, str]:
-    """What scores each gold reward (`gold_names.gold_sources`), by its key of the config."""
+    """Return what scores each gold reward (`gold_names.gold_sources`), by its key in the config."""
     sources = gold_sources(config["evaluate_policy"]["gold"])
     return {f"evaluate_policy.{column}": source for column, source in sources.items()}
 
 
 def function_problem(name: str) -> str | None:
-    """Why ``package.module:function`` cannot be, as far as files tell without running them."""
+    """Say why ``package.module:function`` cannot be called, as far as files show without running
+    them."""
     module, _, function = name.partition(":")
     path = module_file(module)
     if path is not None:
@@ -416,7 +425,7 @@ def function_problem(name: str) -> str | None:
 
 
 def check_groups(config: Mapping[str, Any]) -> Iterator[str]:
-    """Experiments by themselves, against one another, and against those of other groups."""
+    """Check each experiment, and compare it with the others of its group and of other groups."""
     given: dict[str, tuple[str, Any]] = {}
     for group, named in experiment_groups(config).items():
         for name, difference in named.items():
@@ -463,8 +472,8 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
         )
     if rl["attn_implementation"] in FLASH_PACKAGES and rl["compute_dtype"] != "bfloat16":
         yield (
-            f"- {where}train_policy.attn_implementation: {rl['attn_implementation']} computes in "
-            f"bfloat16 alone, got compute_dtype {rl['compute_dtype']}: set that to bfloat16, or "
+            f"- {where}train_policy.attn_implementation: {rl['attn_implementation']} computes "
+            f"only in bfloat16, got compute_dtype {rl['compute_dtype']}: set that to bfloat16, or "
             "this to sdpa"
         )
     if rl["kl_estimator"] == "exact" and rl["anchor_memory"] == "host":
@@ -493,8 +502,8 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
     if rl["carry_optimizer"] and rl["lora_rank"]:
         yield (
             f"- {where}train_policy.carry_optimizer: got true, but each run has a LoRA of its own "
-            f"(lora_rank = {rl['lora_rank']}), whose optimiser is of no use to the next: set it to "
-            "false, or lora_rank to null"
+            f"(lora_rank = {rl['lora_rank']}), and the next run cannot use its optimiser: set "
+            "it to false, or lora_rank to null"
         )
     if rl["weight_decay"] and not rl["optimizer"].startswith("adamw"):
         yield (
@@ -524,7 +533,8 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
 
 
 def needed_file_keys(config: Mapping[str, Any]) -> list[str]:
-    """Keys of `prepare_data` that the stages ahead read: a stage that is left out needs no file."""
+    """Return the keys of `prepare_data` that later stages read. A stage that is left out needs no
+    file."""
     keys = ["prompts_path", "eval_prompts"]
     if config["train_sft"]["steps"]:
         keys += ["sft_path"]
@@ -535,8 +545,8 @@ def needed_file_keys(config: Mapping[str, Any]) -> list[str]:
 
 
 def check_files(config: Mapping[str, Any]) -> Iterator[str]:
-    """Missing keys and files of the user's data, and columns absent from their first row. Of a
-    dataset of the hub `prepare_data`, the first job, says the rest."""
+    """Yield missing keys and files of the user's data, and columns absent from their first row. For
+    a dataset of the hub the first job, `prepare_data`, reports the rest."""
     section, policy_path = config["prepare_data"], config["policy"]["path"]
     missing = [key for key in needed_file_keys(config) if section.get(key) is None]
     yield from (f"- prepare_data.{key}: missing; see config/README.md" for key in missing)
@@ -568,7 +578,7 @@ def check_files(config: Mapping[str, Any]) -> Iterator[str]:
             columns = named_columns(section, kind)
             yield (
                 f"- prepare_data.{kind}_path: {path} is not a file (from {Path.cwd().name}/): "
-                "bring it there (the head of a config that is ours says where its files come "
+                "bring it there (the head of one of our configs says where its files come "
                 "from), or name another one: JSON lines, a JSON list or CSV, plain or .gz, or "
                 "Parquet, or a dataset of the hub (hub:org/name), with "
                 f"the columns {', '.join(columns.values()) or 'that the other keys name'}"
@@ -581,8 +591,8 @@ def check_files(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def check_pairs(config: Mapping[str, Any], path: str) -> Iterator[str]:
-    """Whether a file of preferences has more pairs than are held out; no more rows are read than
-    that takes. `prepare_data` checks those rows, and counts again what is left of them."""
+    """Check whether a file of preferences has more pairs than are held out. It reads only as many
+    rows as that takes. `prepare_data` checks those rows, and counts again what is left of them."""
     label = config["prepare_data"].get("preferences_label")
     rows = (row for row in iterate_rows(path) if label is None or read_label(row[label], path))
     try:
@@ -596,8 +606,8 @@ def check_pairs(config: Mapping[str, Any], path: str) -> Iterator[str]:
 def check_columns(
     path: str, section: Mapping[str, Any], kind: str, policy_path: str | None
 ) -> Iterator[str]:
-    """Whether a file has a row and that row the columns, and a chat template where one of them
-    holds messages; `prepare_data` checks the other rows."""
+    """Check whether a file has a row, that row has the columns, and there is a chat template where
+    a column holds messages. `prepare_data` checks the other rows."""
     try:
         first = next(iterate_rows(path), None)
         if first is None:
@@ -619,7 +629,7 @@ def check_columns(
 
 
 def lacks_template(policy_path: str | None) -> bool:
-    """Whether files tell that the policy's tokenizer has no chat template."""
+    """Whether files show that the policy's tokenizer has no chat template."""
     if policy_path is None:
         return True
     folder = Path(policy_path)

@@ -1,4 +1,4 @@
-"""Config files as text: what YAML would drop without a word, and what paths mean."""
+"""Config files as text: keys that YAML would drop silently, and what paths mean."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from snakemake.utils import update_config
 from warpflow.gold_names import is_endpoint
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# The files that the Snakefile reads before those of --configfile.
+# The Snakefile reads these files before those of --configfile.
 DEFAULTS = ("config/config.yaml", "config/ablations.yaml")
-MERGE = "<<"  # YAML's own key for "and all of that mapping", which may come again
-# Keys of paths, beside those that end with _path; a hub name has nothing that would be replaced.
+MERGE = "<<"  # YAML's key for "and all of that mapping", which may come twice
+# Keys of paths, beside those that end with _path. A hub name has nothing that would be replaced.
 PATHS = (
     *("results", "path", "task_folder", "answers", "template", "reward_model"),
     *("requirements", "gold"),
@@ -24,10 +24,10 @@ PATHS = (
 
 
 def read_config(paths: Iterable[str | Path]) -> dict[str, Any]:
-    """The config of some files, each laid over those before it, as Snakemake does it.
+    """Return the config of some files, each laid over those before it, as Snakemake does it.
 
     Raises:
-        ValueError: a key stands twice in a file.
+        ValueError: a file has a key twice.
     """
     config: dict[str, Any] = {}
     for path in paths:
@@ -38,12 +38,12 @@ def read_config(paths: Iterable[str | Path]) -> dict[str, Any]:
 
 
 def expand_paths(config: Any, key: str = "") -> Any:
-    """The config with `~` and variables of the environment ($SCRATCH, ${SCRATCH}) in its paths
-    replaced. What is not known stays as it is, and `pipeline.config.check_paths` names it."""
+    """Replace `~` and variables of the environment ($SCRATCH, ${SCRATCH}) in the paths of a config.
+    What is not known stays as it is, and `pipeline.config.check_paths` names it."""
     if key == "gold" and is_endpoint(config):
         return config  # its address is replaced when it is called
     if isinstance(config, Mapping):
-        # Each gold reward has a name of its own.
+        # Each gold reward has its own name.
         keys = {name: "gold" if key == "gold" else str(name) for name in config}
         return {name: expand_paths(value, keys[name]) for name, value in config.items()}
     if not isinstance(config, str) or not (key in PATHS or key.endswith("_path")):
@@ -54,7 +54,7 @@ def expand_paths(config: Any, key: str = "") -> Any:
 
 
 def repeated_keys(path: str | Path) -> Iterator[str]:
-    """Keys that stand twice in one mapping of a file. YAML keeps the last of them alone."""
+    """Yield the keys that one mapping of a file has twice. YAML keeps only the last one."""
     text = Path(path).read_text(encoding="utf-8-sig")
     yield from (f"- {path}, {problem}" for problem in _repeated(yaml.compose(text, LOADER)))
 

@@ -15,39 +15,39 @@ Out = dict[str, Any]
 
 
 def file_md5(path: Path) -> str:
-    """MD5 of a file, the hash that DVC names contents by."""
+    """Return the MD5 of a file, the hash by which DVC names contents."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum(path: Path) -> str:
-    """The checksum of a file's content, as Snakemake records it."""
+    """Return the checksum of a file's content, as Snakemake records it."""
     return f"sha256:{file_sha256(path)}"
 
 
 def folder_files(folder: Path) -> list[str]:
-    """Every file below a folder, relative to it, in DVC's order."""
+    """Return every file below a folder, relative to it, in DVC's order."""
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
 def folder_listing(folder: Path) -> list[dict[str, str]]:
-    """Each file of a folder with its MD5, as DVC lists a folder."""
+    """Return each file of a folder with its MD5, as DVC lists a folder."""
     return [{"md5": file_md5(folder / name), "relpath": name} for name in folder_files(folder)]
 
 
 def listing_md5(listing: list[dict[str, str]]) -> str:
-    """DVC's hash of a folder."""
+    """Return DVC's hash of a folder."""
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
 def folder_out(folder: Path) -> Out:
-    """The entry that DVC writes for a folder, without calling it."""
+    """Return the entry that DVC writes for a folder, without calling DVC."""
     listing = folder_listing(folder)
     size = sum((folder / row["relpath"]).stat().st_size for row in listing)
     return {
@@ -60,7 +60,7 @@ def folder_out(folder: Path) -> Out:
 
 
 def read_pointer(pointer: Path) -> Out:
-    """The single `outs` entry of a .dvc file."""
+    """Return the single `outs` entry of a .dvc file."""
     return yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"][0]
 
 
@@ -70,7 +70,7 @@ def write_pointer(pointer: Path, out: Out) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write aside and rename: a reader sees the old file or the new one."""
+    """Write a file aside and rename it, so that a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.tmp{os.getpid()}")
     aside.write_bytes(content)

@@ -1,7 +1,7 @@
 """DVC's cache as jobs see it: reading needs no lock and no call of DVC.
 
-Heavy results get into the cache by `dvc add` (rule `track`) alone. The run cache, a folder of
-small files that `dvc push --run-cache` shares, remembers which result each key gave.
+Heavy results get into the cache only by `dvc add` (rule `track`). The run cache, a folder of small
+files that `dvc push --run-cache` shares, remembers which result each key gave.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from warpflow.pipeline.contents import (
     write_atomically,
 )
 
-# What the run cache remembers of how a result came to be.
+# The run cache remembers these facts about how a result was made.
 KEPT = ("environment", "seconds", "accepted")
 INSTEAD = "to track them and keep their bytes elsewhere, move DVC's cache (docs/your_machine.md)"
 
 
 def tracking_problem(path: str | Path = ".") -> str | None:
-    """Why results at a path are not tracked here, or None where they are."""
+    """Say why results at a path are not tracked here, or return None where they are."""
     if not Path(".dvc/config").is_file():
         return "there is no DVC repository here (run `git init` and `dvc init`)"
     if not Path(".git").exists():
@@ -51,8 +51,8 @@ def tracking_problem(path: str | Path = ".") -> str | None:
 
 
 def outside_problem(path: str | Path) -> str | None:
-    """Why DVC, which tracks what lies in the repository alone, cannot track a path; None where it
-    can. It follows no symbolic link of a folder."""
+    """Say why DVC cannot track a path, or return None where it can. DVC tracks only what lies in
+    the repository, and follows no symbolic link of a folder."""
     project, real = Path.cwd().resolve(), Path(path).resolve()
     if not Path(os.path.abspath(path)).is_relative_to(Path.cwd()):
         return f"{path} lies outside this folder, and DVC tracks only what is inside; {INSTEAD}"
@@ -62,7 +62,7 @@ def outside_problem(path: str | Path) -> str | None:
 
 
 def remove_broken_lock(pause: float = 0.5) -> None:
-    """Remove DVC's list of read and write locks where it is no JSON: a SIGKILL while DVC wrote it
+    """Remove DVC's list of read and write locks where it is not JSON. A SIGKILL while DVC writes it
     leaves half of it, or an empty file, and every later call of DVC fails. Another DVC may be
     writing it just now, so it is read twice."""
     path = Path(".dvc/tmp/rwlock")
@@ -79,13 +79,14 @@ def remove_broken_lock(pause: float = 0.5) -> None:
 
 
 def cache_folder() -> Path:
-    """DVC's cache: as DVC's system, user, project and local configuration say, in this order."""
+    """Return DVC's cache, as DVC's system, user, project and local configuration say, in this
+    order."""
     return _cache_folder(Path.cwd())
 
 
 @cache
 def _cache_folder(project: Path) -> Path:
-    """The folder of DVC's cache, found as DVC finds it: the last file that names one decides, `~`
+    """Return the folder of DVC's cache as DVC finds it. The last file that names one decides, `~`
     is the user's home, and other paths start at the folder of the file that names them."""
     system = os.environ.get("DVC_SYSTEM_CONFIG_DIR") or site_config_dir("dvc", "iterative")
     user = os.environ.get("DVC_GLOBAL_CONFIG_DIR") or user_config_dir("dvc", "iterative")
@@ -109,7 +110,7 @@ def cached_object(md5: str) -> Path:
 
 
 def cached_listing(md5: str) -> list[dict[str, str]]:
-    """The files of a folder in the cache."""
+    """Return the files of a folder in the cache."""
     return json.loads(cached_object(md5).read_text(encoding="utf-8"))
 
 
@@ -124,19 +125,19 @@ def is_cached(out: Out) -> bool:
 
 
 def cached_run(key: str) -> Path:
-    """Folder of DVC's run cache for a key."""
+    """Return the folder of DVC's run cache for a key."""
     return cache_folder() / "runs" / key[:2] / key
 
 
 def remembered_runs(key: str) -> list[dict[str, Any]]:
-    """What the run cache holds for a key, without what a kill left half-written."""
+    """Return what the run cache holds for a key, without what a kill left half-written."""
     paths = [path for path in cached_run(key).glob("*") if ".tmp" not in path.name]
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
 
 
 def remember_run(record: dict[str, Any], out: Out | None = None, text: str | None = None) -> None:
-    """Enter a result under its key, in DVC's format: a folder's `out`, or a small file's text,
-    which needs no object in the cache."""
+    """Enter a result under its key, in DVC's format. It is a folder's `out`, or a small file's
+    text, which needs no object in the cache."""
     details = {name: record[name] for name in KEPT if name in record}
     entry = {
         "cmd": shlex.join(record["command"]),
@@ -149,14 +150,14 @@ def remember_run(record: dict[str, Any], out: Out | None = None, text: str | Non
 
 
 def find_folder(key: str, name: str) -> Out | None:
-    """The folder of that name that an earlier run of this key gave, if the local cache has all of
-    it."""
+    """Return the folder of that name that an earlier run of this key gave, if the local cache has
+    all of it."""
     outs = [out for entry in remembered_runs(key) for out in entry["outs"]]
     return next((out for out in outs if out["path"] == name and is_cached(out)), None)
 
 
 def find_text(key: str) -> str | None:
-    """The small file that an earlier run of this key gave."""
+    """Return the small file that an earlier run of this key gave."""
     details = [entry["params"]["provenance"] for entry in remembered_runs(key)]
     return next((detail["text"] for detail in details if "text" in detail), None)
 
@@ -165,8 +166,8 @@ def find_text(key: str) -> str | None:
 
 
 def is_unchanged(folder: Path, out: Out) -> bool:
-    """Whether a folder holds what `out` names. A file that is the very cache object (a link) is
-    not read again."""
+    """Whether a folder holds what `out` names. A file that is a link to the cache object is not
+    read again."""
     if not folder.is_dir():
         return False
     if not cached_object(out["md5"]).is_file():
@@ -205,7 +206,7 @@ def require_unchanged(pointer: Path) -> None:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """DVC's commands do not run side by side in one repository: queue instead of failing."""
+    """Wait for one's turn, because DVC's commands fail if two run in one repository at once."""
     Path(".dvc/tmp").mkdir(exist_ok=True)
     with FileLock(".dvc/tmp/warpflow.lock", fallback_to_soft=False):
         yield
@@ -214,7 +215,7 @@ def one_at_a_time() -> Iterator[None]:
 def dvc(*arguments: str) -> None:
     """Call DVC, one call at a time, waiting for whoever else holds its lock.
 
-    Where it fails, stops with its message: a full disk, say. The workspace is as it was.
+    Where DVC fails, for example on a full disk, stop with its message. The workspace is as it was.
     """
     command = ["dvc", "--wait-for-lock", *arguments]
     with one_at_a_time():

@@ -1,11 +1,11 @@
-"""Content decides what runs again, not clocks.
+"""Content decides what runs again, and not file times.
 
 Snakemake compares checksums only for inputs that are newer than the output, and Git and DVC leave
-any times behind. So every rule has a parameter that says with which contents of its inputs its
-output was made (rules/start.smk). As long as the contents are those that Snakemake recorded, the
-parameter is the recorded one; once they are not, it says what differs, and Snakemake runs the rule
-because a parameter changed. Nothing is touched: a dry run changes no file's time, and files of
-others may be read-only.
+arbitrary times behind. So every rule has a parameter that says with which contents of its inputs
+its output was made (rules/start.smk). As long as the contents are those that Snakemake recorded,
+the parameter is the recorded one. Once they are not, it says what differs, and Snakemake runs the
+rule because a parameter changed. A dry run changes no file's time, and files of others may be
+read-only.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from warpflow.pipeline.model_contents import model_content
 from warpflow.pipeline.point_jobs import listed_files
 
 METADATA = Path(".snakemake/metadata")
-FORMAT = 6  # of Snakemake's records, that parameters are read from
+FORMAT = 6  # the format of Snakemake's records, from which parameters are read
 FIRST = "made first"
 PREFIX = "inputs: "
 
 
 class Records:
-    """What Snakemake recorded of each output: a folder of JSON files, read when first needed."""
+    """Snakemake's records of outputs: a folder of JSON files, read when first needed."""
 
     def __init__(self, folder: Path = METADATA, results: Path = Path("results")) -> None:
         self.folder = folder
@@ -36,28 +36,29 @@ class Records:
         self.checksums: dict[str, str] = {}
 
     def of(self, output: str) -> dict[str, Any]:
-        """The record of an output; empty where there is none, or a kill cut it short, as Snakemake
-        sees it."""
+        """Return the record of an output. It is empty where there is none or a kill cut it short,
+        as for Snakemake."""
         try:
             return json.loads(self.path(output).read_bytes())
         except (FileNotFoundError, ValueError):
             return {}
 
     def path(self, output: str) -> Path:
-        """Snakemake names a record by its output in base64, in folders where that is long."""
+        """Return the file of a record. Snakemake names it by its output in base64, in folders where
+        that is long."""
         name = base64.urlsafe_b64encode(output.encode()).decode()
         *folders, last = [name[i : i + 254] for i in range(0, len(name), 254)]
         return Path(self.folder, *(f"@{folder}" for folder in folders), last)
 
     @cached_property
     def problem(self) -> str | None:
-        """Why these records cannot be read. It is said once, and nothing is guessed."""
+        """Say why these records cannot be read. It is said once, and nothing is guessed."""
         for path in self.folder.rglob("*"):
             if path.is_file():
                 try:
                     version = json.loads(path.read_bytes()).get("record_format_version", FORMAT)
                 except ValueError:
-                    continue  # cut short by a kill
+                    continue  # a kill cut it short
                 if version > FORMAT:
                     return (
                         f"{path} has record format {version}, this project reads up to {FORMAT}: "
@@ -68,8 +69,8 @@ class Records:
         return None
 
     def inputs_of(self, output: str) -> str:
-        """The parameter for an output: the recorded one while the contents of its inputs are the
-        recorded ones, else what differs."""
+        """Return the parameter for an output: the recorded one while the contents of its inputs are
+        the recorded ones, else what differs."""
         record = self.of(output)
         recorded = next((p for p in map(as_text, record.get("params") or []) if p), None)
         differs = [f"{path} {old[7:15]} → {new[7:15]}" for path, (old, new) in self.changed(record)]
@@ -78,8 +79,8 @@ class Records:
         return PREFIX + ", ".join(differs) if differs else recorded or PREFIX + FIRST
 
     def altered(self, output: Path) -> list[str]:
-        """The files that an output names as made beside it (`point_jobs.listed_files`) and that are
-        no longer what was made."""
+        """Return the files that an output lists as made beside it (`point_jobs.listed_files`) and
+        that have changed since."""
         return [
             f"{path} was {'altered' if Path(path).is_file() else 'removed'}"
             for path, made in listed_files(output, self.results)
@@ -87,8 +88,8 @@ class Records:
         ]
 
     def changed(self, record: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
-        """The inputs of a record whose content is another now, with both checksums. Inputs that
-        are missing are left to Snakemake."""
+        """Return the inputs of a record whose content has changed, with both checksums. Missing
+        inputs are left to Snakemake."""
         found = []
         for path, old in sorted((record.get("input_checksums") or {}).items()):
             new = self.checksum(path)
@@ -97,7 +98,8 @@ class Records:
         return found
 
     def checksum(self, path: str) -> str | None:
-        """The checksum of a file's content, as Snakemake writes it; each file is read once."""
+        """Return the checksum of a file's content, as Snakemake writes it. Each file is read
+        once."""
         if path not in self.checksums:
             if not Path(path).is_file():
                 return None
@@ -106,8 +108,8 @@ class Records:
 
 
 def other_models(output: Path) -> list[str]:
-    """The user's models that a job has read, as its provenance.json says, and that have another
-    content now, because they were overwritten under the same name."""
+    """Return the user's models that a job read, as its provenance.json says, and that were
+    overwritten since."""
     file = output.with_name("provenance.json")
     if output.suffix != ".json" or not file.is_file():
         return []
@@ -121,7 +123,7 @@ def other_models(output: Path) -> list[str]:
 
 
 def as_text(parameter: str) -> str | None:
-    """A recorded parameter (a repr) where it is that of `Records.inputs_of`."""
+    """Return a recorded parameter (a repr) as text, where it comes from `Records.inputs_of`."""
     try:
         value = ast.literal_eval(parameter)
     except (ValueError, SyntaxError):
@@ -130,8 +132,8 @@ def as_text(parameter: str) -> str | None:
 
 
 def results_without_records(results: str, records: Records) -> str | None:
-    """What to do where results are there and Snakemake has no record of them: it would take them
-    for good, whatever has changed since."""
+    """Say what to do where results are there and Snakemake has no record of them. It would take
+    them as they are, whatever has changed since."""
     made = sorted(Path(results).rglob("provenance.json"))
     made = [path for path in made if path.parent.name not in ("checkpoint", "data", "tables")]
     if not made or any(records.path(str(path)).is_file() for path in made):

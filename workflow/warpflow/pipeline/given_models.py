@@ -1,9 +1,9 @@
 """The user's own models: which the config names, where they are, and whether they are plain.
 
-All is read from config.json and the folder's listing, before any job and without model code. What a
-job would meet as an error of another library, or read without a word as something else (8-bit
-floats), is said here with what to do. A hub name is looked up in the cache of Hugging Face; one
-that is not there yet is left to the job that loads it.
+All is read from config.json and the folder's listing, before any job and without model code. Here a
+message says what to do where a job would end with an error of another library, or would silently
+read something else (8-bit floats). A hub name is looked up in the cache of Hugging Face. One that
+is not there yet is left to the job that loads it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from warpflow.model_kinds import ADAPTER, DEQUANTISED, TEXT_TYPES
 from warpflow.pipeline.architectures import assigned
 from warpflow.weight_files import gguf_problem, is_gguf
 
-OWN = ("fetch_policy", "train_reward_model", GOLD_RESULT)  # what the config calls the run's own
-TASKS = {False: "CAUSAL_LM", True: "SEQUENCE_CLASSIFICATION"}  # in transformers' mappings
-# Beside config.json in folders of quantisers whose models do not say so in it.
+OWN = ("fetch_policy", "train_reward_model", GOLD_RESULT)  # the config's names for the run's models
+TASKS = {False: "CAUSAL_LM", True: "SEQUENCE_CLASSIFICATION"}  # transformers names mappings so
+# These files lie beside config.json in folders of quantisers that leave no word in it.
 QUANTISER_FILES = {
     "quantize_config.json": "gptq",
     "quant_config.json": "awq",
@@ -35,9 +35,9 @@ class GivenModel:
     """A model that the config names.
 
     Attributes:
-        key: of the config, to be named in messages.
+        key: the key of the config, for messages.
         path: a folder, a file, or a name on the hub.
-        is_reward: a classifier with one label, else a causal language model.
+        is_reward: whether it is a classifier with one label, else a causal language model.
     """
 
     key: str
@@ -46,13 +46,13 @@ class GivenModel:
 
     @property
     def folder(self) -> Path | None:
-        """Where the model's files are; None where the name is no folder and not in the hub's
+        """The folder of the model's files, or None where the name is no folder and not in the hub's
         cache."""
         return Path(self.path) if Path(self.path).is_dir() else hub_snapshot(self.path)
 
 
 def given_models(config: Mapping[str, Any]) -> list[GivenModel]:
-    """The models of others that a config names: policy, rewards, golds, contestants, judges."""
+    """Return the given models that a config names: policy, rewards, golds, contestants, judges."""
     found = [
         GivenModel("policy.path", config["policy"]["path"], False),
         GivenModel("train_reward_model.path", config["train_reward_model"]["path"], True),
@@ -72,8 +72,8 @@ def given_models(config: Mapping[str, Any]) -> list[GivenModel]:
 
 
 def hub_snapshot(name: str) -> Path | None:
-    """The folder of a hub name's newest commit in the cache of Hugging Face; its name is the
-    commit."""
+    """Return the folder of a hub name's newest commit in the cache of Hugging Face. It is named
+    after the commit."""
     from huggingface_hub import constants  # only where a hub name is given
 
     repository = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
@@ -84,10 +84,10 @@ def hub_snapshot(name: str) -> Path | None:
 
 
 def read_model_config(folder: Path | None) -> dict[str, Any]:
-    """config.json of a model folder; empty where there is none.
+    """Return config.json of a model folder, or an empty one where there is none.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is not a JSON object.
     """
     file = folder / "config.json" if folder else None
     if file is None or not file.is_file():
@@ -102,7 +102,7 @@ def read_model_config(folder: Path | None) -> dict[str, Any]:
 
 
 def model_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the models that a config names: the first thing of each."""
+    """Yield the first thing that is wrong with each model that a config names."""
     for model in given_models(config):
         if is_gguf(model.path):
             if problem := gguf_problem(model.path):
@@ -127,7 +127,7 @@ def model_problems(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def conversion(model: GivenModel) -> str:
-    """The command that writes a plain folder, and what to do then."""
+    """Return the command that writes a plain folder, and what to do then."""
     out = f"{model.path.rstrip('/').rpartition('/')[2]}-plain"
     words = ["python", "scripts/convert_model.py", "--model", model.path, "--out", out]
     command = shlex.join([*words, *(["--reward_model"] if model.is_reward else [])])
@@ -135,7 +135,7 @@ def conversion(model: GivenModel) -> str:
 
 
 def adapter_problem(model: GivenModel, folder: Path) -> str | None:
-    """What a folder with an adapter's config is: an adapter, or a model that transformers would
+    """Say what a folder with an adapter's config is: an adapter, or a model that transformers would
     take for one."""
     if not (folder / ADAPTER).is_file():
         return None
@@ -158,12 +158,12 @@ def adapter_problem(model: GivenModel, folder: Path) -> str | None:
 
 
 def quantisation_problem(model: GivenModel, folder: Path, given: Mapping[str, Any]) -> str | None:
-    """What to do with numbers of a quantiser: training and merging here are in float32."""
+    """Say what to do with quantised numbers, because training and merging are in float32."""
     beside = [name for file, name in QUANTISER_FILES.items() if (folder / file).is_file()]
     settings = given.get("quantization_config")
     if not settings and not beside:
         return None
-    # Older versions of bitsandbytes did not say so.
+    # Older versions of bitsandbytes did not name their method.
     method = settings.get("quant_method", "bitsandbytes") if settings else beside[0]
     what = f"is quantised ({method}), while training and merging are in float32"
     before = "take the model as it was before it was quantised"
@@ -175,7 +175,7 @@ def quantisation_problem(model: GivenModel, folder: Path, given: Mapping[str, An
 
 
 def inner_problem(model: GivenModel, given: Mapping[str, Any]) -> str | None:
-    """What to do with a policy inside a model that sees or hears. A classifier is read as it is."""
+    """Say what to do with a policy inside a multimodal model. A classifier is read as it is."""
     inner = given.get("text_config")
     if model.is_reward or not isinstance(inner, dict):
         return None
@@ -189,7 +189,7 @@ def inner_problem(model: GivenModel, given: Mapping[str, Any]) -> str | None:
 
 
 def type_problem(model: GivenModel, given: Mapping[str, Any]) -> str | None:
-    """Whether the installed transformers has a model of this type that does what is asked of it."""
+    """Say why the installed transformers has no model of this type for the task, if it has none."""
     kind, known = given.get("model_type"), model_types(model.is_reward)
     if kind is None or not known or kind in known:
         return None
@@ -207,6 +207,6 @@ def type_problem(model: GivenModel, given: Mapping[str, Any]) -> str | None:
 
 
 def model_types(is_reward: bool) -> dict[str, Any]:
-    """Model types of transformers that do what is asked; empty where it is not installed."""
+    """Return the model types of transformers for the task, or none where it is not installed."""
     name = f"MODEL_FOR_{TASKS[is_reward]}_MAPPING_NAMES"
     return assigned("models/auto/modeling_auto.py", name)

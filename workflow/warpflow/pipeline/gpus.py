@@ -1,4 +1,4 @@
-"""GPUs of this machine, and whose turn it is: Snakemake counts them, but hands none out."""
+"""The GPUs of this machine, and which job holds them. Snakemake counts them, but assigns none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Gpu:
 
 
 def visible_gpus() -> list[Gpu]:
-    """The GPUs that this process may use, in nvidia-smi's order."""
+    """Return the GPUs that this process may use, in nvidia-smi's order."""
     listing = output("nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader")
     rows = [line.split(", ") for line in listing.splitlines() if line.count(", ") == 2]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -38,7 +38,7 @@ def visible_gpus() -> list[Gpu]:
 
 
 def output(*command: str) -> str:
-    """What a command prints; nothing where it fails or is not installed."""
+    """Return what a command prints, or nothing where it fails or is not installed."""
     if not shutil.which(command[0]):
         return ""
     return subprocess.run(
@@ -50,23 +50,25 @@ def output(*command: str) -> str:
 def held_gpus(count: int) -> Iterator[tuple[dict[str, str], list[int]]]:
     """Hold `count` GPUs that no other job of this user holds on this machine; wait for them.
 
-    Nothing is held where `count` is 0, and under SLURM where the job's own devices are what it
-    needs; in a larger allocation, which several jobs share, they are held as on any machine. A
-    device is held by the lock on a file; whoever inherits the file holds the lock too, so that a
-    training run whose wrapper was killed keeps its device until it ends itself.
+    Nothing is held where `count` is 0, and under SLURM where the job has exactly the devices that
+    it needs. In a larger allocation, which several jobs share, they are held as on any machine. A
+    device is held by the lock on a file. A process that inherits the file holds the lock too, so
+    that a training run whose wrapper was killed keeps its device until it ends.
 
     Yields:
         Environment variables for the command, and the files that it must inherit.
 
     Raises:
-        ValueError: more GPUs than there are.
+        ValueError: the job asks for more GPUs than there are.
     """
     uuids = [gpu.uuid for gpu in visible_gpus()]
     if not count or ("SLURM_JOB_ID" in os.environ and len(uuids) <= count):
         yield {}, []
         return
     if count > len(uuids):
-        raise ValueError(f"{count} GPUs asked for, {len(uuids)} visible: lower resource gpu")
+        raise ValueError(
+            f"the job asks for {count} GPUs, but {len(uuids)} are visible: lower resource gpu"
+        )
     with ExitStack() as stack:
         while len(taken := take(count, uuids)) < count:
             time.sleep(0.5)
@@ -75,8 +77,8 @@ def held_gpus(count: int) -> Iterator[tuple[dict[str, str], list[int]]]:
 
 
 def take(count: int, uuids: list[str]) -> dict[str, IO[str]]:
-    """Lock `count` free devices, or none: two jobs that held half of what they need each would
-    wait for ever. Returns the locked file of each."""
+    """Lock `count` free devices or none, because two jobs that each held half of what they need
+    would wait for ever. Return the locked file of each."""
     folder = Path(tempfile.gettempdir(), f"warpflow-gpus-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     taken: dict[str, IO[str]] = {}
@@ -84,7 +86,7 @@ def take(count: int, uuids: list[str]) -> dict[str, IO[str]]:
         for uuid in uuids:
             if len(taken) == count:
                 break
-            # Not a FileLock: the command inherits the open file, and with it the lock.
+            # A FileLock would not do: the command inherits the open file, and with it the lock.
             file: IO[str] = open(folder / uuid, "w", encoding="utf-8")  # noqa: SIM115 - kept open: it is the lock
             if lock_descriptor(file.fileno(), blocking=False):
                 taken[uuid] = file

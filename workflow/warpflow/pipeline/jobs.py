@@ -87,16 +87,16 @@ def make_record(
     code: dict[str, str] | None = None,
     models: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What goes into a result: command, contents of inputs, what the code does, and the key of
-    them all.
+    """Return what goes into a result: command, contents of inputs, what the code does, and their
+    key.
 
-    Paths of results are replaced by their contents in the key, so that the same work under
-    another name is the same key.
+    In the key, paths of results are replaced by their contents, so that the same work under another
+    name has the same key.
 
     Args:
         functions: ``package.module:function`` that the command calls, as its settings name them.
-        code: of `code_of`, where it is known already.
-        models: of the user's that the command loads: folders, or names on the hub.
+        code: the result of `code_of`, where it is known already.
+        models: the user's models that the command loads, as folders or names on the hub.
     """
     contents = {
         path: read_pointer(Path(path))["md5"] if path.endswith(".dvc") else file_md5(Path(path))
@@ -118,13 +118,13 @@ def make_record(
 
 
 def code_of(command: Sequence[str], functions: Sequence[str] = ()) -> dict[str, str]:
-    """The files of code that a command runs, each with a hash of what it does."""
+    """Return the files of code that a command runs, each with a hash of what it does."""
     script = next((word for word in command if word.endswith(".py")), None)
     return code_hashes(script, *functions) if script else {}
 
 
 def command_parameters(command: Sequence[str]) -> dict[str, str]:
-    """The command's ``--flag value`` pairs, to read."""
+    """Return the command's ``--flag value`` pairs, for readers."""
     return {
         flag.removeprefix("--"): value
         for flag, value in itertools.pairwise(command)
@@ -143,12 +143,12 @@ def keep_definitions(record: dict[str, Any], results: Path) -> None:
 
 
 def code_record(code_hash: str, results: Path) -> Path:
-    """The file of `keep_definitions`."""
+    """Return the file that `keep_definitions` writes."""
     return results / "code" / f"{code_hash[:16]}.json"
 
 
 def environment(processes: Processes) -> dict[str, Any]:
-    """Where a result is made: versions, device, threads, processes and the Git commit."""
+    """Return where a result is made: versions, device, threads, processes and the Git commit."""
     return {
         "python": platform.python_version(),
         "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
@@ -177,20 +177,20 @@ def run(
     results: Path | None = None,
     models: Sequence[str] = (),
 ) -> None:
-    """Make `makes` (folders side by side, or one small text file) unless they are at hand already,
-    and write provenance.json beside them.
+    """Make `makes` (folders side by side, or one small text file) unless they exist already, and
+    write provenance.json beside them.
 
     Args:
-        log: takes what the command prints.
+        log: the file for what the command prints.
         runtime_args: arguments for the command that do not change the result.
-        states: folder of resume states; the command gets ``--state`` with one of its own, named
-            by the key, so that a state is never taken up by other settings. It is removed once
-            the result is in place, and not before.
-        gpus: of this machine, that the command alone is to use.
-        processes: that share the work; recorded, and no part of the key.
-        functions: ``package.module:function`` of the settings; their files are code of the job.
-        results: folder whose code/ says what the code did; none without.
-        models: of the user's that the command loads.
+        states: the folder of resume states. The command gets ``--state`` with a state of its own,
+            named by the key, so that other settings never resume from it. It is removed once the
+            result is in place, and not before.
+        gpus: the number of GPUs of this machine that only this command may use.
+        processes: the processes that share the work. They are recorded, and no part of the key.
+        functions: ``package.module:function`` of the settings. Their files are code of the job.
+        results: the folder whose code/ says what the code did. Without it nothing is written there.
+        models: the user's models that the command loads.
     """
     record = make_record(makes, inputs, command, functions, models=models)
     if results:
@@ -210,18 +210,18 @@ def run(
             make(makes, inputs, [*command, *extra], log, gpus, processes)
             seconds = round(time.time() - started, 1)
             if any(not Path(model).exists() for model in models):
-                # The command loaded a name on the hub: only now is it known which commit that is.
+                # The command loaded a name on the hub. Only now is its commit known.
                 record = make_record(makes, inputs, command, functions, models=models)
             details = {"environment": environment(processes), "seconds": seconds}
             keep(makes, record, details)
-        if state:  # not before the seal: a kill in between would cost the whole run
+        if state:  # only after the seal: a kill in between would cost the whole run
             remove(state)
     document = json.dumps(record | details, indent=1, sort_keys=True) + "\n"
     write_atomically(makes[0].parent / "provenance.json", document.encode())
 
 
 def keep(makes: Sequence[Path], record: dict[str, Any], details: dict[str, Any]) -> None:
-    """Remember a small file's text under the key at once; leave folders, sealed, to `track`."""
+    """Remember a small file's text under the key at once, and leave sealed folders to `track`."""
     if not is_small(makes[0]):
         for folder in makes:
             write_seal(folder, record["key"], details)
@@ -231,9 +231,9 @@ def keep(makes: Sequence[Path], record: dict[str, Any], details: dict[str, Any])
 
 @contextmanager
 def alone(state: Path | None) -> Iterator[None]:
-    """Be the only job on a state, before looking for its result: a job that a killed Snakemake
-    left running may finish it while this one starts, and must not lose its temporary folder.
-    Where there is no state, jobs do not wait for one another."""
+    """Be the only job on a state before looking for its result. A job that a killed Snakemake left
+    running may finish it while this one starts, and must not lose its temporary folder. Jobs
+    without a state do not wait for one another."""
     if state is None:
         yield
         return
@@ -246,15 +246,16 @@ def alone(state: Path | None) -> Iterator[None]:
 
 
 def is_small(made: Path) -> bool:
-    """Small results are one text file, kept in Git; heavy ones a folder, kept by DVC."""
+    """Whether a result is small. Small results are one text file in Git, and heavy ones a folder in
+    DVC."""
     return bool(made.suffix)
 
 
 def restore(makes: Sequence[Path], key: str) -> dict[str, Any] | None:
-    """Take what an earlier run of the key gave, if it is at hand; its environment, seconds, and by
-    whom it was accepted.
+    """Take what an earlier run of the key gave, if it is there. Return its environment, its
+    seconds, and who accepted it.
 
-    A small file is written here. A folder is left to `track`: it is in DVC's cache, or in place
+    A small file is written here. A folder is left to `track`. It is in DVC's cache, or in place
     already, sealed by a run that was not tracked.
     """
     first = makes[0]
@@ -279,7 +280,8 @@ def make(
     gpus: int = 0,
     processes: Processes = ONE,
 ) -> None:
-    """Run the command into temporary paths beside `makes`, then rename: all of it or nothing."""
+    """Run the command into temporary paths beside `makes`, then rename them, so that all or nothing
+    is made."""
     require_inputs(inputs)
     aside = {made: made.with_name(f"{made.name}.tmp{os.getpid()}") for made in makes}
     for made in makes:
@@ -316,7 +318,7 @@ def compute(
     processes: Processes = ONE,
 ) -> int:
     """Run a command with the folders of its inputs in place of their pointers, on GPUs that it
-    holds alone; its exit status."""
+    alone holds. Return its exit status."""
     folders = {path: path.removesuffix(".dvc") for path in inputs}
     words = [folders.get(word, word) for word in command]
     words = launched(words, processes, cores(os.environ))
@@ -326,7 +328,7 @@ def compute(
 
 
 def stop(status: int, log: Path) -> NoReturn:
-    """Show the end of a failed command's log; its exit status is ours."""
+    """Show the end of a failed command's log, and exit with its status."""
     print(f"{describe_status(status)}; the end of {log}:", file=sys.stderr)
     print("\n".join(log_tail(log)), file=sys.stderr)
     sys.exit(status)
@@ -366,7 +368,7 @@ def run_logged(
 
 
 def describe_status(status: int) -> str:
-    """An exit status of `subprocess` in words; below 0 it is the signal that ended the command."""
+    """Describe an exit status of `subprocess`. Below 0 it is the signal that ended the command."""
     if status >= 0:
         return f"exit status {status}"
     name = signal.Signals(-status).name
@@ -374,7 +376,7 @@ def describe_status(status: int) -> str:
 
 
 def log_tail(log: Path, lines: int = 12) -> list[str]:
-    """The last lines of a log, progress bars left out."""
+    """Return the last lines of a log, without progress bars."""
     text = log.read_text(errors="replace", encoding="utf-8").splitlines()
     return [line for line in text if line.strip() and "%|" not in line][-lines:]
 
@@ -387,9 +389,9 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-# A seal says: this folder is what the run of this key left here, and it is not tracked as yet.
-# Times are not part of it: `dvc add` changes them when it replaces files by links, and may be
-# killed while it does.
+# A seal says that this folder is what the run of this key left here, and that it is not tracked
+# yet. Times are no part of it, because `dvc add` changes them when it replaces files by links, and
+# may be killed meanwhile.
 
 
 def seal_path(folder: Path) -> Path:
@@ -422,8 +424,8 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def track(provenance: Path, pointers: Sequence[Path]) -> None:
-    """Give the folders of a finished result to DVC, in one call, or take them from DVC's cache,
-    where they were made before."""
+    """Give the folders of a finished result to DVC in one call, or take them from DVC's cache where
+    they were made before."""
     record = json.loads(provenance.read_text(encoding="utf-8"))
     key = record["key"]
     is_tracked = tracking_problem(provenance.parent) is None
@@ -455,7 +457,7 @@ def take_from_cache(folder: Path, key: str, pointer: Path) -> None:
 
 
 def track_without_dvc(folder: Path, record: dict[str, Any], pointer: Path) -> None:
-    """Write the pointer that DVC would write; the seal stays, to tell whose bytes these are."""
+    """Write the pointer that DVC would write. The seal stays, to show whose bytes these are."""
     if not is_sealed(folder, record["key"]):
         stop_without_result(folder, folder.parent / "provenance.json")
     write_pointer(pointer, folder_out(folder))
@@ -469,26 +471,26 @@ def stop_without_result(folder: Path, provenance: Path) -> NoReturn:
 
 
 def run_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The arguments of ``run``, those before ``--``."""
+    """Add the arguments of ``run``, those before ``--``."""
     parser.add_argument("--makes", type=Path, nargs="+", required=True, help="folders or a file")
-    parser.add_argument("--log", type=Path, required=True, help="for what the command prints")
-    parser.add_argument("--inputs", nargs="*", default=[], help="declared inputs of the rule")
+    parser.add_argument("--log", type=Path, required=True, help="the log of the command")
+    parser.add_argument("--inputs", nargs="*", default=[], help="the declared inputs of the rule")
     parser.add_argument(
         "--runtime_args", default="", help="arguments that do not change the result"
     )
     parser.add_argument("--functions", nargs="*", default=[], help="module:function of settings")
-    parser.add_argument("--models", nargs="*", default=[], help="of the user's, to be loaded")
-    parser.add_argument("--results", type=Path, help="folder; its code/ says what the code did")
-    parser.add_argument("--gpus", type=int, default=0, help="to hold while the command runs")
-    parser.add_argument("--processes", type=int, default=1, help="0: one to each GPU")
-    parser.add_argument("--nodes", type=int, default=1, help="of this SLURM job, to run on")
+    parser.add_argument("--models", nargs="*", default=[], help="the user's models that are loaded")
+    parser.add_argument("--results", type=Path, help="folder; code/ in it says what the code did")
+    parser.add_argument("--gpus", type=int, default=0, help="the GPUs that the command holds")
+    parser.add_argument("--processes", type=int, default=1, help="0 starts one on each GPU")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of this SLURM job to run on")
     parser.add_argument("--accelerate", default="ddp", help="a file of config/accelerate/")
-    parser.add_argument("--states", type=Path, help="folder of resume states, for --state")
+    parser.add_argument("--states", type=Path, help="the folder of resume states, for --state")
     return parser
 
 
 def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """``run``, its arguments, ``--`` and a command → the arguments and the command."""
+    """Split ``run``, its arguments, ``--`` and a command into the arguments and the command."""
     cut = list(words).index("--")
     given = run_parser(argparse.ArgumentParser()).parse_args(list(words)[1:cut])
     return given, list(words)[cut + 1 :]

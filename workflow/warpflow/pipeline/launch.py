@@ -1,8 +1,8 @@
-"""One training run over several processes, on this machine's devices or over nodes of SLURM:
-`accelerate launch` starts them, here is what it is called with.
+"""One training run over several processes, on this machine's devices or over nodes of SLURM.
 
-How many and where is a matter of resources, not of the config: a result is the same to float
-tolerance, and has the same key.
+`accelerate launch` starts them, and this file makes its arguments. Their number and place are
+resources and no part of the config, because a result is the same to float tolerance and has the
+same key.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Processes:
     """Where one run is computed.
 
     Attributes:
-        count: of processes, in all.
-        nodes: of the SLURM job, with equally many processes each.
-        setup: name of a file of config/accelerate/, such as ddp or fsdp.
+        count: the number of all processes.
+        nodes: the nodes of the SLURM job, with equally many processes each.
+        setup: the name of a file of config/accelerate/, such as ddp or fsdp.
     """
 
     count: int = 1
@@ -34,11 +34,11 @@ class Processes:
 
 
 def choose_processes(processes: int, gpus: int, nodes: int, setup: str) -> Processes:
-    """The processes that a rule's resources ask for. With 0 processes there is one to each GPU, and
-    one where there is no GPU.
+    """Return the processes that a rule's resources ask for. With 0 processes there is one on each
+    GPU, and one where there is no GPU.
 
     Raises:
-        ValueError: what cannot be; names the resource to change.
+        ValueError: the resources do not fit. The message names the one to change.
     """
     count = processes or max(gpus, 1)
     if gpus and count > gpus:
@@ -59,13 +59,13 @@ def choose_processes(processes: int, gpus: int, nodes: int, setup: str) -> Proce
 
 
 def launched(command: Sequence[str], processes: Processes, threads: int) -> list[str]:
-    """``python SCRIPT …`` as that of several processes.
+    """Return the command that starts ``python SCRIPT …`` in several processes.
 
-    Over several nodes this process is on the first: its name and a port that is free now are where
-    the others come to. On one, accelerate finds the port (0 in its file).
+    Over several nodes this process is on the first node. The others meet at its name and a port
+    that is free now. On one node accelerate finds the port (0 in its file).
 
     Args:
-        threads: cores that each node gives.
+        threads: the cores that each node gives.
     """
     if processes.count == 1:
         return list(command)
@@ -76,7 +76,7 @@ def launched(command: Sequence[str], processes: Processes, threads: int) -> list
         return ["0" if word == "{rank}" else word for word in words] + list(command[1:])
     words += ["--main_process_ip", socket.gethostname(), "--main_process_port", str(free_port())]
     text = shlex.join([*words, *command[1:]]).replace("'{rank}'", '"$SLURM_NODEID"')
-    # A step on all nodes; this process is in none, and SIGTERM comes to theirs alone.
+    # This is a step on all nodes. This process is in none, and SIGTERM goes only to theirs.
     step = ["srun", "--overlap", "--kill-on-bad-exit", f"--nodes={processes.nodes}"]
     step += [f"--ntasks={processes.nodes}", "--ntasks-per-node=1", f"--cpus-per-task={threads}"]
     return [*step, "bash", "-c", f"exec {text}"]
@@ -89,21 +89,21 @@ def free_port() -> int:
 
 
 def process_environment(processes: Processes, environment: Mapping[str, str]) -> dict[str, str]:
-    """What the processes of a run are to have in their environment.
+    """Return the environment of a run's processes.
 
     The cores of a node are shared among its processes. After a SIGTERM accelerate waits for them to
-    save themselves, as long as whoever sent it does, and not for half a minute.
+    save themselves for as long as the sender of the signal does, and not only for half a minute.
     """
     if processes.count == 1:
         return {}
     share = str(max(1, cores(environment) * processes.nodes // processes.count))
     return {
         "OMP_NUM_THREADS": share,
-        "MKL_NUM_THREADS": share,  # Snakemake sets it, and torch heeds it first
+        "MKL_NUM_THREADS": share,  # Snakemake sets it, and torch reads it first
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "86400",
     }
 
 
 def cores(environment: Mapping[str, str]) -> int:
-    """`threads` of the rule, as Snakemake tells its jobs."""
+    """Return `threads` of the rule, as Snakemake passes it to its jobs."""
     return int(environment.get("OMP_NUM_THREADS") or 1)

@@ -1,10 +1,10 @@
-"""What a given model consists of, as one hash: part of the key of every job that reads it.
+"""The content of a given model as one hash, which is in the key of every job that reads it.
 
 A policy that is overwritten under its name is another policy. A folder is named by the contents of
-the files that `from_pretrained` may read, whatever their times; a name on the hub, a dataset's too,
-by its commit in the cache of Hugging Face. Weights are large, so that the hash of a file is
-remembered until its size or times change. What is remembered only spares reading a file again: no
-key depends on it.
+the files that `from_pretrained` may read, whatever their times are. A model or dataset on the hub
+is named by its commit in the cache of Hugging Face. Weights are large, so the hash of a file is
+remembered until its size or times change. This only saves reading a file again, and no key depends
+on it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ READ = (
     *("*.model", "*.txt", "*.tiktoken", "additional_chat_templates/*.jinja"),
 )
 NOT_READ = ("training_args.bin", "trainer_state.json", "README*", "*requirements.txt")
-SETTLED = 2_000_000_000  # ns: a file that changed later may change again within a tick of its clock
+SETTLED = 2_000_000_000  # ns; a younger file may change again within one tick of its clock
 
 
 def model_content(path: str) -> str | None:
-    """The content of a model that is given by folder, by file or by its name on the hub, or of a
-    dataset (``hub:org/name``); None where it is not known here: a name that is not in the cache as
-    yet."""
+    """Return the content of a model that is given by folder, by file or by its name on the hub, or
+    of a dataset (``hub:org/name``). Return None for a name that is not in the cache yet."""
     if is_hub(path):
         return cached_commit(parse_hub(path))
     given = Path(path)
@@ -44,7 +43,7 @@ def model_content(path: str) -> str | None:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """The files of a folder that may be read, each with the hash of its content."""
+    """Return the files of a folder that may be read, each with the hash of its content."""
     files = {
         name: path
         for path in sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")])
@@ -54,13 +53,13 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 
 def is_read(name: str) -> bool:
-    """Whether the content of a file may matter to whoever loads the folder."""
+    """Whether loading the folder may read this file."""
     matches = [any(fnmatchcase(name, p) for p in patterns) for patterns in (READ, NOT_READ)]
     return matches == [True, False]
 
 
 def hashes(files: list[Path]) -> list[str]:
-    """SHA-256 of each file; only those are read that are not as they are remembered."""
+    """Return the SHA-256 of each file. Only files that differ from what is remembered are read."""
     known = json.loads(REMEMBERED.read_bytes()) if REMEMBERED.is_file() else {}
     settled = time.time_ns() - SETTLED
     found, kept = [], {}
@@ -78,7 +77,7 @@ def hashes(files: list[Path]) -> list[str]:
 
 
 def state(file: Path) -> list[int]:
-    """What changes with a file's content: size and times, that of its entry among them, which
-    nobody can set back."""
+    """Return what changes with a file's content: its size and times, among them that of its entry,
+    which nobody can set back."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]

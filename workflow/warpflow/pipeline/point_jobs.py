@@ -1,13 +1,13 @@
-"""Run rule `evaluate_front`: one command for several points, each of them under a key of its own.
+"""Run rule `evaluate_front`: one command for several points, each with its own key.
 
     python -m warpflow.pipeline.point_jobs --points JSON --index FILE --log FILE --inputs FILE... \\
         -- COMMAND...
 
 A point is one small file, evaluation.json, with its provenance.json beside it, as if a job of its
-own had made it (`pipeline.jobs`). Those that are known under their key are taken from DVC's run
-cache; COMMAND computes only the others, all in one process. It writes each file as soon as its
-point is done, under a name with the key, so that a job that was killed leaves what it finished to
-the next one. At last the index is written, which names each file with the hash of its content: the
+own had made it (`pipeline.jobs`). Points that are known under their key are taken from DVC's run
+cache. COMMAND computes only the others, all in one process. It writes each file as soon as its
+point is done, under a name with the key, so that a killed job leaves what it finished to the next
+one. At the end the index is written, which names each file with the hash of its content. It is the
 rule's declared output, so that later rules run again when one of the files changes.
 """
 
@@ -45,12 +45,12 @@ POINTS = "--points"
 
 @dataclass(frozen=True)
 class Point:
-    """What is evaluated, and where to.
+    """What is evaluated, and the file that it is written to.
 
     Attributes:
         out: the file to make.
-        policy: pointer of the weights, or of those at η = 1.
-        init: pointer of the weights at η = 0. eta: both None where `policy` alone is meant.
+        policy: the pointer of the weights, or of those at η = 1.
+        init: the pointer of the weights at η = 0. eta: η. Both are None for `policy` alone.
     """
 
     out: str
@@ -64,18 +64,18 @@ class Point:
 
     @property
     def words(self) -> list[str]:
-        """The command line of this point alone."""
+        """Return the command line of this point alone."""
         composed = ["--init", self.init, "--eta", self.eta] if self.init and self.eta else []
         return ["--policy", self.policy, *composed, "--out", self.out]
 
     def computed_as(self, key: str) -> Path:
-        """Where the command writes the evaluation. A file that is there is the whole result of the
-        key."""
+        """Return where the command writes the evaluation. A file that is there is the whole result
+        of the key."""
         made = Path(self.out)
         return made.with_name(f"{made.stem}.{key[:16]}{made.suffix}")
 
     def entry(self, key: str) -> dict[str, Any]:
-        """What the script is told of it."""
+        """Return what the script is told about this point."""
         told: dict[str, Any] = {
             "policy": self.policy.removesuffix(".dvc"),
             "out": str(self.computed_as(key)),
@@ -87,13 +87,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Front:
-    """A wrapped command, taken apart.
+    """The parts of a wrapped command.
 
     Attributes:
-        inputs: that all points share.
-        command: without its points.
-        functions, models: that the settings name, as of `jobs.make_record`.
-        runtime_args: for the command, that do not change the results.
+        inputs: the inputs that all points share.
+        command: the command without its points.
+        functions, models: those that the settings name, as for `jobs.make_record`.
+        runtime_args: arguments of the command that do not change the results.
     """
 
     points: list[Point]
@@ -109,7 +109,7 @@ class Front:
 
     @classmethod
     def of(cls, words: Sequence[str]) -> Front:
-        """The settings from the arguments of this module's command line."""
+        """Read the settings from the arguments of this module's command line."""
         if "--" not in words:
             sys.exit("point_jobs: expected -- and a command")
         cut = list(words).index("--")
@@ -129,23 +129,23 @@ class Front:
 
 
 def run_front(front: Front) -> None:
-    """Make the file of every point unless it is at hand already, then the index. Where a point
-    fails, the others are kept, there is no index, and the exit status is the command's."""
+    """Make the file of every point unless it exists already, then the index. Where a point fails,
+    the others are kept, there is no index, and the exit status is the command's."""
     code = code_of(front.command, front.functions)
     records = records_of(front, code)
     keep_definitions(records[0], front.results)
-    due: dict[str, Point] = {}  # one for each key: points of equal weights are one result
+    due: dict[str, Point] = {}  # one for each key, as points with equal weights are one result
     for point, record in zip(front.points, records, strict=True):
         if not take(point, record):
             due.setdefault(record["key"], point)
     started = time.time()
     status = compute_points(front, due) if due else say_restored(front)
-    seconds = round((time.time() - started) / max(1, len(due)), 1)  # start-up shared out
+    seconds = round((time.time() - started) / max(1, len(due)), 1)  # with a share of the start-up
     made = {key: left for key, point in due.items() if (left := point.computed_as(key)).is_file()}
     contents = {key: left.read_bytes() for key, left in made.items()}
     loaded = records
     if due and any(not Path(model).exists() for model in front.models):
-        # The command loaded a name on the hub: only now is it known which commit that is.
+        # The command loaded a name on the hub. Only now is its commit known.
         loaded = records_of(front, code)
     for point, record, now in zip(front.points, records, loaded, strict=True):
         if record["key"] in contents:
@@ -153,7 +153,7 @@ def run_front(front: Front) -> None:
             hand_over(point, contents[record["key"]], now, details)
     if status:
         stop(status, front.log)
-    # A point of shared weights (η = 0, the SFT policy) is always looked up, in the job of its own.
+    # A point with shared weights (η = 0, the SFT policy) is always looked up, in a job of its own.
     own = [
         record["key"]
         for point, record in zip(front.points, records, strict=True)
@@ -164,7 +164,7 @@ def run_front(front: Front) -> None:
 
 
 def records_of(front: Front, code: dict[str, str]) -> list[dict[str, Any]]:
-    """What goes into each point, of the code `code`."""
+    """Return what goes into each point, with the code `code`."""
     return [
         make_record(
             [Path(point.out)],
@@ -178,8 +178,8 @@ def records_of(front: Front, code: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def take(point: Point, record: Mapping[str, Any]) -> bool:
-    """Take a point's file where it is at hand: from DVC's run cache, from a job that was killed
-    before it could hand the file over, or in place; whether it was."""
+    """Take a point's file where it exists: in DVC's run cache, from a job that was killed before it
+    could hand the file over, or in place. Return whether it did."""
     made, left = Path(point.out), point.computed_as(record["key"])
     details = restore([made], record["key"]) or in_place(made, record["key"])
     if details is not None:
@@ -191,7 +191,7 @@ def take(point: Point, record: Mapping[str, Any]) -> bool:
 
 
 def in_place(made: Path, key: str) -> dict[str, Any] | None:
-    """How the file that is there was made, where it is the whole result of the key; what counts
+    """Return how the file in place was made, where it is the whole result of the key. This is used
     without DVC."""
     provenance = made.with_name("provenance.json")
     if not made.is_file() or not provenance.is_file():
@@ -203,7 +203,7 @@ def in_place(made: Path, key: str) -> dict[str, Any] | None:
 
 
 def compute_points(front: Front, due: Mapping[str, Point]) -> int:
-    """Run the command for the points that are due, by their keys; its exit status."""
+    """Run the command for the points that are due, given by key, and return its exit status."""
     inputs = [*front.inputs, *(path for point in due.values() for path in point.inputs)]
     require_inputs(list(dict.fromkeys(inputs)))
     for point in due.values():
@@ -224,7 +224,7 @@ def say_restored(front: Front) -> int:
 def hand_over(
     point: Point, content: bytes, record: Mapping[str, Any], details: Mapping[str, Any]
 ) -> None:
-    """Put a point's file in place, remember it under its key, and tidy up what jobs left there."""
+    """Put a point's file in place, remember it under its key, and remove what jobs left there."""
     made = Path(point.out)
     write_atomically(made, content)
     keep([made], dict(record), dict(details))
@@ -240,9 +240,9 @@ def write_provenance(made: Path, record: Mapping[str, Any], details: Mapping[str
 
 
 def write_index(front: Front, restored: bool, models: Mapping[str, str]) -> None:
-    """The rule's outputs: the index, and a provenance.json that says whether any was restored, so
-    that nobody takes the job's time for that of all points, and which content the user's models
-    had (`freshness.other_models`)."""
+    """Write the rule's outputs: the index and a provenance.json. The latter says whether any point
+    was restored, so that nobody takes the job's time for that of all points, and which content the
+    user's models had (`freshness.other_models`)."""
     note: dict[str, Any] = {"points": [point.out for point in front.points]}
     note |= {"models": dict(models)} if models else {}
     note |= {"restored": True} if restored else {}
@@ -256,26 +256,26 @@ def write_index(front: Front, restored: bool, models: Mapping[str, str]) -> None
 
 
 def listed_files(index: Path, results: Path) -> Iterator[tuple[str, str]]:
-    """The files of an index and their SHA-256, by path; none where it is no index."""
+    """Yield the files of an index with their SHA-256, or none where it is no index."""
     if index.name == "evaluations.json" and index.is_file():
         for name, hashed in json.loads(index.read_text(encoding="utf-8")).items():
             yield str(results / name), hashed
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments before ``--``."""
+    """Return the parser of the arguments before ``--``."""
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--points", required=True, help="JSON list of out, policy, init, eta")
-    made.add_argument("--index", type=Path, required=True, help="file that names what was made")
-    made.add_argument("--results", type=Path, required=True, help="folder of all results")
-    made.add_argument("--log", type=Path, required=True, help="for what the command prints")
-    made.add_argument("--inputs", nargs="*", default=[], help="that all points share")
+    made.add_argument("--points", required=True, help="a JSON list of out, policy, init and eta")
+    made.add_argument("--index", type=Path, required=True, help="the file that names what was made")
+    made.add_argument("--results", type=Path, required=True, help="the folder of all results")
+    made.add_argument("--log", type=Path, required=True, help="the log of the command")
+    made.add_argument("--inputs", nargs="*", default=[], help="the inputs that all points share")
     made.add_argument("--functions", nargs="*", default=[], help="module:function of settings")
-    made.add_argument("--models", nargs="*", default=[], help="of the user's, to be loaded")
+    made.add_argument("--models", nargs="*", default=[], help="the user's models that are loaded")
     made.add_argument("--runtime_args", default="", help="arguments that do not change the result")
-    made.add_argument("--gpus", type=int, default=0, help="to hold while the command runs")
+    made.add_argument("--gpus", type=int, default=0, help="the GPUs that the command holds")
     return made
 
 

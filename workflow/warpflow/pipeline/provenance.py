@@ -1,4 +1,4 @@
-"""What made a result: the tree of provenance.json files behind it."""
+"""Show what made a result: the tree of provenance.json files behind it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Source:
 
 
 def find_source(path: Path, project: Path) -> Source:
-    """The result that a path belongs to.
+    """Return the result that a path belongs to.
 
     Args:
         path: a result's folder or anything in it (checkpoint/, checkpoint.dvc, evaluation.json …),
             a table of collect_evaluations/, or a figure.
-        project: the project's root, which recorded paths start from.
+        project: the project's root, from which recorded paths start.
 
     Raises:
         ValueError: nothing says how the path was made.
     """
     for folder in (path, *path.parents):
-        # A merged checkpoint has one of its own inside, without a job's key.
+        # A merged checkpoint has its own provenance inside, without a job's key.
         file = folder / "provenance.json"
         if file.is_file() and "key" in json.loads(file.read_text(encoding="utf-8")):
             return job_source(folder, project)
@@ -53,7 +53,7 @@ def find_source(path: Path, project: Path) -> Source:
 
 
 def job_source(folder: Path, project: Path) -> Source:
-    """A result that a job made."""
+    """Return the source of a result that a job made."""
     record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     inputs = {project / path: md5 for path, md5 in record["inputs"].items()}
     pointers = tuple(path for path in inputs if path.suffix == ".dvc")
@@ -61,7 +61,8 @@ def job_source(folder: Path, project: Path) -> Source:
 
 
 def describe(record: dict[str, Any], inputs: dict[Path, str]) -> str:
-    """The line about a job: key, script, time, versions, commit, and inputs changed since."""
+    """Return the line about a job: key, script, time, versions, commit, and inputs changed
+    since."""
     made_in = record["environment"]
     script = next((arg for arg in record["command"] if arg.endswith(".py")), record["command"][0])
     parts = [
@@ -91,14 +92,14 @@ def is_changed(path: Path, md5: str) -> bool:
 
 
 def table_source(folder: Path) -> Source:
-    """The tables of a group of experiments, made from their evaluations."""
+    """Return the source of the tables of a group of experiments, made from their evaluations."""
     policies = dict.fromkeys(pd.read_csv(folder / "evaluations.csv")["policy"])
     evaluations = tuple(folder.parents[1] / "evaluate_policy" / policy for policy in policies)
     return Source(folder, f"tables of {len(evaluations)} evaluated policies", evaluations)
 
 
 def figure_source(path: Path, project: Path) -> Source | None:
-    """A figure: a stage of dvc.lock with the path among its outputs."""
+    """Return the source of a figure, a stage of dvc.lock with the path among its outputs."""
     if not (project / "dvc.lock").is_file():
         return None
     for name, stage in yaml.safe_load((project / "dvc.lock").read_text(encoding="utf-8"))[
@@ -112,7 +113,7 @@ def figure_source(path: Path, project: Path) -> Source | None:
 
 
 def provenance_tree(path: Path, project: Path) -> Iterator[str]:
-    """Lines of the tree; a result that stands above is named, not drawn again."""
+    """Yield the lines of the tree. A result that is drawn above is only named again."""
     yield from _branch(find_source(path, project), project, "", "", set())
 
 

@@ -1,7 +1,7 @@
-"""Why a job is due: what differs between what its result was made from and what is there now.
+"""Say why a job is due: how what its result was made from differs from what is there now.
 
-`snakemake -n` says that a parameter changed; here it is said which setting, which input and which
-function of which file. Next in reading order: `scripts/explain_rerun.py`, which prints it, and
+`snakemake -n` says that a parameter changed. This file says which setting, which input and which
+function of which file. Read next: `scripts/explain_rerun.py`, which prints it, and
 `warpflow.pipeline.accept`, which declares results good where only code has changed.
 """
 
@@ -34,9 +34,9 @@ class Due:
     """A job that Snakemake would run.
 
     Attributes:
-        outputs: as the rule declares them.
+        outputs: the outputs as the rule declares them.
         command: its shell command.
-        after: first outputs of the due jobs whose results it takes.
+        after: the first outputs of the due jobs whose results it takes.
     """
 
     rule: str
@@ -46,7 +46,7 @@ class Due:
 
     @property
     def is_heavy(self) -> bool:
-        """Whether the job wrapper runs it; tables, figures and trackers run without."""
+        """Whether the job wrapper runs it. Tables, figures and trackers run without the wrapper."""
         return f"{WRAPPER} run " in self.command or f"{FRONT_WRAPPER} " in self.command
 
 
@@ -80,7 +80,7 @@ class Parts:
         return [str(made.with_name(f"{made.name}.dvc")) for made in self.makes]
 
     def record(self) -> dict[str, Any]:
-        """What would go in now. Every input must be there."""
+        """Return what would go in now. Every input must be there."""
         return make_record(
             self.makes, self.inputs, self.command, self.functions, models=self.models
         )
@@ -88,7 +88,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Differences:
-    """The differences between a recorded result and what would go in now, in words, a line for
+    """The differences between a recorded result and what would go in now, in words, with a line for
     each."""
 
     settings: list[str] = field(default_factory=list)
@@ -101,7 +101,7 @@ class Differences:
 
 
 def parts_of(job: Due) -> list[Parts]:
-    """What a heavy job makes: one result, or each point of a front."""
+    """Return what a heavy job makes: one result, or each point of a front."""
     words, target = shlex.split(job.command), job.outputs[0]
     if FRONT_WRAPPER not in words:
         given, command = parse_run(words[words.index(WRAPPER) + 1 :])
@@ -123,15 +123,15 @@ def parts_of(job: Due) -> list[Parts]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """What Snakemake would be told: targets and config."""
-    parser.add_argument("targets", nargs="*", help="results, as for snakemake; default: all")
+    """Add the arguments that Snakemake would get: targets and config."""
+    parser.add_argument("targets", nargs="*", help="results, as for snakemake; all by default")
     parser.add_argument("--configfile", type=Path, nargs="+", default=[], help="as for snakemake")
     parser.add_argument("--config", type=key_and_value, nargs="+", default=[], help="KEY=VALUE")
     return parser
 
 
 def key_and_value(text: str) -> tuple[str, str]:
-    """``KEY=VALUE``."""
+    """Read ``KEY=VALUE``."""
     key, separator, value = text.partition("=")
     if not separator:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected KEY=VALUE")
@@ -139,15 +139,15 @@ def key_and_value(text: str) -> tuple[str, str]:
 
 
 def due_jobs(given: argparse.Namespace) -> tuple[list[Due], dict[str, Any]]:
-    """The jobs that Snakemake would run, in an order in which it could run them, and the config in
-    force. Nothing is run, and no file is changed.
+    """Return the jobs that Snakemake would run, in an order in which it could run them, and the
+    config in force. Nothing is run, and no file is changed.
 
     Args:
-        given: of `add_arguments`.
+        given: the arguments of `add_arguments`.
     """
     for line in provide_user():
         print(line, file=sys.stderr)
-    from snakemake.api import SnakemakeApi  # an import of seconds, for this alone
+    from snakemake.api import SnakemakeApi  # this import takes seconds and is needed only here
     from snakemake.settings.types import (
         ConfigSettings,
         DAGSettings,
@@ -187,7 +187,7 @@ def due_jobs(given: argparse.Namespace) -> tuple[list[Due], dict[str, Any]]:
 
 
 def waiting(due: Sequence[Due]) -> Iterator[tuple[Parts, list[str]]]:
-    """Each heavy job, and the names of the results before it that may come out anew. Those that
+    """Yield each heavy job with the names of the results before it that may change. Results that
     are only looked up, and are in place already, do not count."""
     by_output = {output: job for job in due for output in job.outputs}
     in_place: set[str] = set()
@@ -204,7 +204,7 @@ def waiting(due: Sequence[Due]) -> Iterator[tuple[Parts, list[str]]]:
 
 
 def heavy_before(job: Due, by_output: Mapping[str, Due]) -> Iterator[Due]:
-    """The due heavy jobs that a job waits for, those behind trackers among them."""
+    """Yield the due heavy jobs that a job waits for, also those behind trackers."""
     for output in job.after:
         other = by_output[output]
         if other.is_heavy:
@@ -214,10 +214,10 @@ def heavy_before(job: Due, by_output: Mapping[str, Due]) -> Iterator[Due]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], results: Path) -> Differences:
-    """What differs between two records of `jobs.make_record`.
+    """Return what differs between two records of `jobs.make_record`.
 
     Args:
-        results: folder whose code/ says what the recorded code did.
+        results: the folder whose code/ says what the recorded code did.
     """
     return Differences(
         settings=list(setting_lines(old, new)),
@@ -227,7 +227,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], results: Path) -
 
 
 def setting_lines(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """Flags whose values differ. A path whose content is an input is compared as an input."""
+    """Yield the flags whose values differ. A path whose content is an input is compared as an
+    input."""
     before, after = flags_of(old), flags_of(new)
     for flag in sorted(before.keys() | after.keys()):
         if before.get(flag) != after.get(flag):
@@ -236,8 +237,8 @@ def setting_lines(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[st
 
 
 def flags_of(record: Mapping[str, Any]) -> dict[str, str]:
-    """The flags of a record's command, each with its values; of inputs and results the content, or
-    the name, in place of the path."""
+    """Return the flags of a record's command, each with its values. The content or the name of
+    inputs and results replaces their path."""
     inputs = contents(record)
     found: dict[str, list[str]] = {}
     flag = "command"
@@ -251,12 +252,12 @@ def flags_of(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def contents(record: Mapping[str, Any]) -> dict[str, str]:
-    """What was read, by path: inputs, and models of the user's."""
+    """Return what was read, by path: inputs and the user's models."""
     return {**record["inputs"], **record.get("models", {})}
 
 
 def input_lines(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
-    """Inputs by path whose content differs, and those that came or went with a new content."""
+    """Yield inputs whose content differs, and those that came or went with a new content."""
     for path in sorted(old.keys() & new.keys()):
         if old[path] != new[path]:
             yield f"input {path}: {old[path][:8]} → {new[path][:8]}"
@@ -269,7 +270,8 @@ def input_lines(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]
 
 
 def code_lines(old: Mapping[str, Any], new: Mapping[str, Any], results: Path) -> Iterator[str]:
-    """Files whose code does something else now, with the functions and classes that changed."""
+    """Yield files whose code does something else now, with the functions and classes that
+    changed."""
     before, after = old["files"], new["files"]
     file = code_record(old["hash"], results)
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -283,8 +285,8 @@ def code_lines(old: Mapping[str, Any], new: Mapping[str, Any], results: Path) ->
 
 
 def changed_names(recorded: Mapping[str, str] | None, path: str) -> list[str]:
-    """Functions and classes of a file that came, went or do something else; none where it is not
-    known what they did."""
+    """Return the functions and classes of a file that came, went or do something else. There are
+    none where it is not known what they did."""
     if recorded is None:
         return []
     now = {name: value[:12] for name, value in definitions(Path(path)).items()}
@@ -296,10 +298,10 @@ def changed_names(recorded: Mapping[str, str] | None, path: str) -> list[str]:
 
 
 def explain(parts: Parts, waits_for: Sequence[str]) -> tuple[str, list[str]]:
-    """What would happen to a heavy job, in a few words, and why, a line for each reason.
+    """Return in a few words what would happen to a heavy job, and why, with a line for each reason.
 
     Args:
-        waits_for: results that are due before it.
+        waits_for: the results that are due before it.
     """
     lines = [f"input {name}: is due itself" for name in waits_for]
     if not parts.provenance.is_file():
@@ -310,7 +312,7 @@ def explain(parts: Parts, waits_for: Sequence[str]) -> tuple[str, list[str]]:
     new = parts.record()
     found = differences(old, new, parts.results)
     if waits_for:
-        happens = "runs again, unless these inputs come out as they are"
+        happens = "runs again, unless these inputs come out unchanged"
         return happens, [*lines, *found.settings, *found.code]
     if is_at_hand(parts, new["key"]):
         return "is looked up", ["it was made before from the same inputs: nothing is computed"]
@@ -325,7 +327,7 @@ def is_at_hand(parts: Parts, key: str) -> bool:
 
 
 def is_in_place(parts: Parts) -> bool:
-    """Whether the result of what would go in now is the one that is there."""
+    """Whether the result in place is that of what would go in now."""
     if any(not Path(path).is_file() for path in parts.inputs):
         return False
     key = parts.record()["key"]

@@ -1,4 +1,4 @@
-"""What keeps jobs from being submitted to SLURM, said before the first of them."""
+"""Say what keeps jobs from being submitted to SLURM, before the first job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from warpflow.pipeline.gpus import output
 
 @dataclass(frozen=True)
 class Needs:
-    """What a job asks for, or what a node has; each of it on one node."""
+    """What a job asks for on one node, or what a node has."""
 
     partition: str = ""  # "": the default one
     threads: int = 0
@@ -22,10 +22,10 @@ class Needs:
 
 
 def submission_problem(jobs: Collection[tuple[str, Needs]]) -> str | None:
-    """What is wrong and what to do about it; None where jobs can be submitted.
+    """Say what is wrong and what to do about it. Return None where jobs can be submitted.
 
     Args:
-        jobs: rule and needs of each.
+        jobs: the rule and the needs of each job.
     """
     if not shutil.which("sbatch"):
         return (
@@ -50,7 +50,7 @@ def submission_problem(jobs: Collection[tuple[str, Needs]]) -> str | None:
 
 
 def read_nodes() -> tuple[list[Needs], str]:
-    """What each node has, once for each of its partitions; and the default partition."""
+    """Return what each node has, once for each of its partitions, and the default partition."""
     nodes, default = [], ""
     listing = output("sinfo", "--noheader", "--Node", "--format=%P|%c|%m|%G")
     for name, cores, memory, devices in (
@@ -68,7 +68,7 @@ def fits(needs: Needs, node: Needs) -> bool:
 
 
 def describe_excess(rule: str, needs: Needs, nodes: list[Needs]) -> str:
-    """What a job asks for and no node has, and the key to change."""
+    """Say what a job asks for and no node has, and which key to change."""
     parts = []
     for key, section in (
         ("threads", "set-threads"),
@@ -92,8 +92,8 @@ def describe_excess(rule: str, needs: Needs, nodes: list[Needs]) -> str:
 
 
 def step_warning(rules: Collection[str]) -> str | None:
-    """A warning where this is a job of SLURM without the programs of SLURM, as in a container: RL
-    runs get no step of their own."""
+    """Return a warning where this is a job of SLURM without the programs of SLURM, as in a
+    container. RL runs get no step of their own there."""
     if "train_policy" not in rules or "SLURM_JOB_ID" not in os.environ or shutil.which("srun"):
         return None
     return (
@@ -104,8 +104,8 @@ def step_warning(rules: Collection[str]) -> str | None:
 
 
 def login_node_warning(rules: Collection[str]) -> str | None:
-    """A warning where training would run on what may be the login node of a cluster. Workstations
-    may have SLURM too, so it is no error."""
+    """Return a warning where training would run on what may be the login node of a cluster.
+    Workstations may have SLURM too, so this is no error."""
     training = sorted({rule for rule in rules if rule.startswith("train_")})
     if not training or "SLURM_JOB_ID" in os.environ or not shutil.which("sbatch"):
         return None

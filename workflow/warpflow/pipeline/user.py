@@ -1,4 +1,4 @@
-"""A name and a home for whoever runs this.
+"""Give the user of this process a name and a home.
 
 A container may be started with a user id that it does not know. Then the user has no name, and HOME
 is unset or `/`, where nothing can be written. Snakemake, DVC and PyTorch ask for both, and each
@@ -15,8 +15,8 @@ from pathlib import Path
 
 
 def provide_user() -> list[str]:
-    """Set USER, LOGNAME and HOME in this process's environment where there is no name or home; in
-    words, what was set and why. Caches lie in HOME, unless XDG_CACHE_HOME and HF_HOME say
+    """Set USER, LOGNAME and HOME in this process's environment where there is no name or home.
+    Return in words what was set and why. Caches are in HOME unless XDG_CACHE_HOME and HF_HOME say
     otherwise."""
     said = []
     if not has_name():
@@ -36,7 +36,7 @@ def provide_user() -> list[str]:
 
 
 def has_name() -> bool:
-    """Whether the user has a name, of the environment or of the machine."""
+    """Whether the environment or the machine has a name for the user."""
     try:
         return bool(getpass.getuser())
     except (KeyError, OSError):
@@ -44,14 +44,15 @@ def has_name() -> bool:
 
 
 def has_home() -> bool:
-    """Whether the user has a home. One that is read-only is left as it is: settings and models in
+    """Whether the user has a home. A read-only one is left as it is, because settings and models in
     it are read."""
     home = Path(os.environ.get("HOME", os.path.expanduser("~")))
     return home.is_absolute() and home.is_dir() and (home != Path("/") or os.access(home, os.W_OK))
 
 
 def temporary_home() -> Path:
-    """The same folder for each process of this user; a new one where another user has taken it."""
+    """Return the same folder for each process of this user, or a new one where another user has
+    taken it."""
     home = Path(tempfile.gettempdir(), f"warpflow-home-{os.getuid()}")
     home.mkdir(mode=0o700, exist_ok=True)
     return home if home.stat().st_uid == os.getuid() else Path(tempfile.mkdtemp())

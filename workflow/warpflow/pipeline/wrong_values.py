@@ -1,4 +1,4 @@
-"""What the models of the settings object to in a config, in the words of whoever wrote it."""
+"""Say what is wrong with the values of a config, in terms of its keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LIMITS = {
 
 
 def missing_keys(given: Mapping[str, Any], defaults: Any, prefix: str = "") -> Iterator[str]:
-    """Keys that the default config has and the given one has not."""
+    """Yield the keys that the default config has and the given one lacks."""
     for name in set(described(type(defaults))) - set(LEFT_OUT):
         default = getattr(defaults, name)
         if name not in given:
@@ -38,14 +38,14 @@ def missing_keys(given: Mapping[str, Any], defaults: Any, prefix: str = "") -> I
 
 
 def wrong_values(config: Mapping[str, Any]) -> list[str]:
-    """What the models of the sections object to, in the words of whoever wrote the config."""
+    """Return what the models of the sections object to, in terms of the config's keys."""
     try:
         ADAPTER.validate_python(config)
         return []
     except ValidationError as error:
         found = [(config_path(e["loc"], config), e) for e in error.errors(include_url=False)]
-    # Where a setting may be of two types, pydantic tries both. It is of one of them if there is
-    # another error, of what is below it or of its range.
+    # Where a setting may have two types, pydantic tries both. It has one of them if there is
+    # another error about what is below it or about its range.
     explained = {
         path[:length]
         for path, error in found
@@ -61,7 +61,8 @@ def wrong_values(config: Mapping[str, Any]) -> list[str]:
 
 
 def config_path(location: Sequence[str | int], config: Any) -> tuple[str | int, ...]:
-    """Where an error is, in keys of the config alone: pydantic names the types it tried, too."""
+    """Return where an error is, in keys of the config. pydantic also names the types that it
+    tried."""
     path: list[str | int] = []
     for part in location:
         if part in config if isinstance(config, Mapping) else isinstance(part, int):
@@ -75,7 +76,7 @@ def is_type_error(error: Mapping[str, Any]) -> bool:
 
 
 def describe(path: Sequence[str | int], error: Mapping[str, Any]) -> str:
-    """One line on an error of pydantic's."""
+    """Return one line about an error of pydantic."""
     key, kind, value = ".".join(map(str, path)), error["type"], error["input"]
     if kind in ("missing", "missing_argument"):
         return f"- {key}.{error['loc'][-1]}: missing; see config/README.md"
@@ -91,7 +92,7 @@ def describe(path: Sequence[str | int], error: Mapping[str, Any]) -> str:
 
 
 def closest(name: str, known: list[str]) -> str:
-    """A suggestion for a misspelt key."""
+    """Return a suggestion for a misspelt key."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(sorted(known))}"
 
@@ -105,7 +106,7 @@ def is_number(text: str) -> bool:
 
 
 def expectation(path: Sequence[str | int], error: Mapping[str, Any]) -> str:
-    """What the setting must be."""
+    """Return what the setting must be."""
     if is_type_error(error):
         return " or ".join(map(expected_type, schemas_at(path)))
     limits = {
@@ -123,12 +124,12 @@ def expected_type(node: Mapping[str, Any]) -> str:
 
 @functools.cache
 def json_schema() -> dict[str, Any]:
-    """The models as JSON Schema, as in config/schema.yaml."""
+    """Return the models as JSON Schema, as in config/schema.yaml."""
     return ADAPTER.json_schema(schema_generator=SchemaOfSections)
 
 
 def schemas_at(path: Sequence[str | int]) -> list[dict[str, Any]]:
-    """The alternatives that the JSON Schema has for a key of the config."""
+    """Return the alternatives that the JSON Schema has for a key of the config."""
     nodes = alternatives(json_schema())
     for part in path:
         nodes = [option for node in nodes for option in alternatives(child(node, part))]
@@ -136,7 +137,8 @@ def schemas_at(path: Sequence[str | int]) -> list[dict[str, Any]]:
 
 
 def child(node: Mapping[str, Any], part: str | int) -> dict[str, Any]:
-    """The JSON Schema of a key, or of an entry of a list; empty where it has none."""
+    """Return the JSON Schema of a key or of an entry of a list, or an empty one where it has
+    none."""
     if isinstance(part, int):
         return node.get("items", {})
     named = [*node.get("patternProperties", {}).values(), node.get("additionalProperties")]
@@ -145,7 +147,7 @@ def child(node: Mapping[str, Any], part: str | int) -> dict[str, Any]:
 
 
 def alternatives(node: dict[str, Any]) -> list[dict[str, Any]]:
-    """The types that a setting may be of, references followed."""
+    """Return the types that a setting may have, with references followed."""
     if "$ref" in node:
         return alternatives(json_schema()["$defs"][node["$ref"].rpartition("/")[2]])
     if "anyOf" in node:

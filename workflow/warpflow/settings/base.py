@@ -27,7 +27,8 @@ def section(model: type[Model]) -> type[Model]:
 
 
 def described(model: type) -> dict[str, str]:
-    """The description of each field of a section, its own or that of the class it comes from."""
+    """Return the description of each field of a section. A field without one takes its parent
+    class's."""
     found: dict[str, str] = {}
     for base in reversed(model.__mro__):
         for name, field in vars(base).get("__pydantic_fields__", {}).items():
@@ -59,13 +60,14 @@ class SchemaOfSections(GenerateJsonSchema):
 
 
 def named_in(file: str, variable: str) -> list[Any]:
-    """What makes ``Annotated[str, *named_in(…)]`` one of the names in a dict or tuple of ours.
+    """Make annotations for ``Annotated[str, *named_in(…)]``, one of the names in our dict or tuple.
 
     The file is read and not run, since to import it would import torch. So a new entry there needs
     no edit here.
 
     Args:
-        file: below workflow/warpflow. variable: assigned once, at the top level of that file.
+        file: path below workflow/warpflow. variable: its name, assigned once at the file's top
+            level.
 
     Raises:
         ValueError: the file does not assign such a dict or tuple of names.
@@ -95,11 +97,11 @@ def has_no_value_twice(values: list[Any]) -> list[Any]:
 
 
 def listed(*values: Any) -> Any:
-    """A field whose default is a list of these values."""
+    """Make a field whose default is a list of these values."""
     return Field(default_factory=lambda: list(values))
 
 
-# Strict: text is no number, a number no truth value, and True no integer.
+# Strict means that text is no number, that a number is no truth value, and that True is no integer.
 Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]

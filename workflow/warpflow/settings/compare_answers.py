@@ -48,7 +48,7 @@ class ChatSettings:
 
 
 def one_key(*names: str) -> list[Any]:
-    """A mapping with one of these keys."""
+    """Make annotations for a mapping with one of these keys."""
 
     def has_one(given: dict[str, Any]) -> dict[str, Any]:
         if len(given) != 1:

@@ -1,4 +1,4 @@
-"""The whole config, of its sections, in the order of config/config.yaml."""
+"""The whole config: all sections, in the order of config/config.yaml."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ class Config:
     2306.04488). All policies are measured by `rewards` (docs/knobs.md)."""
     train_policy: TrainPolicy = TrainPolicy()
     report_to: Annotated[list[Tracker], *Unique] = listed("tensorboard")
-    """Trackers that RL runs are told to (docs/trackers.md): tensorboard, wandb, mlflow, trackio,
+    """The trackers that RL runs report to (docs/trackers.md): tensorboard, wandb, mlflow, trackio,
     dvclive. They write below `results`/logs, and to a server only where the environment names one.
-    A change of it computes nothing again."""
+    A change here computes nothing again."""
     merge_policies: MergePolicies = MergePolicies()
     interpolate_policy: InterpolatePolicy = InterpolatePolicy()
     evaluate_policy: EvaluatePolicy = EvaluatePolicy()
@@ -114,5 +114,5 @@ class Config:
     figures: Figures = Figures()
 
 
-# What the default config leaves empty, or to config/ablations.yaml: no key of these must be there.
+# The default config leaves these empty or to config/ablations.yaml: none of their keys is required.
 LEFT_OUT = ("fetch_policy", "prepare_data", "ablations")

@@ -14,19 +14,19 @@ class Figures:
     """How figures look; a change here re-plots and nothing else."""
 
     palette: str = "okabe_ito"
-    """A matplotlib colour map; this one is safe for the colour-blind. A list of distinct colours is
-    used in its order, a continuous map is sampled evenly."""
+    """A matplotlib colour map; the default is safe for the colour-blind. A list of distinct colours
+    is used in its order, a continuous map is sampled evenly."""
     width: Positive = 9.0
-    """Inches, of the whole figure."""
+    """The width of the whole figure in inches."""
     height: Positive = 3.8
-    """Inches, of one row of panels; the legend below adds to it."""
+    """The height of one row of panels in inches; the legend below adds to it."""
     dpi: Annotated[Integer, Field(ge=30)] = 150
-    """Of the PNG files."""
+    """The resolution of the PNG files."""
     confidence: Level = 0.95
-    """Level of the error bars, which span z·se to either side."""
+    """The level of the error bars, which span z·se to either side."""
     kl_scale: Literal["linear", "sqrt"] = "linear"
-    """Of the KL axis of fronts; sqrt makes room for the small KLs. There rewards rise with the root
-    of the KL."""
+    """The scale of the KL axis of fronts; sqrt makes room for the small KLs. There rewards rise
+    with the root of the KL."""
     kl_budget: NonNegative = 0.0
-    """Nats of KL to SFT that a policy may cost: the summary recommends the largest η within them
-    too; 0: no such point."""
+    """The KL to SFT, in nats, within which the summary also recommends a policy; 0 recommends none.
+    It takes the largest η within this budget."""

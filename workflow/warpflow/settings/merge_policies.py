@@ -8,7 +8,7 @@ from pydantic import Field
 
 from warpflow.settings.base import Share, named_in, section
 
-# Names that belong to the code, read from there: a new method is named nowhere here.
+# These names belong to the code and are read from there, so a new method needs no edit here.
 Method = Annotated[str, *named_in("merging/methods.py", "METHODS")]
 Granularity = Annotated[str, *named_in("merging/methods.py", "GRANULARITIES")]
 Vectors = Annotated[str, *named_in("merging/methods.py", "VECTORS")]

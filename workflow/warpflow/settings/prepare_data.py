@@ -14,50 +14,56 @@ class PrepareData:
     """Your files: JSON lines (.jsonl, .jsonl.gz), a JSON list (.json, .json.gz), CSV (.csv,
     .csv.gz) or Parquet (.parquet); or datasets of the hub, `hub:org/name?split=train` (also
     `&config=…`, `&revision=…`). Columns of TRL's dataset formats need no key (docs/your_data.md).
-    Used when `data` is `prepare_data`."""
+    The section is used when `data` is `prepare_data`."""
 
     sft_path: str | None = None
-    """File or dataset of the SFT corpus; not needed with train_sft.steps 0."""
+    """The file or dataset of the SFT corpus; it is not needed with train_sft.steps 0."""
     sft_prompt: str | None = None
-    """Its column of prompts, texts or messages; null: none, or a format of TRL's."""
+    """The corpus's column of prompts, which are texts or messages. null means that there are none,
+    or that the columns have a format of TRL."""
     sft_completion: str | None = None
-    """Its column of completions (the loss is on these): texts, or messages that end with the
-    assistant's (those before belong to the prompt). null: a format of TRL's."""
+    """The corpus's column of completions, on which the loss is. They are texts, or messages that
+    end with one of the assistant; the messages before it belong to the prompt. null means that the
+    columns have a format of TRL."""
     preferences_path: str | None = None
-    """File or dataset of preferences; not needed with a trained reward model, or none."""
+    """The file or dataset of preferences; it is not needed with a trained reward model or without
+    one."""
     preferences_prompt: str | None = None
-    """Its column of prompts, texts or messages; null: none, or a format of TRL's."""
+    """The preferences' column of prompts, which are texts or messages. null means that there are
+    none, or that the columns have a format of TRL."""
     preferences_chosen: str | None = None
-    """Its column of preferred completions, as sft_completion; with all columns null: a format of
-    TRL's."""
+    """The preferences' column of preferred completions, in the form of sft_completion. If all
+    columns are null, they have a format of TRL."""
     preferences_rejected: str | None = None
-    """Its column of the others."""
+    """The preferences' column of rejected completions."""
     preferences_text: str | None = None
-    """Instead of chosen and rejected: a column of texts …"""
+    """The column of labelled texts, in place of preferences_chosen and preferences_rejected."""
     preferences_label: str | None = None
-    """… and one of labels; each text labelled 1 is paired with a random one labelled 0, none of
-    which is used twice before all are used."""
+    """The column of their labels, 1 or 0. Each text labelled 1 is paired with a random one labelled
+    0, none of which is used twice before all are used."""
     prompts_path: str | None = None
-    """File or dataset of prompts."""
+    """The file or dataset of prompts."""
     prompts_column: str | None = None
-    """Its column: texts, or messages (lists of role and content) for the chat template of the
-    policy's tokenizer; a last message of the assistant's is left out. null: a format of TRL's."""
+    """The column of prompts, which are texts or messages. Messages are lists of role and content
+    for the chat template of the policy's tokenizer; a last message of the assistant is left out.
+    null means that the columns have a format of TRL."""
     prompts_first_words: Count | None = None
-    """Use only the first words of that column as the prompt; null: all of it."""
+    """The number of words of that column that make a prompt, the first ones; null takes all."""
     prompts_as_messages: Flag = False
-    """Each text is a user's message, for the chat template of the policy's tokenizer."""
+    """Whether each text is a user's message, for the chat template of the policy's tokenizer."""
     drop_long_prompts: Flag = False
-    """Drop prompts longer than policy.max_prompt_tokens, and count them in the log; false: they are
-    an error."""
+    """Whether prompts longer than policy.max_prompt_tokens are dropped and counted in the log;
+    false makes them an error."""
     train_prompts: Count | None = None
-    """At most so many prompts for RL; null: all that are not held out."""
+    """The largest number of prompts for RL; null takes all that are not held out."""
     eval_prompts: Count | None = None
-    """Held-out prompts for evaluation."""
+    """The number of held-out prompts for evaluation."""
     drop_eval_texts: Flag = False
-    """Drop texts of the corpus and preferences that begin with a held-out prompt, so that neither
-    policy nor rewards have seen its source."""
+    """Whether texts of the corpus and preferences that begin with a held-out prompt are dropped.
+    Neither policy nor rewards have then seen its source."""
     vocab_size: Annotated[Integer, Field(ge=260)] | None = None
-    """Size of the byte-level BPE tokenizer trained on the corpus; null where policy.path brings
-    its own."""
+    """The size of the byte-level BPE tokenizer that is trained on the corpus; null where
+    policy.path brings its own."""
     max_text_tokens: Annotated[Integer, Field(ge=2)] | None = None
-    """Longer texts of the corpus and preferences are dropped, and counted in the log."""
+    """The largest number of tokens of a text of the corpus or preferences. Longer ones are dropped
+    and counted in the log."""

@@ -25,25 +25,25 @@ class Calls:
     """How an endpoint is called. It changes no result, and is in no key."""
 
     batch_size: Count = 64
-    """One request holds so many completions."""
+    """The number of completions in one request."""
     retries: Natural = 5
-    """A request that fails is sent again so often, each time after a longer pause."""
+    """The number of times that a failed request is sent again, each time after a longer pause."""
     timeout: Positive = 60.0
-    """A request is given up after so many seconds."""
+    """The time limit of one request, in seconds."""
     api_key_env: Annotated[str, Field(pattern=r"^\w+$")] | None = None
-    """The environment variable of this name holds a key, sent as `Authorization: Bearer`. null:
-    there is none."""
+    """The name of the environment variable that holds the key, which is sent as `Authorization:
+    Bearer`; null sends no key."""
 
 
 @section
 class Served(Calls):
-    """What scores completions elsewhere, over HTTP (docs/your_rewards.md)."""
+    """An endpoint that scores completions over HTTP (docs/your_rewards.md)."""
 
     url: Annotated[str, Field(pattern=r"^(https?://|\$)")] = Field(kw_only=True)
     """The address that completions are sent to. Variables of the environment ($HOST) are replaced
     when it is called, so that the same reward may be at another place."""
     version: str | None = Field(default=None, kw_only=True)
-    """Write another one when what is served has changed. What it scored is due then."""
+    """The version of what is served. Change it when that changes: what it scored is due then."""
 
 
 @section
@@ -54,5 +54,4 @@ class Endpoint(Served):
     """The weight of this reward in the sum."""
 
 
-# By name.
 Rewards = dict[Annotated[str, AfterValidator(is_reward)], Number | Endpoint]

@@ -1,5 +1,6 @@
 """Answers side by side: contestants, their answers, judges, grades (the paper's Table 1).
 
-`settings` reads the config's section, `answers` the files, `scores` and `chat_judge` judge,
-`grades` counts wins, `example_judges` are functions to start from. Next: `docs/side_by_side.md`.
+`settings` reads the config's section, and `answers` the files. `scores` and `chat_judge` judge,
+`grades` counts wins, and `example_judges` has functions to start from. Read next:
+`docs/side_by_side.md`.
 """

@@ -1,8 +1,8 @@
 """Sets of answers to the same prompts, in AlpacaEval's format.
 
-A file is a list of objects with `instruction` (text, or messages), `output`, and more columns if
-need be; `generator` and `dataset` are AlpacaEval's. Answers that were sampled here have `finished`
-(EOS was sampled) and `columns` (the rest of the prompt's row) besides.
+A file is a list of objects with `instruction` (text, or messages), `output`, and possibly more
+columns; `generator` and `dataset` are AlpacaEval's. Answers that were sampled here also have
+`finished` (EOS was sampled) and `columns` (the rest of the prompt's row).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ KEY = "compare_answers"  # the config section whose files these are
 
 @dataclass(frozen=True)
 class Answer:
-    """A prompt as its file has it (text or messages), an answer, and what reward functions get
-    besides."""
+    """A prompt as its file has it (text or messages), an answer, and what else reward functions
+    get."""
 
     prompt: Any
     text: str
@@ -32,7 +32,7 @@ class Answer:
 
 
 def read_answers(path: str | Path) -> list[Answer]:
-    """The answers of a file.
+    """Return the answers of a file.
 
     Raises:
         ValueError: a column is missing, an output is no text, or an instruction has two answers.
@@ -79,34 +79,34 @@ def write_answers(path: str | Path, answers: Sequence[Answer], generator: str) -
         for answer in answers
     ]
     text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
-    # Half a character in a further column stays what it was in the prompts' file: a JSON escape.
+    # Half a character in another column stays a JSON escape, as in the prompts' file.
     Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def prompt_key(prompt: Any) -> str:
-    """A text that is the same for two prompts exactly where they are the same prompt."""
+    """Return a text that is equal for two prompts exactly where they are the same prompt."""
     return json.dumps(prompt, sort_keys=True)
 
 
 def match_answers(
     sets: Mapping[str, Sequence[Answer]], count: int | None = None
 ) -> dict[str, list[Answer]]:
-    """The sets in the order of the first one's prompts, row by row the same prompt.
+    """Return the sets in the order of the first set's prompts, so that rows have the same prompt.
 
     Args:
-        sets: by name; the name stands in messages.
-        count: only the first so many prompts of the first set are compared; None: all, and no set
-            may have others.
+        sets: the sets by name, for messages.
+        count: the number of prompts of the first set that are compared, the first ones. None
+            compares all, and no set may have others.
 
     Raises:
-        ValueError: the prompts differ; says how many and which first.
+        ValueError: the prompts differ. The message says how many, and which one first.
     """
     names = list(sets)
     wanted = [answer.prompt for answer in sets[names[0]][:count]]
     if count is not None and len(wanted) < count:
         raise ValueError(
             f"{names[0]} has {len(wanted)} answers, but {count} prompts are to be compared: lower "
-            f"{KEY}.….prompts, or null: all"
+            f"{KEY}.….prompts, or set it to null, which takes all"
         )
     matched = {}
     for name, answers in sets.items():
@@ -123,7 +123,7 @@ def match_answers(
 def describe_mismatch(
     reference: str, name: str, wanted: int, lacking: Sequence[Any], others: Sequence[Any]
 ) -> str:
-    """How many prompts of two sets differ, and the first of them."""
+    """Say how many prompts of two sets differ, and the first of them."""
     parts = [f"the prompts of {name} do not match those of {reference}:"]
     if lacking:
         parts.append(
@@ -138,6 +138,7 @@ def describe_mismatch(
 
 
 def list_pairs(contestants: Sequence[str], which: str) -> list[tuple[str, str]]:
-    """(A, B) of every comparison: `all` pairs, or the `first` contestant against each other one."""
+    """Return (A, B) of every comparison: `all` pairs, or the `first` contestant against each other
+    one."""
     pairs = list(itertools.combinations(contestants, 2))
     return pairs if which == "all" else [pair for pair in pairs if pair[0] == contestants[0]]

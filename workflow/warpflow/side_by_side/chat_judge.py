@@ -1,7 +1,7 @@
-"""A judge behind an OpenAI-compatible chat endpoint: verdicts on pairs of answers, paid for once.
+"""A judge behind an OpenAI-compatible chat endpoint, whose verdicts on pairs are paid for once.
 
-Every reply is appended to a JSONL file as it comes, under a hash of the whole request, so a killed
-job, or one whose endpoint broke down, goes on where it was.
+Every reply is appended to a JSONL file as it comes, under a hash of the whole request. So a job
+that was killed, or whose endpoint broke down, goes on where it was.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from warpflow.lm.prompts import is_messages
 from warpflow.settings.compare_answers import ChatSettings
 from warpflow.side_by_side.answers import Answer
 
-FIELDS = ("instruction", "first", "second")  # what a template is filled with
-STOPPING = {401, 403, 404}  # statuses that no other request would escape
-PASSING = {408, 409, 429}  # statuses that may pass, as those from 500 on
-# What a document of another form raises.
+FIELDS = ("instruction", "first", "second")  # a template is filled with these
+STOPPING = {401, 403, 404}  # statuses that every other request would get too
+PASSING = {408, 409, 429}  # statuses that may pass, like those from 500 on
+# A document of another form raises one of these.
 NO_REPLY = (APIError, ValueError, LookupError, TypeError, AttributeError)
-NO_KEY = "none"  # the client wants one; it is not sent
-BROKEN_DOWN = 10  # failures in a row, without a reply in between, that end a job
+NO_KEY = "none"  # the client needs one, but does not send it
+BROKEN_DOWN = 10  # so many failures in a row, without a reply in between, end a job
 
 Body = dict[str, Any]
 Reply = dict[str, Any]  # "text" and "usage" (numbers of tokens)
@@ -47,7 +47,7 @@ class UnreachableError(Exception):
 
 
 def read_template(path: str | Path) -> str:
-    """The question to a judge; ValueError where it lacks one of the fields."""
+    """Return the question to a judge. Raises ValueError where it lacks one of the fields."""
     text = Path(path).read_text(encoding="utf-8")
     missing = [name for name in FIELDS if f"{{{name}}}" not in text]
     if missing:
@@ -64,7 +64,7 @@ def fill_template(template: str, prompt: Any, first: str, second: str) -> str:
 
 
 def prompt_text(prompt: Any) -> str:
-    """A prompt to read; messages under one another."""
+    """Return a prompt to read, with messages one below the other."""
     if is_messages(prompt):
         return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in prompt)
     return str(prompt)
@@ -78,8 +78,9 @@ STRENGTH = {"slightly": 0.5, None: 1.0, "much": 1.5}
 
 
 def read_verdict(text: str) -> float | None:
-    """The graded score of the answer that was shown first, from the last line of the form
-    ``Verdict: first much better`` (or second; slightly; tie); None where there is no such line."""
+    """Return the graded score of the answer that was shown first, from the last line of the form
+    ``Verdict: first much better`` (or second; slightly; tie). Return None where there is no such
+    line."""
     found = list(VERDICT.finditer(text))
     if not found:
         return None
@@ -99,13 +100,13 @@ def make_body(settings: ChatSettings, question: str) -> Body:
 
 
 def body_key(settings: ChatSettings, body: Body) -> str:
-    """The hash of a request: whom it asks, and what."""
+    """Return the hash of a request: whom it asks, and what."""
     text = json.dumps([settings.base_url, body], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_api_key(settings: ChatSettings) -> str | None:
-    """The key from the environment; ValueError where its variable is not set."""
+    """Return the key from the environment. Raises ValueError where its variable is not set."""
     name = settings.api_key_env
     if name is not None and not os.environ.get(name):
         raise ValueError(f"the environment variable {name}, which api_key_env names, is not set")
@@ -113,8 +114,8 @@ def read_api_key(settings: ChatSettings) -> str | None:
 
 
 def open_client(settings: ChatSettings, api_key: str | None) -> OpenAI:
-    """A client that tries again what may pass (no connection, a time-out, 408, 409, 429, 5xx),
-    waiting longer each time, or as long as Retry-After says."""
+    """Return a client that repeats a request after an error that may pass (no connection, a
+    time-out, 408, 409, 429, 5xx). It waits longer each time, or as long as Retry-After says."""
     return OpenAI(
         base_url=settings.base_url,
         api_key=api_key or NO_KEY,
@@ -158,8 +159,8 @@ def ask(settings: ChatSettings, client: OpenAI, body: Body) -> Reply:
 
 
 def read_replies(folder: Path) -> dict[str, Reply]:
-    """Replies by key, of every file in the folder. Where a writer was killed, the broken end of its
-    file is skipped."""
+    """Return the replies of every file in the folder, by key. Where a writer was killed, the broken
+    end of its file is skipped."""
     replies = {}
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -174,13 +175,14 @@ def read_replies(folder: Path) -> dict[str, Reply]:
 def ask_all(
     settings: ChatSettings, questions: Iterable[str], cache: Path
 ) -> tuple[dict[str, Reply], dict[str, str]]:
-    """Replies to questions, and why others have none, by question.
+    """Return the replies to questions, and why others have none, by question.
 
     Args:
-        cache: JSONL file for the replies; those in its folder are not asked for again.
+        cache: the JSONL file for the replies. Replies in its folder are not asked for again.
 
     Raises:
-        SystemExit: the endpoint failed on some, in a way that may pass; the others are kept.
+        SystemExit: the endpoint failed on some questions, in a way that may pass. Other replies are
+            kept.
     """
     bodies = {question: make_body(settings, question) for question in dict.fromkeys(questions)}
     keys = {question: body_key(settings, body) for question, body in bodies.items()}
@@ -213,8 +215,8 @@ def ask_pending(
     cache: Path,
     replies: dict[str, Reply],
 ) -> tuple[dict[str, str], list[str]]:
-    """Ask, `settings.requests` at once, into `replies` and `cache`. Returns the refused questions
-    with the reason, and the reasons of those that no reply came to."""
+    """Ask the pending questions, `settings.requests` at once, and add to `replies` and `cache`.
+    Return the refused questions with the reason, and why others got no reply."""
     client = open_client(settings, read_api_key(settings) if pending else None)
     refused: dict[str, str] = {}
     unreachable: list[str] = []
@@ -258,8 +260,8 @@ def ask_pending(
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row and wait until it is on disk. After the broken end that a killed writer left, it
-    starts on a new line."""
+    """Append a row and wait until it is on disk. It starts on a new line after the broken end that
+    a killed writer left."""
     line = json.dumps(row, sort_keys=True) + "\n"
     with open(path, "ab+") as file:
         if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
@@ -275,11 +277,11 @@ def judge_pairs(
     pairs: Sequence[tuple[str, str]],
     cache: Path,
 ) -> dict[str, Any]:
-    """Verdicts on every prompt of every pair, each asked for in both orders.
+    """Return verdicts on every prompt of every pair, each asked for in both orders.
 
-    Returns `verdicts` (for each pair, with A shown `first` and `swapped`: A's graded score by
-    prompt, None where it failed), `failed` (each failure with the reason) and `usage` (requests,
-    tokens and their cost, also of replies that were paid for earlier).
+    The result has `verdicts` (for each pair, with A shown `first` and `swapped`, A's graded score
+    by prompt, None where it failed), `failed` (each failure with the reason) and `usage` (requests,
+    tokens and their cost, also those of replies that were paid for earlier).
     """
     template = read_template(settings.template)
 
@@ -324,7 +326,7 @@ def judge_pairs(
 
 
 def count_usage(settings: ChatSettings, replies: Iterable[Reply]) -> dict[str, float]:
-    """Requests, tokens and cost of replies."""
+    """Return requests, tokens and cost of replies."""
     usages = [reply["usage"] for reply in replies]
     read, written = (
         sum(int(usage.get(name) or 0) for usage in usages)

@@ -1,15 +1,16 @@
 """Two judges to try `compare_answers` with (config/competitors.yaml). Each prefers something about
-the text that is easy to count, and they disagree: neither says which answer is better."""
+the text that is easy to count, and they disagree. Neither says which answer is better."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-MOST_MARKS = 10  # of an answer that are counted
+MOST_MARKS = 10  # an answer counts no more marks than these
 
 
 def structure(completions: Sequence[str], **_: object) -> list[float]:
-    """List items and bold words of each answer, up to `MOST_MARKS`; its length does not count."""
+    """Count list items and bold words of each answer, up to `MOST_MARKS`. Its length does not
+    count."""
     return [
         min(
             float(MOST_MARKS),
@@ -20,7 +21,7 @@ def structure(completions: Sequence[str], **_: object) -> list[float]:
 
 
 def overlap(prompts: Sequence[str], completions: Sequence[str], **_: object) -> list[float]:
-    """Share of the instruction's words that each answer takes up."""
+    """Return the share of the instruction's words that each answer takes up."""
     shares = []
     for prompt, text in zip(prompts, completions, strict=True):
         words = set(prompt.lower().split())

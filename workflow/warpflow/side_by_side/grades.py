@@ -1,7 +1,8 @@
-"""Two policies' answers side by side: graded scores, win rates, their intervals and one table.
+"""Grade two policies' answers side by side: scores, win rates, their intervals and one table.
 
-The paper's graded scores (Table 1): ±1.5 much better, ±1 better, ±0.5 slightly better, 0 a tie.
-A judge gives either a score to each answer, whose differences are graded here, or verdicts.
+The paper's graded scores (Table 1) are ±1.5 for much better, ±1 for better, ±0.5 for slightly
+better and 0 for a tie. A judge gives either verdicts, or a score for each answer, and differences
+of scores are graded here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from warpflow.fronts.bootstrap import means_over_prompts, percentiles, resample
 from warpflow.side_by_side.answers import Answer
 
 GRADES = (0.0, 0.5, 1.0, 1.5)
-FEWEST = 10  # prompts that an interval needs; the bootstrap's is far too narrow below
+FEWEST = 10  # prompts that an interval needs; with fewer the bootstrap's is far too narrow
 RESAMPLES = 2000
 COLUMNS = [
     "a",
@@ -42,19 +43,19 @@ COLUMNS = [
 
 
 def score_unit(scores: Mapping[str, Sequence[float]]) -> float:
-    """The unit of a judge's scores: their standard deviation over all answers of all contestants,
-    so that every pair of a comparison is graded by the same yardstick."""
+    """Return the unit of a judge's scores, their standard deviation over all answers of all
+    contestants. So every pair of a comparison is graded by the same unit."""
     return float(np.concatenate([np.asarray(values, float) for values in scores.values()]).std())
 
 
 def grade_differences(
     differences: np.ndarray, unit: float, thresholds: Sequence[float]
 ) -> np.ndarray:
-    """Graded scores of score differences A − B, [N].
+    """Return graded scores [N] of score differences A − B.
 
     Args:
-        thresholds: in units of `unit`; a tie is up to the first, slightly better up to the second,
-            better up to the third, much better beyond.
+        thresholds: in units of `unit`. A tie is up to the first, slightly better up to the second,
+            better up to the third, and much better beyond.
     """
     if unit == 0:  # every answer has the same score
         return np.zeros(len(differences))
@@ -63,30 +64,30 @@ def grade_differences(
 
 
 def combine_orders(first: Sequence[float | None], swapped: Sequence[float | None]) -> np.ndarray:
-    """Graded scores of A, [N], from the verdicts with A shown first and with B shown first, both
-    of A's point of view: their mean, which cancels what a judge gives to a position. NaN where one
-    of the two failed."""
+    """Return graded scores [N] of A, the mean of the verdicts with A shown first and with B shown
+    first, both from A's point of view. The mean cancels what a judge gives to a position. It is NaN
+    where one of the two failed."""
     both = np.array([first, swapped], dtype=float)  # None becomes NaN
     return both.mean(0)
 
 
 def is_contradicting(first: Sequence[float | None], swapped: Sequence[float | None]) -> np.ndarray:
-    """[N] whether the judge prefers one answer in one order and the other answer in the other
-    order."""
+    """Return [N] whether the judge prefers one answer in one order and the other answer in the
+    other order."""
     product = np.array(first, dtype=float) * np.array(swapped, dtype=float)
     return product < 0
 
 
 def bootstrap_interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over prompts, of values that differ."""
+    """Return the percentile bootstrap interval of the mean over prompts, for values that differ."""
     draws = means_over_prompts(resample(len(values), RESAMPLES, seed), values[None])[:, 0]
     _, low, high = percentiles(draws, confidence)
     return low, high
 
 
 def wilson_interval(share: float, n: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a rate over n prompts; unlike the bootstrap's it has a width where
-    the rate is 0 or 1."""
+    """Return Wilson's score interval of a rate over n prompts. Unlike the bootstrap's it has a
+    width where the rate is 0 or 1."""
     z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
     middle = share + z2 / (2 * n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2)))
@@ -96,8 +97,8 @@ def wilson_interval(share: float, n: int, confidence: float) -> tuple[float, flo
 def compare_pair(
     grades: np.ndarray, lengths_a: np.ndarray, lengths_b: np.ndarray, confidence: float, seed: int
 ) -> dict[str, Any]:
-    """The numbers of one row of the table, from A's graded scores [N]; NaN is a judgement that
-    failed, and counts for neither rate nor length."""
+    """Return the numbers of one row of the table, from A's graded scores [N]. NaN is a judgement
+    that failed, which counts for neither rate nor length."""
     is_judged = ~np.isnan(grades)
     kept = grades[is_judged]
     row: dict[str, Any] = {"n": len(kept), "failed": int((~is_judged).sum())}
@@ -124,13 +125,13 @@ def side_by_side_table(
     confidence: float,
     seed: int,
 ) -> pd.DataFrame:
-    """side_by_side.csv: a row for each pair and judge.
+    """Return side_by_side.csv, with a row for each pair and judge.
 
     Args:
-        judgements: by judge, what `judge_answers` wrote: `scores` of each contestant's answers, or
+        judgements: what `judge_answers` wrote, by judge: `scores` of each contestant's answers, or
             `verdicts` on pairs.
-        answers: by contestant, matched. Lengths are in characters, as AlpacaEval's: contestants
-            share no tokenizer.
+        answers: the matched answers by contestant. Lengths are in characters, as in AlpacaEval,
+            because contestants share no tokenizer.
     """
     lengths = {name: np.array([len(a.text) for a in rows]) for name, rows in answers.items()}
     rows = []
@@ -152,6 +153,6 @@ def side_by_side_table(
 
 
 def find_verdicts(document: Mapping[str, Any], a: str, b: str) -> dict[str, list[float | None]]:
-    """The verdicts on one pair, in both orders."""
+    """Return the verdicts on one pair, in both orders."""
     found = next(v for v in document["verdicts"] if (v["a"], v["b"]) == (a, b))
     return {"first": found["first"], "swapped": found["swapped"]}

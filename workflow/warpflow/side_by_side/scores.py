@@ -1,4 +1,4 @@
-"""Scores of stored answers, by a Python function or a reward model: judges that need no pairs."""
+"""Score stored answers by a Python function or a reward model. These judges need no pairs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from warpflow.side_by_side.answers import Answer
 
 
 def function_scores(function: Scorer, name: str, answers: Sequence[Answer]) -> list[float]:
-    """One score for each answer, of a function that is called as rewards are.
+    """Return a score for each answer, by a function that is called as rewards are.
 
-    Raises: as `rewards.function_reward`, with the answer on which the function fails.
+    Raises: as in `rewards.function_reward`, with the answer on which the function fails.
     """
     arguments = {
         "prompts": [answer.prompt for answer in answers],
@@ -49,14 +49,15 @@ def model_scores(
     as_messages: bool,
     batch_size: int,
 ) -> list[float]:
-    """One score for each answer, of a sequence classifier with one label; in the units that a
-    reward model trained by this pipeline stores with itself (`rewards.model_reward`).
+    """Return a score for each answer, by a sequence classifier with one label. A reward model that
+    this pipeline trained stores the units of its scores with itself (`rewards.model_reward`).
 
     Args:
-        reads_policy_ids: it shares the vocabulary of the run's policies, and reads what they would
-            have sampled: prompt, answer, and EOS where the answer ended. Else what its chat
-            template says, where prompts are messages and it has one, or plain text.
-        as_messages: prompts that are text are what a user asks, rather than beginnings of texts.
+        reads_policy_ids: whether it shares the vocabulary of the run's policies. Then it reads what
+            they would have sampled: prompt, answer, and EOS where the answer ended. Else it reads
+            what its chat template makes, where prompts are messages and it has one, or plain text.
+        as_messages: whether prompts that are text are what a user asks, and not beginnings of
+            texts.
     """
 
     is_own = reads_policy_ids and hasattr(model.config, "reward_std")

@@ -1,4 +1,5 @@
-"""Section `compare_answers` of the config: who answers, who judges, which policy a name means."""
+"""Section `compare_answers` of the config: who answers, who judges, and which policies names
+mean."""
 
 from __future__ import annotations
 
@@ -15,14 +16,14 @@ OWN_REWARD_MODEL = "train_reward_model"
 
 
 def read_comparisons(config: Mapping[str, Any]) -> dict[str, Comparison]:
-    """The comparisons of a config; one that is null is left out."""
+    """Return the comparisons of a config. One that is null is left out."""
     given = config["compare_answers"]
     return {name: Comparison(**section) for name, section in given.items() if section is not None}
 
 
 def policy_result(plan: Plan, name: str) -> str:
-    """The result that a policy's name means: itself, or ``experiment/iteration/η`` for a point of
-    a LITI front in replicate 1 (warp/2/0.5).
+    """Return the result that a policy's name means. The name is a result, or
+    ``experiment/iteration/η`` for a point of a LITI front in replicate 1 (warp/2/0.5).
 
     Raises:
         ValueError: the run has no such policy.
@@ -61,7 +62,7 @@ def is_number(text: str) -> bool:
 
 
 def check_comparison(where: str, comparison: Comparison, plan: Plan) -> Iterator[str]:
-    """Problems of one comparison, as far as files and the plan tell."""
+    """Yield the problems of one comparison, as far as files and the plan show them."""
     for name, given in comparison.contestants.items():
         if "policy" in given:
             try:
@@ -84,7 +85,7 @@ def check_comparison(where: str, comparison: Comparison, plan: Plan) -> Iterator
 
 
 def check_stored(where: str, comparison: Comparison) -> Iterator[str]:
-    """Whether the files of stored answers can be read and answer the same prompts."""
+    """Yield why the files of stored answers cannot be read or do not answer the same prompts."""
     try:
         sets = {path: read_answers(path) for path in comparison.stored.values()}
         if sets:

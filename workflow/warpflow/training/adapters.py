@@ -1,6 +1,6 @@
-"""LoRA through `peft`: small trained factors A and B beside frozen weights, W + s·BA.
+"""LoRA through `peft` trains small factors A and B beside frozen weights, W + s·BA.
 
-Every average of WARP is of the *merged* weights W + s·BA: a mean of A's times a mean of B's is not
+WARP always averages the *merged* weights W + s·BA, because a mean of A's times a mean of B's is not
 the mean of the products. So the EMA anchor follows the merged weights, and a run ends with them
 merged into a checkpoint like any other, from which task vectors are taken.
 """
@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 
 
 def add_adapters(policy: PreTrainedModel, rank: int, alpha: int, seed: int) -> PeftModel:
-    """Freeze the policy and put a LoRA of rank r, scaled by α/r, beside every linear layer but the
-    output's, and beside the fused experts of a mixture; in place. B starts at 0, so the policy's
-    outputs are what they were.
+    """Freeze the policy in place and add a LoRA of rank r, scaled by α/r, to its weights. Every
+    linear layer but the output layer gets one, and so do the fused experts of a mixture. B starts
+    at 0, so the policy's outputs stay what they were.
 
     Raises:
-        ValueError: the policy has fused experts that no adapter reaches; names them.
+        ValueError: no adapter reaches the policy's fused experts. The message names them.
     """
     experts = fused_experts(policy)
     config = LoraConfig(
@@ -50,7 +50,8 @@ def add_adapters(policy: PreTrainedModel, rank: int, alpha: int, seed: int) -> P
 
 
 def fused_experts(policy: PreTrainedModel) -> list[str]:
-    """Names of the weights [experts, …, …] that hold all experts of a layer in one tensor."""
+    """Return the names of weights [experts, …, …] that hold all of a layer's experts in one
+    tensor."""
     return [
         f"{name}.{kind}"
         for name, module in policy.named_modules()
@@ -61,8 +62,8 @@ def fused_experts(policy: PreTrainedModel) -> list[str]:
 
 
 def routers(policy: PreTrainedModel) -> list[str]:
-    """Names of layers that are linear by inheritance and return something else than a product, as
-    Llama 4's router does; `peft` would take them for plain layers and fail."""
+    """Return the names of layers that inherit from Linear but return something else than a product,
+    as Llama 4's router does. `peft` would take them for plain layers and fail."""
     return [
         name
         for name, module in policy.named_modules()
@@ -71,8 +72,8 @@ def routers(policy: PreTrainedModel) -> list[str]:
 
 
 def report_left_out(policy: PreTrainedModel) -> None:
-    """Say which linear layers stay as they are. Where experts are fused, `peft` takes the names of
-    the dense layers beside them for the experts'."""
+    """Log which linear layers get no adapter. Where experts are fused, `peft` takes the names of
+    the dense layers beside them for names of experts."""
     inside = {id(m.get_base_layer()) for m in policy.modules() if isinstance(m, LoraLayer)}
     output = policy.get_output_embeddings()
     left = [
@@ -90,13 +91,13 @@ def report_left_out(policy: PreTrainedModel) -> None:
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name in the policy without adapters."""
+    """Return a parameter's name in the policy without adapters."""
     return name.replace(".base_layer", "")
 
 
 def adapted_weights(policy: PreTrainedModel) -> dict[Tensor, Any]:
-    """The adapter beside each weight that has one. A `ParamWrapper` says by name which of its
-    layer's parameters it adapts, and may wrap another; all other adapters are beside `weight`."""
+    """Map each weight that has an adapter to this adapter. A `ParamWrapper` names the parameter of
+    its layer that it adapts, and may wrap another one. All other adapters adapt `weight`."""
     layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
     return {
         getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight")): layer
@@ -105,8 +106,8 @@ def adapted_weights(policy: PreTrainedModel) -> dict[Tensor, Any]:
 
 
 def acting_weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """The weights that the policy acts with, W or W + s·BA, one at a time, by the name that each
-    has without adapters. In no fixed order: adapters of experts reorder a layer's parameters."""
+    """Yield the weights that the policy acts with, W or W + s·BA, each with its name without
+    adapters. The order is not fixed, because adapters of experts reorder a layer's parameters."""
     adapted = adapted_weights(policy)
     for name, parameter in policy.named_parameters():
         if parameter in adapted:
@@ -117,5 +118,5 @@ def acting_weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def merge_adapters(adapters: PeftModel) -> PreTrainedModel:
-    """The policy with its adapters merged into its weights, without them from here on."""
+    """Merge the adapters into the policy's weights, and return the policy without adapters."""
     return adapters.merge_and_unload()

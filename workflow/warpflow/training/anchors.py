@@ -1,6 +1,6 @@
-"""The anchor of the KL penalty: whose weights it has, where it keeps them, how it moves.
+"""The anchor of the KL penalty: what weights it has, where it keeps them and how it moves.
 
-What anchors there are stands at the end, in `ANCHORS`.
+`ANCHORS`, at the end, lists all anchors.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ class Anchor:
     """A frozen model that scores, and the fp32 weights that are averaged.
 
     Attributes:
-        model: dropout off, no gradient; sharded where the policy is.
-        memory: where the weights live. ``device``: they are the model's own. ``host``: in host
-            memory, on the device only while it scores; each step moves them there, and the
-            policy's here. ``bfloat16``: in host memory, with a copy on the device whose matrices
-            are bf16; each step moves the policy's weights here and the copy there.
-        apart: the fp32 weights where they are not the model's own.
+        model: it has no dropout and no gradient, and is sharded where the policy is.
+        memory: where the weights are. With ``device`` they are the model's own. With ``host`` they
+            are in host memory, and on the device only while the anchor scores; each step moves them
+            to the device, and the policy's weights to the host. With ``bfloat16`` they are in host
+            memory, and a copy on the device has matrices in bf16; each step moves the policy's
+            weights to the host and the copy to the device.
+        apart: the fp32 weights, where they are not the model's own.
     """
 
     model: PreTrainedModel
@@ -49,8 +50,8 @@ class Anchor:
 
     @contextmanager
     def scoring(self, device: torch.device) -> Iterator[PreTrainedModel]:
-        """The model with its weights on the device, for a while; one whose matrices are bf16
-        computes in bf16."""
+        """Have the model's weights on the device while the context lasts. A model whose matrices
+        are bf16 computes in bf16."""
         is_rounded, in_host = self.memory == "bfloat16", self.memory == "host"
         with (
             lent(self.model, self.weights, device) if in_host else nullcontext(),
@@ -60,14 +61,14 @@ class Anchor:
             release(self.model)
 
     def refresh(self) -> None:
-        """Bring the model up to the weights after they have changed."""
+        """Copy the weights into the model after they have changed."""
         if self.memory == "bfloat16":
             for parameter, weight in zip(self.model.parameters(), self.weights, strict=True):
                 parameter.data.copy_(weight)
 
 
 def make_anchor(source: PreTrainedModel, memory: Memory = "device") -> Anchor:
-    """An anchor that starts as a copy of `source`, a policy in fp32 without adapters."""
+    """Return an anchor that starts as a copy of `source`, a policy in fp32 without adapters."""
     model = copy.deepcopy(source).requires_grad_(False).eval()
     if memory == "device":
         return Anchor(model)
@@ -97,7 +98,8 @@ def update_ema_(anchor: Sequence[Tensor], policy: Sequence[Tensor], mu: float) -
 @torch.no_grad()
 def move_anchor_(anchor: Anchor, policy: PreTrainedModel, rate: float) -> None:
     """θ_anchor ← (1 − rate) θ_anchor + rate θ (Algorithm 1), with θ the weights that the policy
-    acts with, LoRA's included. All at once where both lie on the device, else one at a time."""
+    acts with, LoRA included. All weights move at once where both are on the device, else one at a
+    time."""
     if anchor.memory == "device" and all(p.requires_grad for p in policy.parameters()):
         update_ema_(local(anchor.weights), local(policy.parameters()), rate)
     else:
@@ -112,12 +114,12 @@ def move_anchor_(anchor: Anchor, policy: PreTrainedModel, rate: float) -> None:
 
 
 def stay_(run: Run, settings: ReinforceSettings, step: int) -> None:
-    """The anchor is fixed."""
+    """Leave the anchor where it is."""
 
 
 def follow_(run: Run, settings: ReinforceSettings, step: int) -> None:
-    """The EMA of the policy: WARP's anchor, moved at every step (Algorithm 1), or every
-    `anchor_every` steps (TR-DPO's soft update, arXiv 2404.09656)."""
+    """Move the anchor as the EMA of the policy. WARP does so at every step (Algorithm 1), TR-DPO's
+    soft update (arXiv 2404.09656) every `anchor_every` steps."""
     if step % settings.anchor_every == 0:
         move_anchor_(run.anchor, run.policy, settings.mu)
 
@@ -129,7 +131,7 @@ def forget_moments_(run: Run, settings: ReinforceSettings) -> None:
 
 
 def reset_hard_(run: Run, settings: ReinforceSettings, step: int) -> None:
-    """A copy of the policy, renewed every `reset_every` steps."""
+    """Renew the anchor as a copy of the policy every `reset_every` steps."""
     if step % settings.reset_every == 0:
         move_anchor_(run.anchor, run.policy, 1.0)
         forget_moments_(run, settings)
@@ -137,8 +139,8 @@ def reset_hard_(run: Run, settings: ReinforceSettings, step: int) -> None:
 
 @torch.no_grad()
 def reset_elastically_(run: Run, settings: ReinforceSettings, step: int) -> None:
-    """Elastic Reset (arXiv 2312.07551): every `reset_every` steps the policy falls back to its EMA,
-    and that to the init, which the anchor is."""
+    """Do an Elastic Reset (arXiv 2312.07551): every `reset_every` steps the policy falls back to
+    its EMA, and the EMA to the initialisation, which is the anchor."""
     if step % settings.reset_every:
         return
     ema = run.averages["ema"]
@@ -155,11 +157,12 @@ class AnchorKind:
     """What an anchor starts as, and what happens after each step.
 
     Attributes:
-        starts_as: of the policies θ_init and θ_sft the one that it is at the start.
-        after_step_: called with the run, its settings and the step (from 1), once the policy has
-            moved and its averages have followed; may move the anchor, and the policy itself.
-        needs: averages of the policy (`Run.averages`) that `after_step_` reads.
-        stands_for: averages of the policy that the anchor is itself, so that none is kept twice.
+        starts_as: which of the policies θ_init and θ_sft it is at the start.
+        after_step_: is called with the run, its settings and the step (from 1), once the policy has
+            moved and its averages have followed. It may move the anchor, and the policy itself.
+        needs: the averages of the policy (`Run.averages`) that `after_step_` reads.
+        stands_for: the averages of the policy that are the anchor itself, so that none is kept
+            twice.
     """
 
     starts_as: Literal["init", "sft"]
@@ -168,7 +171,7 @@ class AnchorKind:
     stands_for: frozenset[str] = frozenset()
 
 
-# Another anchor is one function above and one line here; config: train_policy.anchor.
+# A new anchor needs one function above and one line here. Its config key is train_policy.anchor.
 ANCHORS: dict[str, AnchorKind] = {
     "ema": AnchorKind("init", follow_, stands_for=frozenset({"ema"})),
     "init": AnchorKind("init"),
@@ -179,7 +182,7 @@ ANCHORS: dict[str, AnchorKind] = {
 
 
 def is_sft_itself(kind: str, memory: Memory) -> bool:
-    """Whether the anchor is θ_sft rather than a copy: it starts there, never moves, and stays on
+    """Whether the anchor is θ_sft itself and no copy: it starts there, never moves, and stays on
     the device."""
     anchor = ANCHORS[kind]
     return anchor.starts_as == "sft" and anchor.after_step_ is stay_ and memory == "device"
@@ -188,7 +191,7 @@ def is_sft_itself(kind: str, memory: Memory) -> bool:
 def start_anchor(
     kind: str, init: PreTrainedModel, sft: PreTrainedModel, memory: Memory = "device"
 ) -> Anchor:
-    """The anchor of that name in `ANCHORS` before the first step."""
+    """Return the anchor of that name in `ANCHORS` before the first step."""
     if is_sft_itself(kind, memory):
         return Anchor(sft.requires_grad_(False).eval())
     return make_anchor(init if ANCHORS[kind].starts_as == "init" else sft, memory)

@@ -1,9 +1,9 @@
 """Training with several processes: what they share, and what each one does alone.
 
 `accelerate launch` starts them and sets up their group, one process to a GPU. Each samples and
-scores its own rows of the batch; rewards and log-ratios are gathered, since the baseline of a row
-may depend on every other; the gradient is the mean over all. The policy is whole in each process,
-or sharded by FSDP: then so are its anchor, gradient and optimiser.
+scores its own rows of the batch. Rewards and log-ratios are gathered, since the baseline of a row
+may depend on every other row. The gradient is the mean over all processes. The policy is whole in
+each process or sharded by FSDP. If it is sharded, so are its anchor, gradient and optimiser.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def wait_for_all() -> None:
 
 
 def own_part(count: int, what: str) -> slice:
-    """The places of this process among `count`; every process has equally many.
+    """Return the places of this process among `count`. Every process has equally many.
 
     Raises:
-        ValueError: they do not divide; names `what`.
+        ValueError: `count` is no multiple of the number of processes. The message names `what`.
     """
     processes = process_count()
     if count % processes:
@@ -58,7 +58,7 @@ def own_part(count: int, what: str) -> slice:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """[B, …] of the rows [B / processes, …] that each process has, in the processes' order."""
+    """Gather the rows [B / processes, …] of each process to [B, …], in the order of processes."""
     if process_count() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(process_count())]
@@ -67,13 +67,14 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def share_of(count: int) -> slice:
-    """The places of this process among `count`, which need not divide evenly."""
+    """Return the places of this process among `count`, which need not divide evenly."""
     processes, index = process_count(), process_index()
     return slice(index * count // processes, (index + 1) * count // processes)
 
 
 def gather_objects(mine: T) -> list[T]:
-    """What each process has, in the processes' order; tensors in it must be in host memory."""
+    """Return what each process has, in the order of processes. Tensors in it must be in host
+    memory."""
     if process_count() == 1:
         return [mine]
     parts: list[T] = [mine] * process_count()
@@ -82,13 +83,14 @@ def gather_objects(mine: T) -> list[T]:
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set in one of them: what they must do together, they decide together."""
+    """Whether `flag` is set in any process. So processes decide together what they must do
+    together."""
     return bool(gather(torch.tensor([flag], device=device)).any())
 
 
 def average_gradients_(model: torch.nn.Module) -> None:
-    """The mean gradient over the processes, once a step, after the last micro-batch. A sharded
-    model's has been averaged by FSDP in the backward pass."""
+    """Average the gradient over the processes, once a step, after the last micro-batch. For a
+    sharded model FSDP has done so in the backward pass."""
     if process_count() == 1 or is_sharded(model):
         return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -110,8 +112,8 @@ def shard(
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
 ) -> tuple[PreTrainedModel, PreTrainedModel, torch.optim.Optimizer]:
-    """Shard the policy, its optimiser and its anchor where accelerate's configuration says FSDP;
-    else return them as they are."""
+    """Shard the policy, its anchor and its optimiser where accelerate's configuration says FSDP.
+    Return them as they are otherwise."""
     if not accelerator.is_fsdp2:
         return policy, anchor, optimizer
     policy, wrapped = accelerator.prepare(policy, optimizer)
@@ -119,13 +121,13 @@ def shard(
 
 
 def local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The part of each tensor that this process holds."""
+    """Return the part of each tensor that this process holds."""
     with torch.no_grad():
         return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
 
 
 def like(part: Tensor, whole: Tensor) -> Tensor:
-    """`part` as this process's shard of a tensor laid out as `whole`."""
+    """Return `part` as this process's shard of a tensor that is laid out as `whole`."""
     if not isinstance(whole, DTensor) or part.dim() == 0:
         return part
     mesh, placements = whole.device_mesh, whole.placements
@@ -134,9 +136,9 @@ def like(part: Tensor, whole: Tensor) -> Tensor:
 
 @contextmanager
 def gathered(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """A sharded model with its weights whole for a while: sampling takes hundreds of forward
-    passes, and another number of them in each process. Where autocast is on, a copy whose matrices
-    are rounded already, in half the memory."""
+    """Have the weights of a sharded model whole while the context lasts. Sampling takes hundreds of
+    forward passes, and another number of them in each process. Where autocast is on, this is a copy
+    whose matrices are rounded already, in half the memory."""
     if is_sharded(model) and torch.is_autocast_enabled(model.device.type):
         yield rounded_copy(model)
         return
@@ -153,8 +155,8 @@ def gathered(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 @torch.no_grad()
 def rounded_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A sharded model whole and for scoring alone: under autocast it computes the same numbers.
-    Weights are gathered one at a time, by all processes together."""
+    """Return a whole copy of a sharded model, for scoring only. Under autocast it computes the same
+    numbers. All processes gather the weights together, one at a time."""
     plain = type(model).__bases__[1]  # FSDP makes a class of FSDPModule and the model's own
     with torch.device("meta"):
         copy = cast("PreTrainedModel", plain(model.config)).eval()
@@ -170,14 +172,14 @@ def rounded_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def set_tensor(model: torch.nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a parameter or a buffer in the place of that name."""
+    """Replace the parameter or buffer of that name."""
     owner, _, kind = name.rpartition(".")
     setattr(model.get_submodule(owner), kind, tensor)
 
 
 def release(model: torch.nn.Module) -> None:
-    """Keep this process's shards alone: after a forward pass without a backward one, FSDP leaves
-    the outermost weights whole."""
+    """Keep only this process's shards. After a forward pass without a backward one, FSDP leaves the
+    outermost weights whole."""
     for module in sharded_modules(model):
         module.reshard()
 
@@ -187,8 +189,8 @@ def sharded_modules(model: torch.nn.Module) -> list[FSDPModule]:
 
 
 def whole_state_dict(model: PreTrainedModel) -> dict[str, Tensor] | None:
-    """All weights of a sharded model, in the memory of the main process's host (empty in the
-    others); None for a model that every process has whole."""
+    """Return all weights of a sharded model, in host memory of the main process. They are empty in
+    the other processes, and None for a model that every process has whole."""
     if not is_sharded(model):
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

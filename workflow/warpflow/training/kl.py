@@ -7,8 +7,8 @@ With lr_t = log π_θ(y_t | x, y_<t) − log π_anchor(y_t | x, y_<t), sums over
     k3     Σ (exp(−lr_t) − 1 + lr_t)     in the loss: GRPO (arXiv 2402.03300)
     exact  Σ_t Σ_v π_θ(v | y_<t) (log π_θ(v | y_<t) − log π_anchor(v | y_<t))    arXiv 2504.10637
 
-What each does to the gradient of the KL of whole sequences is in docs/knobs.md, and shown by
-enumeration in tests/training/test_kl.py.
+docs/knobs.md says what each does to the gradient of the KL of whole sequences, and
+tests/training/test_kl.py shows it by enumeration.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from torch import Tensor
 
 
 def k1(policy: Tensor, anchor: Tensor) -> Tensor:
-    """[B] log-ratio of whole sequences, of the tokens' log-probabilities [B, C], 0 on pads."""
+    """Return the log-ratio of sequences [B] from log-probabilities of tokens [B, C], 0 on pads."""
     return policy.sum(1) - anchor.sum(1)
 
 
 def k2(policy: Tensor, anchor: Tensor) -> Tensor:
-    """[B] sum of half the squared log-ratios."""
+    """Return the sum of half the squared log-ratios, [B]."""
     return ((policy - anchor) ** 2 / 2).sum(1)
 
 
 def k3(policy: Tensor, anchor: Tensor) -> Tensor:
-    """[B] sum of exp(−lr) − 1 + lr, none of which is below 0."""
+    """Return the sum of exp(−lr) − 1 + lr, [B]. No term of it is below 0."""
     log_ratio = policy - anchor
     return ((-log_ratio).expm1() + log_ratio).sum(1)
 
 
 @dataclass(frozen=True)
 class KlEstimator:
-    """An estimator and its places.
+    """An estimator, and where it enters.
 
     Attributes:
-        of_tokens: from log-probabilities [B, C] of the sampled tokens under policy and anchor to
-            [B]; None: exact, from the distributions over all words.
-        in_reward: subtracted from the reward, times β, without gradient.
-        in_loss: added to the loss, times β, with gradient.
+        of_tokens: maps log-probabilities [B, C] of the sampled tokens under policy and anchor to
+            [B]. None stands for exact, which takes the distributions over all words.
+        in_reward: whether it is subtracted from the reward, times β, without gradient.
+        in_loss: whether it is added to the loss, times β, with gradient.
     """
 
     of_tokens: Callable[[Tensor, Tensor], Tensor] | None
@@ -51,11 +51,11 @@ class KlEstimator:
     in_loss: bool = False
 
 
-# Another estimator is one function above and one line here; config: train_policy.kl_estimator.
+# A new estimator needs one function above and one line here. Its key is train_policy.kl_estimator.
 KL_ESTIMATORS: dict[str, KlEstimator] = {
     "k1": KlEstimator(k1, in_reward=True),
-    # The reward alone would leave out how the KL of a step changes, the loss alone which steps the
-    # policy comes to: both together are the gradient.
+    # The reward alone would leave out how the KL of a step changes, and the loss alone which steps
+    # the policy comes to. Both together are the gradient.
     "exact": KlEstimator(None, in_reward=True, in_loss=True),
     "k2": KlEstimator(k2, in_loss=True),
     "k3": KlEstimator(k3, in_loss=True),

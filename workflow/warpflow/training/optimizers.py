@@ -1,7 +1,7 @@
 """The optimiser of an RL run.
 
-What optimisers there are stands in `OPTIMIZERS`. Those of 8 bits need the package bitsandbytes,
-which is imported only where they are asked for.
+`OPTIMIZERS` lists all optimisers. Those with 8 bits need the package bitsandbytes, which is
+imported only where they are asked for.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from warpflow.settings.train_policy import ReinforceSettings
 
 
 def by_bitsandbytes(name: str, parameters: list[Tensor], **settings: Any) -> torch.optim.Optimizer:
-    """The optimiser of that name in `bitsandbytes.optim`, whose two moments are 8-bit numbers with
-    a scale for each 256 of them (arXiv 2110.02861). A tensor of less than 4096 weights keeps fp32
-    moments.
+    """Return the optimiser of that name in `bitsandbytes.optim`. Its two moments are 8-bit numbers
+    with a scale for each 256 of them (arXiv 2110.02861). A tensor of less than 4096 weights keeps
+    fp32 moments.
 
     Raises:
-        ModuleNotFoundError: the package is not installed; the config's check says so before.
+        ModuleNotFoundError: the package is not installed. The check of the config says so earlier.
     """
     made: torch.optim.Optimizer = getattr(importlib.import_module("bitsandbytes.optim"), name)(
         parameters, **settings
@@ -32,9 +32,9 @@ def by_bitsandbytes(name: str, parameters: list[Tensor], **settings: Any) -> tor
     return made
 
 
-CARRIED = "optimizer.pt"  # in a checkpoint folder, beside the weights, as in those of transformers
+CARRIED = "optimizer.pt"  # a file beside the weights, which transformers also names so
 
-# Another optimiser is one line here, and a name in warpflow.settings.train_policy.
+# A new optimiser needs one line here, and a name in warpflow.settings.train_policy.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),
     "adamw": partial(torch.optim.AdamW, fused=True),
@@ -46,7 +46,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def make_optimizer(
     parameters: Iterable[Tensor], settings: ReinforceSettings
 ) -> torch.optim.Optimizer:
-    """A fresh optimiser of the parameters that a run trains."""
+    """Return a fresh optimiser for the parameters that a run trains."""
     return OPTIMIZERS[settings.optimizer](
         list(parameters), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )

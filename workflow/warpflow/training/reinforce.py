@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepRow:
-    """What one step reports; means over the batch."""
+    """What one step reports. The values are means over the batch."""
 
     step: int
     loss: float
@@ -59,7 +59,8 @@ class StepRow:
 
 
 def penalised_rewards(rewards: Tensor, kl: Tensor, beta: float) -> Tensor:
-    """r_β = r − β · log(π_θ(y|x) / π_anchor(y|x)): [B], part of the reward, no gradient.
+    """Return r_β = r − β · log(π_θ(y|x) / π_anchor(y|x)), [B], a part of the reward with no
+    gradient.
 
     Args:
         rewards: [B]. kl: [B], the log-ratio of whole sequences, or another estimate of the KL
@@ -69,11 +70,11 @@ def penalised_rewards(rewards: Tensor, kl: Tensor, beta: float) -> Tensor:
 
 
 def advantages(rewards: Tensor, baseline: str, samples_per_prompt: int) -> Tensor:
-    """[B] rewards less a baseline.
+    """Return the rewards less a baseline, [B].
 
-    ``none``: as printed in the paper. ``batch``: less the batch mean, which scales the expected
-    gradient by (B − 1)/B. ``rloo``: less the mean of the *other* completions of the prompt
-    (rows of one prompt are adjacent), which leaves it unbiased.
+    ``none`` has no baseline, as printed in the paper. ``batch`` subtracts the batch mean, which
+    scales the expected gradient by (B − 1)/B. ``rloo`` subtracts the mean of the *other*
+    completions of the prompt (rows of one prompt are adjacent), which leaves the gradient unbiased.
     """
     if baseline == "none":
         return rewards
@@ -89,18 +90,19 @@ def advantages(rewards: Tensor, baseline: str, samples_per_prompt: int) -> Tenso
 
 
 def reinforce_loss(policy_log_probs: Tensor, advantage: Tensor) -> Tensor:
-    """Scalar −mean_b(A_b · log π(y_b|x_b)), whose gradient is REINFORCE's.
+    """Return the scalar −mean_b(A_b · log π(y_b|x_b)), whose gradient is REINFORCE's.
 
     Args:
-        policy_log_probs: [B], of whole sequences, with gradient. advantage: [B], without.
+        policy_log_probs: [B], of whole sequences, with gradient. advantage: [B], without gradient.
     """
     return -(advantage.detach() * policy_log_probs).mean()
 
 
 def prompts_at(step: int, count: int, per_step: int, seed: int) -> list[int]:
-    """Indices of the prompts of a step (from 1): passes over all prompts, each in a new order.
+    """Return the indices of a step's prompts; steps count from 1. Each pass has a new order of
+    prompts.
 
-    A function of the step alone, so that a resumed run goes on with the right prompts.
+    They depend only on the step and the seed, so that a resumed run goes on with the right prompts.
     """
     first = (step - 1) * per_step
     places = range(first, first + per_step)
@@ -112,18 +114,18 @@ def prompts_at(step: int, count: int, per_step: int, seed: int) -> list[int]:
 
 
 def learning_rate_at(step: int, settings: ReinforceSettings) -> float:
-    """Linear warm-up to a constant; `step` counts from 1."""
+    """Return the learning rate of a step (from 1): it rises linearly to a constant."""
     return settings.learning_rate * min(1.0, step / max(1, settings.warmup_steps))
 
 
 @dataclass
 class Run:
-    """All that changes while a policy is trained; saved and loaded by `warpflow.training.resume`.
+    """All that changes while a policy is trained. `warpflow.training.resume` saves and loads it.
 
     Attributes:
-        step: steps done.
-        adapters: of a LoRA run, a handle on those inside the policy.
-        averages: of the policy, beside the anchor: ``ema`` (rate μ), ``average`` (plain).
+        step: the number of steps that are done.
+        adapters: with LoRA, a handle on the adapters inside the policy.
+        averages: the policy's averages beside the anchor, ``ema`` (rate μ) and ``average`` (plain).
     """
 
     policy: PreTrainedModel
@@ -134,21 +136,22 @@ class Run:
     averages: dict[str, Anchor] = field(default_factory=dict)
 
     def weights(self, name: str) -> Anchor:
-        """The average of that name; the EMA is the anchor where that is one."""
+        """Return the average of that name. Where the anchor is the EMA, it is the anchor."""
         return self.averages.get(name, self.anchor)
 
 
 def needed_averages(settings: ReinforceSettings) -> list[str]:
-    """Averages that are not the anchor already."""
+    """Return the names of the averages that are not the anchor already."""
     names = {name for name in settings.evaluate_weights if name != "policy"}
     anchor = ANCHORS[settings.anchor]
-    # An anchor that moves now and then is no average of all steps.
+    # An anchor that does not move in every step is no average of all steps.
     stands_for = anchor.stands_for if settings.anchor_every == 1 else frozenset()
     return sorted((names | anchor.needs) - stands_for)
 
 
 def update_averages_(run: Run, settings: ReinforceSettings, step: int) -> None:
-    """θ̄ ← (1 − rate) θ̄ + rate θ after a step: rate μ of the EMA, 1/t of the mean of θ_1 … θ_t."""
+    """Do θ̄ ← (1 − rate) θ̄ + rate θ after step t. The EMA has rate μ, the mean of θ_1 … θ_t
+    1/t."""
     for name, average in run.averages.items():
         move_anchor_(average, run.policy, settings.mu if name == "ema" else 1 / step)
 
@@ -160,17 +163,17 @@ def start_run(
     seed: int = 0,
     accelerator: Accelerator | None = None,
 ) -> Run:
-    """A run before its first step: a fresh optimiser, dropout off.
+    """Return a run before its first step, with a fresh optimiser and without dropout.
 
     Args:
         policy: θ_init in fp32. sft: θ_sft, used where the anchor is the SFT policy.
-        seed: of LoRA's start.
-        accelerator: of a run over several processes; shards it where its configuration says so.
+        seed: the seed of LoRA's initialisation.
+        accelerator: for a run over several processes, which it shards if its configuration says so.
 
     Raises:
-        ValueError: settings that exclude sharding.
+        ValueError: the settings exclude sharding.
     """
-    # A copy from before the adapters.
+    # The anchor is a copy from before the adapters.
     anchor = start_anchor(settings.anchor, policy, sft, settings.anchor_memory)
     averages = {
         name: make_anchor(policy, settings.anchor_memory) for name in needed_averages(settings)
@@ -186,7 +189,8 @@ def start_run(
 def prepare_policy_(
     policy: PreTrainedModel, settings: ReinforceSettings, seed: int
 ) -> PeftModel | None:
-    """Switch on what the settings ask for, LoRA and gradient checkpointing; dropout off."""
+    """Switch dropout off, and LoRA and gradient checkpointing on where the settings ask for
+    them."""
     adapters = None
     if settings.lora_rank:
         adapters = add_adapters(policy, settings.lora_rank, settings.lora_alpha, seed)
@@ -197,7 +201,7 @@ def prepare_policy_(
 
 
 def check_sharding(settings: ReinforceSettings) -> None:
-    """Raise ValueError for settings whose point is lost where every process has a shard."""
+    """Raise ValueError for settings that do not work where every process has a shard."""
     if settings.anchor_memory != "device" or settings.lora_rank or needed_averages(settings):
         raise ValueError(
             "FSDP shards the policy and its anchor: set train_policy.anchor_memory to device, "
@@ -223,7 +227,7 @@ def check_sharding(settings: ReinforceSettings) -> None:
 
 
 def finish_run(run: Run) -> PreTrainedModel:
-    """The trained policy, LoRA merged into its weights."""
+    """Return the trained policy, with LoRA merged into its weights."""
     return merge_adapters(run.adapters) if run.adapters else run.policy
 
 
@@ -241,11 +245,11 @@ def train_policy(
 
     Args:
         prompts: token ids of each prompt.
-        seed: of the order of prompts and of sampling, which is all that tells members apart. Both
-            are functions of the step: a run that was loaded goes on as if never interrupted.
+        seed: the seed of the order of prompts and of sampling. Members differ in nothing else. Both
+            depend only on the step, so that a loaded run goes on as if it had never stopped.
 
     Raises:
-        FloatingPointError: a loss, reward or gradient that is not finite; names step and seed.
+        FloatingPointError: a loss, reward or gradient is not finite. The message names them.
     """
     for step in range(run.step + 1, settings.steps + 1):
         batch = sample_batch(run.policy, prompts, settings, step, eos_ids, pad_id, seed)
@@ -274,8 +278,8 @@ def sample_batch(
     pad_id: int,
     seed: int,
 ) -> Completions:
-    """The completions of a step, of several processes this one's; those of one prompt are adjacent
-    rows. Which row has which prompt and uniforms does not depend on the number of processes."""
+    """Sample the completions of a step that belong to this process. Those of one prompt are
+    adjacent rows. The prompt and the uniforms of a row do not depend on the number of processes."""
     per_step = settings.batch_size // settings.samples_per_prompt
     mine = own_part(per_step, "train_policy.batch_size / samples_per_prompt")
     chosen = prompts_at(step, len(prompts), per_step, seed)[mine]
@@ -300,13 +304,14 @@ def sample_batch(
 def compute_gradient(
     run: Run, rewards: Tensor, batch: Completions, settings: ReinforceSettings, step: int
 ) -> StepRow:
-    """Leave the clipped gradient of one batch on the policy's parameters; report the batch.
+    """Leave the clipped gradient of one batch on the policy's parameters, and report the batch.
 
-    With micro-batches memory is that of one, the gradient is the same, and the policy is scored
-    once more: a part's advantages depend on the other parts, and on those of other processes.
+    Micro-batches take the memory of one of them and give the same gradient. The policy is scored
+    once more then, because a part's advantages depend on the other parts, and on those of other
+    processes.
 
     Args:
-        rewards: [B / processes], of the rows in `batch`, which are this process's.
+        rewards: [B / processes], the rewards of the rows in `batch`, which are this process's.
     """
     rows, device = len(batch.lengths), run.policy.device
     size = settings.micro_batch_size
@@ -316,7 +321,7 @@ def compute_gradient(
         settings.temperature,
         each=settings.samples_per_prompt,
         size=size,
-        # Sharded, every process must take part in every forward pass: they need as many parts.
+        # If sharded, every process must take part in every forward pass: all need as many parts.
         undivided=is_sharded(run.policy),
     )
 
@@ -363,8 +368,9 @@ def compute_gradient(
 
 
 class Scored(NamedTuple):
-    """Of the completions of a part, [B] each: log π_θ(y|x), what the estimator says of the KL to
-    the anchor, both with gradient where one is wanted, and an unbiased estimate of that KL."""
+    """Scores of a part's completions, [B] each: log π_θ(y|x), the estimator's value of the KL to
+    the anchor, and an unbiased estimate of that KL. The first two have a gradient where one is
+    wanted."""
 
     log_prob: Tensor
     kl: Tensor
@@ -372,7 +378,7 @@ class Scored(NamedTuple):
 
 
 def token_scores(model: PreTrainedModel, score: Score, settings: ReinforceSettings) -> Tensor:
-    """[B, C] log-probabilities of a part's tokens, in the run's precision."""
+    """Return the log-probabilities of a part's tokens [B, C], in the run's precision."""
     with compute_in(settings.compute_dtype, model.device), recomputing(model):
         return score.tokens(model)
 
@@ -383,7 +389,7 @@ def score_policy(
     """Score a part's completions under the policy, and estimate the KL to the anchor.
 
     Args:
-        under_anchor: `token_scores` of the anchor; None: the estimator wants its distributions.
+        under_anchor: `token_scores` of the anchor. None: the estimator wants its distributions.
     """
     estimate, policy = KL_ESTIMATORS[settings.kl_estimator].of_tokens, run.policy
     if estimate is None or under_anchor is None:
@@ -402,14 +408,14 @@ def score_policy(
 
 @contextmanager
 def recomputing(model: PreTrainedModel) -> Iterator[None]:
-    """Let gradient checkpointing work where it was enabled and a gradient is wanted. Its layers
-    heed it in training mode only, which here must not switch dropout on nor last: sampling's
-    cache and checkpointing exclude each other."""
+    """Let gradient checkpointing work where it was enabled and a gradient is wanted. Layers
+    checkpoint only in training mode. This mode must not switch dropout on, and must end here,
+    because the cache of sampling and checkpointing exclude each other."""
     layers = []
     if torch.is_grad_enabled() and getattr(model, "is_activation_checkpointing", False):
         layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     for layer in layers:
-        layer.training = True  # this flag alone, not the flags of the modules inside
+        layer.training = True  # only this flag, not those of the modules inside
     try:
         yield
     finally:

@@ -1,8 +1,9 @@
-"""The state of a training run on disk: stopped at any moment, it goes on bit for bit.
+"""The state of a training run on disk, from which a stopped run goes on bit for bit.
 
-A file for each process that has a shard, else one; and a small file that names the step of the
-last whole state, replaced by rename: a reader finds that state or none. Random numbers and the
-order of prompts are functions of the step (`warpflow.training.reinforce`), so they need no saving.
+There is a file for each process that has a shard, else one file. A small file names the step of the
+last whole state. It is replaced by rename, so that a reader finds that state or none. Random
+numbers and the order of prompts depend only on the step (`warpflow.training.reinforce`), so they
+need no saving.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ def locked(folder: Path) -> AbstractContextManager[None]:
 def save_state(
     folder: Path, run: Run, fingerprint: Mapping[str, Any], tables: Mapping[str, list[Any]]
 ) -> None:
-    """Write the whole state aside, make it durable, and put it in the last one's place. Every
+    """Write the whole state to new files, make them durable, and replace the last state. Every
     process calls this.
 
     Args:
-        fingerprint: settings and inputs of the run, to be compared on loading.
-        tables: rows gathered so far, by table.
+        fingerprint: the settings and inputs of the run, which are compared on loading.
+        tables: the rows gathered so far, by table.
     """
     writers = process_count() if is_sharded(run.policy) else 1
     if process_index() < writers:
@@ -80,11 +81,11 @@ def save_state(
 def load_state(
     folder: Path, run: Run, fingerprint: Mapping[str, Any]
 ) -> dict[str, list[Any]] | None:
-    """Load the state into `run`, policy, anchor and optimiser, and return the tables; None where
+    """Load policy, anchor and optimiser into `run`, and return the tables. Return None where
     nothing was saved.
 
     Raises:
-        ValueError: the state is of other settings or inputs, or of another number of shards;
+        ValueError: the state has other settings or inputs, or another number of shards. The message
             names what differs.
     """
     if not (folder / LAST).is_file():
@@ -116,7 +117,7 @@ def load_state(
         anchor.refresh()
     for parameter, values in zip(trained_parameters(run), state["optimizer"], strict=True):
         run.optimizer.state[parameter] = {
-            # The 8-bit optimisers count their steps in a number that is no tensor.
+            # The 8-bit optimisers count their steps in a plain number, not in a tensor.
             name: like(value.to(parameter.device), parameter) if torch.is_tensor(value) else value
             for name, value in values.items()
         }
@@ -125,7 +126,7 @@ def load_state(
 
 
 def trained_parameters(run: Run) -> list[torch.Tensor]:
-    """All of them, or LoRA's."""
+    """Return the parameters that are trained: all of them, or those of LoRA."""
     return [tensor for group in run.optimizer.param_groups for tensor in group["params"]]
 
 
@@ -134,7 +135,7 @@ def state_path(folder: Path, step: int, process: int) -> Path:
 
 
 def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file and have it on the disk on return."""
+    """Write a file, and return when it is on the disk."""
     with open(path, "wb") as file:
         write(file)
         file.flush()
@@ -142,7 +143,7 @@ def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def describe_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """Each key that differs with both values; empty where none does."""
+    """Name each key that differs, with both values. The text is empty where none does."""
     keys = sorted(set(saved) | set(given))
     return ", ".join(
         f"{key} is {given.get(key)!r}, there {saved.get(key)!r}"
@@ -153,8 +154,8 @@ def describe_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> 
 
 @contextmanager
 def noting_termination() -> Iterator[list[int]]:
-    """Collect SIGTERM (a time limit, a preemption) instead of dying of it: a list that is not
-    empty once the signal came, to be looked at between steps."""
+    """Note SIGTERM (a time limit, a preemption) instead of dying of it. The list that this gives is
+    no longer empty once the signal came. Look at it between steps."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

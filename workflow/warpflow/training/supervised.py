@@ -1,6 +1,6 @@
 """Supervised stages: fine-tuning on completions and the Bradley–Terry reward model.
 
-Both are ordinary Hugging Face `Trainer` runs; only what is particular to them is here.
+Both are ordinary Hugging Face `Trainer` runs. Only what is particular to them is here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ IGNORED = -100  # the label that Hugging Face's cross-entropy skips
 
 
 def language_model_collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
-    """Right-pads examples ``{"ids", "prompt_length"}``; labels are on the completion only."""
+    """Return a collator that right-pads ``{"ids", "prompt_length"}``. Only completions have
+    labels."""
 
     def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         width = max(len(e["ids"]) for e in examples)
@@ -40,7 +41,8 @@ def language_model_collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dic
 
 
 def preference_collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
-    """Right-pads pairs ``{"chosen", "rejected"}`` of ids: all chosen rows, then all rejected."""
+    """Return a collator that right-pads pairs ``{"chosen", "rejected"}`` of ids, all chosen rows
+    first."""
     collate_rows = language_model_collator(pad_id)
 
     def collate(pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -55,10 +57,11 @@ def preference_collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[st
 
 
 def bradley_terry_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """−log σ(r_chosen − r_rejected), mean over pairs; logits [2B, 1], the chosen rows first.
+    """Return the mean over pairs of −log σ(r_chosen − r_rejected). Logits are [2B, 1], chosen
+    first.
 
-    Trainer passes `num_items_in_batch` in order to average over accumulated batches; it counts
-    rows of labels, two for each pair.
+    Trainer passes `num_items_in_batch` in order to average over accumulated batches. It counts rows
+    of labels, two for each pair.
     """
     chosen, rejected = outputs.logits[:, 0].float().chunk(2)
     losses = -logsigmoid(chosen - rejected)
@@ -77,10 +80,10 @@ def train(
     work_folder: str | Path,
     loss: Callable[..., Tensor] | None = None,
 ) -> list[dict[str, float]]:
-    """Train in place with AdamW and a cosine schedule; returns Trainer's logged rows.
+    """Train in place with AdamW and a cosine schedule, and return the rows that Trainer logged.
 
     Raises:
-        FloatingPointError: the loss is not finite; names the seed.
+        FloatingPointError: the loss is not finite. The message names the seed.
     """
     arguments = TrainingArguments(
         output_dir=str(work_folder),
@@ -94,7 +97,7 @@ def train(
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",
-        seed=seed % 2**32,  # numpy's generators take no more
+        seed=seed % 2**32,  # numpy takes no larger seed
         remove_unused_columns=False,
         train_sampling_strategy="random",
         disable_tqdm=True,
@@ -121,7 +124,7 @@ def train(
 def preference_scores(
     model: PreTrainedModel, pairs: Sequence[dict[str, list[int]]], batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Scores of the chosen and of the rejected sequences, [N] each."""
+    """Return the scores of the chosen and of the rejected sequences, [N] each."""
     chosen, rejected = (
         torch.cat(
             [

@@ -1,8 +1,8 @@
-"""What an RL run tells experiment trackers, beside its results: those that accelerate ships.
+"""What an RL run reports to experiment trackers, those that accelerate ships, beside its results.
 
-A tracker is no part of a result, and its failure never stops a run: it is said once, and the run
-goes on without it. Nothing is sent anywhere unless the environment has a key or an address for it.
-`scripts/train_policy.py` loads this module by name, so that it is in no key.
+A tracker is no part of a result, and its failure never stops a run. The failure is logged once, and
+the run goes on without the tracker. Nothing is sent anywhere unless the environment has a key or an
+address for it. `scripts/train_policy.py` loads this module by name, so that it is in no key.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class RunName:
 def tracking(
     names: Sequence[str], folder: Path, run: RunName, settings: Mapping[str, Any]
 ) -> Iterator[Log]:
-    """Start trackers, and finish them at the end; gives what logs one step to all of them.
+    """Start trackers, and finish them at the end. This yields what logs a step to all of them.
 
     Args:
-        names: as in `OPENERS`.
-        folder: what they write locally is in a folder of each's name below it.
-        settings: of the run, for trackers that keep them.
+        names: keys of `OPENERS`.
+        folder: each tracker writes locally into a folder of its name below this one.
+        settings: the run's settings, for trackers that keep them.
     """
     active: dict[str, GeneralTracker] = {}
 
@@ -86,14 +86,14 @@ def tracking(
 
 
 def start(name: str, folder: Path, run: RunName, settings: Mapping[str, Any]) -> GeneralTracker:
-    """A tracker that has begun the run. One run starts after another, since two at once might make
-    the same project twice."""
+    """Return a tracker that has begun the run. One run starts after another, since two at once
+    might make the same project twice."""
     own = folder.resolve() / name
     own.mkdir(parents=True, exist_ok=True)
     with FileLock(own / ".starting.lock", timeout=60):
         tracker = LOGGER_TYPE_TO_CLASS[name](**OPENERS[name](own, run))
         tracker.start()
-        if name != "tensorboard":  # there it would be one more run, with the time as its name
+        if name != "tensorboard":  # there it would be one more run, named after the time
             tracker.store_init_configuration(dict(settings))
     return tracker
 
@@ -133,7 +133,7 @@ def trackio(folder: Path, run: RunName) -> dict[str, Any]:
 
 
 def dvclive(folder: Path, run: RunName) -> dict[str, Any]:
-    # No commit, no report and no dvc.yaml of its own: they would be changes of the repository.
+    # It writes no commit, no report and no dvc.yaml: they would change the repository.
     quiet = {"save_dvc_exp": False, "report": None, "dvcyaml": None}
     return {"dir": str(folder / run.path), **quiet}
 

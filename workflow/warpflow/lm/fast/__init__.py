@@ -1,7 +1,7 @@
-"""Layers of our own for common architectures: faster scoring and decoding of the same numbers.
+"""Our own layers for common architectures: faster scoring and decoding of the same numbers.
 
-`layers` has the layers, `packing` scores all tokens of a batch side by side, `decoding` reads
+`layers` has the layers, `packing` scores all tokens of a batch side by side, and `decoding` reads
 prompts. Both are compared with the library's forward pass before they are used. The folder may be
-deleted as one: `lm.scoring` and `lm.sampling` are all that imports it. Imports `lm.log_probs` only.
-Next: `warpflow.lm.scoring`, where the way is chosen.
+deleted as a whole, because only `lm.scoring` and `lm.sampling` import it. It imports only
+`lm.log_probs`. Read next: `warpflow.lm.scoring`, which chooses between the two.
 """

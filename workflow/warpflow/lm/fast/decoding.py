@@ -1,5 +1,7 @@
-"""Prompts, then one token at a time through a Llama-like model (`lm.fast.layers`): the inner loop
-of sampling without the cost of the library's calls."""
+"""Read prompts, then one token at a time, through a Llama-like model (`lm.fast.layers`).
+
+This is the inner loop of sampling without the cost of the library's calls.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,18 @@ from transformers import PreTrainedModel
 from warpflow.lm.fast.layers import Network, compute_dtype
 from warpflow.lm.log_probs import positions
 
-# Weights up to which a copy in another layout pays on a CPU (docs/log.md).
+# Up to this number of weights a copy in another layout pays on a CPU (docs/log.md).
 COPIED = 2**22
 
 
 class Decoder:
-    """The next token's logits for a batch whose past is in a key-value cache.
+    """Compute the next token's logits for a batch whose past is in a key-value cache.
 
     Args:
-        layers: of the cache, with a buffer of `capacity` tokens each (`PreallocatedLayer`).
-        in_place: read the model's weights where they are; by default but for small models on the
-            CPU (`COPIED`).
+        layers: the layers of the cache, each with a buffer of `capacity` tokens
+            (`PreallocatedLayer`).
+        in_place: whether to read the model's weights where they are. This is the default except for
+            small models on the CPU (`COPIED`).
     """
 
     def __init__(
@@ -42,8 +45,8 @@ class Decoder:
         self.angles = self.network.angles(torch.arange(capacity, device=model.device))
 
     def __call__(self, ids: Tensor, is_token: Tensor, padded: bool) -> Tensor:
-        """[B, V] float32 logits after the tokens `ids` [B, T], the last of `is_token` [B, S]: the
-        prompts, then a token at a time.
+        """Return float32 logits [B, V] after the tokens `ids` [B, T], the last of `is_token` [B,
+        S]. The first call reads the prompts, and each later call one token.
 
         Args:
             padded: whether `is_token` is False anywhere.
@@ -60,7 +63,7 @@ class Decoder:
         return self.network.logits(self.network(ids[:, 0], layouts))
 
     def read(self, ids: Tensor, is_token: Tensor, padded: bool) -> Tensor:
-        """[B, D] hidden states of the last of the prompts' tokens `ids` [B, T]."""
+        """Return the hidden states [B, D] of the last of the prompts' tokens `ids` [B, T]."""
         places = positions(is_token).flatten()
         mask: Tensor | None = None
         if padded:  # pads see pads, so that no row of the mask is empty
@@ -78,10 +81,10 @@ class Decoder:
 
 @dataclass(frozen=True)
 class OneToken:
-    """One token a row; its key and value are added to a layer's cache. A `layers.Layout`.
+    """A `layers.Layout` of one token per row, whose key and value are added to a layer's cache.
 
     Attributes:
-        mask: which of the tokens in the cache it sees; None: all.
+        mask: which of the tokens in the cache it sees. None means all.
     """
 
     cos: Tensor
@@ -94,7 +97,7 @@ class OneToken:
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         keys, values = self.cache.update(keys[:, :, None], values[:, :, None])
-        # The queries that share a key head stand where those of several tokens would.
+        # The queries that share a key head take the place of those of several tokens.
         grouped = queries.reshape(len(queries), keys.shape[1], -1, keys.shape[3])
         attended = scaled_dot_product_attention(
             grouped, keys, values, attn_mask=self.mask, scale=scale
@@ -104,10 +107,11 @@ class OneToken:
 
 @dataclass(frozen=True)
 class Prompts(OneToken):
-    """The tokens of left-padded prompts [B, T], with which a layer's cache begins.
+    """A `layers.Layout` of the tokens of left-padded prompts [B, T], with which a layer's cache
+    begins.
 
     Attributes:
-        mask: [B, 1, T, T]; None: causal.
+        mask: [B, 1, T, T]. None means causal.
         rows: B.
     """
 

@@ -1,9 +1,9 @@
-"""The layers of Llama-like models as functions of tokens side by side, without pads, in fewer calls
-than the library makes: for sampling (`lm.fast.decoding`) and scores (`lm.fast.packing`).
+"""The layers of Llama-like models as functions of tokens side by side, without pads. They make
+fewer calls than the library, for sampling (`lm.fast.decoding`) and scores (`lm.fast.packing`).
 
 Weights, rotary embedding and activation are the model's own modules, and gradients are autograd's.
-`is_covered` lists what must hold; anything else is left to the library's forward pass, with which
-ours is compared once for each model (`agrees`).
+`is_covered` lists what must hold. Anything else is left to the library's forward pass. Ours is
+compared with it once for each model (`agrees`).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ FAMILIES = (
     GemmaForCausalLM,
     Gemma3ForCausalLM,
 )
-# Rotary embeddings whose angles depend on the position alone, not on the length so far.
+# Rotary embeddings whose angles depend only on the position, not on the length so far.
 ROTARY_TYPES = ("default", "linear", "llama3")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LINEAR = (*PROJECTIONS, "lm_head")
-# RMS norms in the order of a layer; Gemma 3 also normalises what attention and MLP add.
+# The RMS norms in the order of a layer. Gemma 3 also normalises what attention and MLP add.
 NORMS = ("input_layernorm", None, "post_attention_layernorm", None)
 NORMS_AROUND = (
     "input_layernorm",
@@ -50,36 +50,38 @@ NORMS_AROUND = (
     "pre_feedforward_layernorm",
     "post_feedforward_layernorm",
 )
-# Norms that store their scale less 1.
+# These norms store their scale less 1.
 LESS_ONE = ("GemmaRMSNorm", "Gemma3RMSNorm")
-# The largest difference of logits, relative to the largest logit, that is rounding.
+# The largest difference of logits, relative to the largest logit, that counts as rounding.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 Project = Callable[[Tensor], Tensor]
 
 
 class Layout(Protocol):
-    """Where attention finds the tokens of a layer: N tokens outside of it, S inside."""
+    """Where attention finds the tokens of a layer. There are N tokens outside attention and S
+    inside."""
 
     @property
     def cos(self) -> Tensor:
-        """[S, 1, W] or [W], of `Network.angles`; so is `sin`."""
+        """The cosines [S, 1, W] or [W] of `Network.angles`. `sin` has the same shape."""
 
     @property
     def sin(self) -> Tensor: ...
 
     def spread(self, x: Tensor) -> Tensor:
-        """[N, …] → [S, …]"""
+        """Map [N, …] to [S, …]."""
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        """queries [S, heads, W], keys and values [S, kv_heads, W] → [N, heads · W]"""
+        """Map queries [S, heads, W], keys and values [S, kv_heads, W] to [N, heads · W]."""
 
 
 def is_covered(model: PreTrainedModel) -> bool:
-    """Whether `Network` computes what this model's forward pass does: a family of `FAMILIES`
-    exactly (no subclass, so nothing that FSDP shards), fp32 weights (of matrices also what autocast
-    makes of them) in plain linear layers (no quantisation, no adapters), without hooks and without
-    patches, whose attention is sdpa, as ours is. Sliding windows are the caller's to know."""
+    """Whether `Network` computes what this model's forward pass does. The model must be exactly of
+    a family of `FAMILIES` (no subclass, so nothing that FSDP shards). Its weights must be fp32, or
+    for matrices what autocast makes of them, in plain linear layers (no quantisation, no adapters),
+    without hooks and patches. Its attention must be sdpa, as ours is. The caller must check sliding
+    windows."""
     if type(model) not in FAMILIES or model.training:
         return False
     modules = dict(model.named_modules())
@@ -105,7 +107,7 @@ def is_covered(model: PreTrainedModel) -> bool:
 
 
 def rotary_types(rotary: Any) -> list[str]:
-    """The types of a model's rotary angles: one, or one for each kind of layer (Gemma 3)."""
+    """Return the types of a model's rotary angles: one, or one for each kind of layer (Gemma 3)."""
     types = rotary.rope_type
     return list(types.values()) if isinstance(types, dict) else [types]
 
@@ -114,18 +116,18 @@ _agreeing: WeakKeyDictionary[PreTrainedModel, dict[str, bool]] = WeakKeyDictiona
 
 
 def agrees(model: PreTrainedModel, what: str, compute: Callable[[], tuple[Tensor, Tensor]]) -> bool:
-    """Whether our numbers are those of the library's forward pass but for rounding; compared the
-    first time for each model, later calls repeat the answer.
+    """Whether our numbers are those of the library's forward pass up to rounding. They are compared
+    the first time for each model, and later calls repeat the answer.
 
     Args:
-        what: is computed, for the warning where the two differ.
-        compute: both, ours first.
+        what: what is computed, for the warning where the two differ.
+        compute: returns both, ours first.
     """
     known = _agreeing.setdefault(model, {})
     if what not in known:
         with torch.no_grad():
             ours, theirs = compute()
-        computed = theirs > UNSAMPLED / 2  # what is set, and not computed, shows nothing
+        computed = theirs > UNSAMPLED / 2  # values that are set and not computed show nothing
         ours, theirs = ours[computed], theirs[computed]
         difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
         limit = TOLERANCE[compute_dtype(model)]
@@ -141,17 +143,17 @@ def agrees(model: PreTrainedModel, what: str, compute: Callable[[], tuple[Tensor
 
 
 def compute_dtype(model: PreTrainedModel) -> torch.dtype:
-    """Of matrix products here and now: autocast's, or fp32."""
+    """Return the current type of matrix products: autocast's, or fp32."""
     kind = model.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
 
 
 def projection(*layers: nn.Linear, copy: torch.dtype | None) -> Project:
-    """x → the layers' outputs side by side.
+    """Return a function from x to the layers' outputs side by side.
 
     Args:
-        copy: dtype of a copy of the weights, side by side and transposed, by which a CPU multiplies
-            a few rows faster; without gradient. None: in place.
+        copy: the dtype of a copy of the weights, side by side and transposed, with which a CPU
+            multiplies a few rows faster. It has no gradient. None uses the weights in place.
     """
     if copy is None:
         return partial(project_in_place, layers)
@@ -163,7 +165,8 @@ def projection(*layers: nn.Linear, copy: torch.dtype | None) -> Project:
 
 
 def project_in_place(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
-    """The outputs side by side; of many tokens by weights put side by side, which are smaller."""
+    """Return the outputs side by side. For many tokens weights are put side by side, as they are
+    smaller."""
     if len(layers) == 1:
         return linear(x, layers[0].weight, layers[0].bias)
     if len(x) < layers[0].in_features or layers[0].bias is not None:
@@ -172,7 +175,7 @@ def project_in_place(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
 
 
 def norm_scale(norm: nn.Module) -> Tensor:
-    """What an RMS norm multiplies by."""
+    """Return the factor of an RMS norm."""
     weight: Tensor = norm.weight  # type: ignore[assignment]
     return 1 + weight if type(norm).__name__ in LESS_ONE else weight
 
@@ -200,7 +203,7 @@ class Layer:
         self.down, self.activation = projection(mlp.down_proj, copy=copy), mlp.act_fn
 
     def __call__(self, x: Tensor, layout: Layout) -> Tensor:
-        """[N, D] → [N, D]."""
+        """Map [N, D] to [N, D]."""
         qkv = layout.spread(self.qkv(self.norm(x, 0)))
         qkv = qkv.view(len(qkv), -1, self.width)
         qk, values = qkv.split([self.heads + self.kv_heads, self.kv_heads], 1)
@@ -216,16 +219,16 @@ class Layer:
         return x + self.norm(added, 3)
 
     def norm(self, x: Tensor, which: int) -> Tensor:
-        """x behind a norm of `NORMS`; x itself where the model has none there."""
+        """Return x after a norm of `NORMS`, or x itself where the model has none there."""
         scale = self.norms[which]
         return x if scale is None else rms_norm(x, x.shape[-1:], scale, self.eps)
 
 
 class Network:
-    """A covered model's forward pass, attention left to the caller.
+    """The forward pass of a covered model. The caller does the attention.
 
     Args:
-        copy: dtype of a copy of the weights (`projection`).
+        copy: the dtype of a copy of the weights (`projection`).
     """
 
     def __init__(self, model: PreTrainedModel, copy: torch.dtype | None = None) -> None:
@@ -242,9 +245,9 @@ class Network:
         self.recomputes = getattr(model, "is_activation_checkpointing", False)
 
     def angles(self, places: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """cos and sin [N, W] at positions [N], for each of `kinds`, so that x · cos + roll(x) · sin
-        rotates x: the sign of `rotate_half` stands in the sine, and the halves only change
-        places."""
+        """Return cos and sin [N, W] at positions [N], for each of `kinds`, so that x · cos +
+        roll(x) · sin rotates x. The sign of `rotate_half` is in the sine, and the halves only
+        change places."""
         found = {}
         for kind in dict.fromkeys(self.kinds):
             which = {"layer_type": kind} if isinstance(self.rotary.rope_type, dict) else {}
@@ -254,10 +257,10 @@ class Network:
         return found
 
     def __call__(self, ids: Tensor, layouts: Sequence[Layout]) -> Tensor:
-        """[N, D] hidden states of the tokens `ids` [N], behind the last norm.
+        """Return the hidden states [N, D] of the tokens `ids` [N], after the last norm.
 
         Args:
-            layouts: of each layer.
+            layouts: the layout of each layer.
         """
         x = self.embed(ids)
         for layer, layout in zip(self.layers, layouts, strict=True):
@@ -268,7 +271,7 @@ class Network:
         return rms_norm(x, x.shape[-1:], self.scale, self.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, D] → [N, V] float32, of the ids that the tokenizer has."""
+        """Map [N, D] to float32 logits [N, V] of the ids that the tokenizer has."""
         logits = self.head(hidden)
         if self.cap is not None:
             logits = self.cap * torch.tanh(logits / self.cap)

@@ -1,6 +1,9 @@
-"""Log-probabilities of completions with all tokens of a batch side by side: none is a pad, and a
-prompt's are there once for its K completions. Attention alone sees rows, those of like length
-together. For models that `lm.fast.layers` covers; others are scored by `lm.log_probs`."""
+"""Log-probabilities of completions, with all tokens of a batch side by side.
+
+No token is a pad, and a prompt's tokens are there once for its K completions. Only attention sees
+rows, and rows of similar length together. This is for models that `lm.fast.layers` covers.
+`lm.log_probs` scores others.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,18 @@ from warpflow.lm.log_probs import (
 
 @dataclass(frozen=True)
 class Pack:
-    """The N tokens that a model has to read to score a batch, and the rows they are in: R rows of T
-    tokens with pads on the right, in parts of like length; S tokens in all.
+    """The N tokens that a model has to read to score a batch, and their rows. There are R rows of T
+    tokens with pads on the right, in parts of similar length, and S tokens in all.
 
     Attributes:
-        ids: [N] int64: the prompts, each once, then the completions but for their last tokens.
-        places: [S] int64: position in its row of each token of the rows.
-        rows: [S] int64: which of the N it is (of pads any: causal attention does not see them).
+        ids: [N] int64, the prompts, each once, then the completions without their last tokens.
+        places: [S] int64, the position of each token in its row.
+        rows: [S] int64, which of the N tokens it is. Pads have any, as causal attention does not
+            see them.
         shapes: (R, T) of each part.
-        returns: [N] int64: which of the S has a token's attention.
-        predicting: [M] int64: which of the N predicts each response token.
-        targets: [M] int64: the response tokens, row by row.
+        returns: [N] int64, which of the S has a token's attention.
+        predicting: [M] int64, which of the N predicts each response token.
+        targets: [M] int64, the response tokens, row by row.
     """
 
     ids: Tensor
@@ -48,7 +52,7 @@ class Pack:
 
 @dataclass(frozen=True)
 class Rows:
-    """Causal attention within the rows of a pack; a `layers.Layout`."""
+    """A `layers.Layout` with causal attention within the rows of a pack."""
 
     packed: Pack
     cos: Tensor
@@ -74,10 +78,10 @@ class Rows:
 
 
 def pack(batch: Completions, each: int = 1) -> Pack:
-    """A batch's tokens side by side.
+    """Put a batch's tokens side by side.
 
     Args:
-        each: this many adjacent rows have one prompt.
+        each: the number of adjacent rows that have one prompt.
     """
     device, is_response = batch.prompt_ids.device, batch.is_response
     prompts, is_prompt = batch.prompt_ids[::each], batch.is_prompt[::each]
@@ -98,7 +102,7 @@ def pack(batch: Completions, each: int = 1) -> Pack:
         is_token = at < length
         numbers = numbers.where(is_token, 0)
         stands = done + torch.arange(numbers.numel(), device=device).view_as(numbers)
-        # Of a prompt's K copies any will do: they attend to the same tokens.
+        # Any of a prompt's K copies will do, as they attend to the same tokens.
         returns[numbers[is_token]] = stands[is_token]
         tokens.append(numbers.flatten())
         places.append(at.expand_as(numbers).flatten())
@@ -113,7 +117,7 @@ def pack(batch: Completions, each: int = 1) -> Pack:
 
 
 def packed_hidden(network: Network, packed: Pack) -> Tensor:
-    """[M, D] hidden states that predict the response tokens, row by row."""
+    """Return the hidden states [M, D] that predict the response tokens, row by row."""
     layouts = {
         kind: Rows(packed, cos[:, None], sin[:, None])
         for kind, (cos, sin) in network.angles(packed.places).items()
@@ -123,8 +127,8 @@ def packed_hidden(network: Network, packed: Pack) -> Tensor:
 
 
 def packed_log_probs(model: PreTrainedModel, packed: Pack, temperature: float) -> Tensor:
-    """[M] log π of the response tokens. Where logits are many, the output layer and the softmax are
-    computed for some tokens at a time, and once more in the backward pass."""
+    """Return log π [M] of the response tokens. Where logits are many, the output layer and the
+    softmax are computed for some tokens at a time, and once more in the backward pass."""
     network = Network(model)
 
     def of_tokens(hidden: Tensor, targets: Tensor) -> Tensor:
@@ -140,8 +144,9 @@ def packed_log_probs(model: PreTrainedModel, packed: Pack, temperature: float) -
 def packed_kls(
     model: PreTrainedModel, other: PreTrainedModel, packed: Pack, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """[M] `packed_log_probs`, and [M] the KL from `model` to `other`, which has no gradient, of
-    each response token's whole distribution. Logits are there as there."""
+    """Return `packed_log_probs` [M], and the KL [M] from `model` to `other` of each response
+    token's whole distribution. `other` has no gradient. Logits are computed in parts as in
+    `packed_log_probs`."""
     network, beside = Network(model), Network(other)
     hidden = packed_hidden(network, packed)
     with torch.no_grad():
@@ -159,8 +164,8 @@ def packed_kls(
 
 @torch.no_grad()
 def packed_logits(model: PreTrainedModel, packed: Pack, temperature: float) -> Iterator[Tensor]:
-    """[m, V] float32 logits, divided by `temperature`, that predict the response tokens, row by
-    row; of as many tokens at a time as `LOGITS_AT_ONCE` lets be."""
+    """Yield float32 logits [m, V], divided by `temperature`, that predict the response tokens, row
+    by row. Each part has as many tokens as `LOGITS_AT_ONCE` allows."""
     network = Network(model)
     hidden = packed_hidden(network, packed)
     for part in hidden.split(max(1, LOGITS_AT_ONCE // model.config.vocab_size)):
