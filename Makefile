@@ -33,9 +33,9 @@ check: lint  ## before each commit: linters, and the unit tests that take no mod
 smoke: $(VENV)/installed  ## the whole DAG on the smallest settings, in results/smoke
 	snakemake --cores all --configfile config/smoke.yaml
 
-test: lint  ## linters, then all tests; those that run Snakemake use both cores themselves
+test: lint  ## linters, then all tests; those that run Snakemake, too, two files at a time
 	pytest -m "not workflow" -n 2 --dist loadfile
-	pytest -m workflow
+	pytest -m workflow -n 2 --dist loadfile
 
 trl: $(VENV)/installed  ## TRL in an environment of its own: the test of our RL step against TRL's then runs too
 	python benchmarks/trl_environment.py
