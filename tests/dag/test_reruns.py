@@ -66,7 +66,7 @@ def due_rules(folder: Path, *arguments: str) -> set[str]:
     ("name", "old", "new", "due"),
     [
         (RL, "def penalised_rewards", "# a comment\ndef penalised_rewards", set()),
-        (RL, '"""r_β = r − β', '"""The reward, r_β = r − β', set()),
+        (RL, '"""Return r_β = r − β', '"""Compute r_β = r − β', set()),
         ("workflow/warpflow/version.py", "0.", "9.", set()),
         ("workflow/warpflow/merging/methods.py", '"""', '"""In short: ', set()),
         (
