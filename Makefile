@@ -11,7 +11,7 @@ ifeq ($(shell [ -d "$$HOME" ] && { [ "$$HOME" != / ] || [ -w / ]; } && echo yes)
 export HOME := $(shell mktemp -d)
 endif
 
-.PHONY: run smollm2 plan status why check smoke test trl trackers lint docs config-docs clean lock image
+.PHONY: run smollm2 plan status why check smoke test trl trackers vllm test-vllm lint docs config-docs clean lock image
 run: $(VENV)/installed  ## the default run: everything, from data to report
 	snakemake --cores all
 
@@ -46,6 +46,12 @@ trackers: $(VENV)/installed  ## the tests of trackers with mlflow and trackio to
 	  $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$site/base.pth; done
 	.venv-trackers/bin/pip install --quiet --disable-pip-version-check mlflow-skinny==3.17.2 trackio==0.43.0
 	PYTHONPATH=workflow .venv-trackers/bin/python -m pytest tests/training/test_trackers.py
+
+vllm: $(VENV)/installed  ## vLLM in an environment of its own, for train_policy.sampler: vllm (docs/vllm.md)
+	python benchmarks/vllm_environment.py
+
+test-vllm: vllm  ## the tests of that sampler, in its environment; `make test` has them not
+	.venv-vllm/bin/python -m pytest tests/lm/test_vllm_engine.py -rP
 
 lint: $(VENV)/installed
 	ruff check .
@@ -83,4 +89,4 @@ image:  ## the environment as a Docker image, for `--software-deployment-method 
 	docker build --tag warpflow:latest .
 
 clean:  ## the environment and caches; results stay
-	rm -rf $(VENV) $(DOCS_VENV) .venv-trl .venv-trackers site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(DOCS_VENV) .venv-trl .venv-trackers .venv-vllm site .pytest_cache .ruff_cache .mypy_cache

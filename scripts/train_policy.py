@@ -44,6 +44,7 @@ from warpflow.lm.models import (
     round_matrices_,
     save_checkpoint,
 )
+from warpflow.lm.vllm_sampler import Engine, sample_by_vllm, start_engine, stop_engine, version
 from warpflow.seeds import derive_seed
 from warpflow.settings.base import listed, section
 from warpflow.training.anchors import is_sft_itself
@@ -61,6 +62,7 @@ from warpflow.training.reinforce import (
     ReinforceSettings,
     Run,
     StepRow,
+    check_sampler,
     finish_run,
     start_run,
     train_policy,
@@ -117,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # It has one process where nothing else was launched. Several share a CPU only if asked to.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     own_part(settings.batch_size // settings.samples_per_prompt, "batch_size / samples_per_prompt")
+    check_sampler(settings, accelerator)
     with ExitStack() as stack:
         stopped = stack.enter_context(noting_termination())
         if arguments.state and accelerator.is_main_process:
@@ -158,6 +161,10 @@ def train(
         for key, value in (asdict(arguments) | asdict(given) | asdict(settings)).items()
         if key not in NOT_OF_THE_RUN
     }
+    engine = None
+    if settings.sampler == "vllm":
+        engine = start_vllm(arguments, given, settings, run)
+        fingerprint["sampler"] = version()
     state = Path(arguments.state) if arguments.state else None
     tables = load_state(state, run, fingerprint) if state else None
     if tables is None:
@@ -173,11 +180,15 @@ def train(
         eos_ids=judges.eos_ids,
         pad_id=judges.tokenizer.pad_token_id,
         seed=seed,
+        sampler=partial(sample_by_vllm, engine) if engine else None,
     )
-    with trackers(arguments, settings) as log:
+    with ExitStack() as stack:
+        log = stack.enter_context(trackers(arguments, settings))
+        if engine:
+            stack.callback(stop_engine, engine)
         for row in show_progress(steps, run.step, settings, log):
             if row.step % settings.log_every == 0:
-                tables["training"].append(asdict(row))
+                tables["training"].append(row.values())
             if row.step % settings.evaluate_every == 0 or row.step == settings.steps:
                 tables["completions"] += sample_along(*measured)
             stopping = any_process(bool(stopped), run.policy.device)
@@ -198,6 +209,21 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(tables["training"]).to_csv(folder / "training.csv", index=False)
     write_jsonl(folder / "completions.jsonl", tables["completions"])
+
+
+def start_vllm(
+    arguments: Arguments, given: JudgeArguments, settings: ReinforceSettings, run: Run
+) -> Engine:
+    """The engine that samples the completions of a run."""
+    engine = start_engine(
+        arguments.init,
+        run.policy,
+        rows=settings.sampling_batch_size or settings.batch_size,
+        tokens=given.max_prompt_tokens + settings.max_new_tokens,
+        dtype=settings.compute_dtype,
+    )
+    logging.info("%s samples in %s", version(), settings.compute_dtype)
+    return engine
 
 
 def reading(settings: ReinforceSettings) -> Reading:
@@ -258,7 +284,7 @@ def show_progress(
         bar.set_postfix(
             reward=f"{row.reward:.2f}", kl=f"{row.kl_to_anchor:.2f}", tok_s=f"{rate:.0f}"
         )
-        values = asdict(row) | {"tokens_per_second": rate}
+        values = row.values() | {"tokens_per_second": rate}
         log(row.step, {f"train/{name}": value for name, value in values.items()})
         yield row
 

@@ -196,3 +196,25 @@ def test_the_exact_kl_holds_two_distributions(make_model: MakeModel) -> None:
         assert two.phases["anchor's scores"] == 0
         assert two.phases["forward and backward"] > 1.2 * one.phases["forward and backward"]
         assert two.held == one.held
+
+
+def test_vllm_holds_a_second_copy_of_the_weights_and_its_cache(make_model: MakeModel) -> None:
+    policy = make_model("llama", words=[f"w{i}" for i in range(500)], **WIDE)
+    size = 4 * sum(p.numel() for p in policy.parameters())
+    own, full, half = (
+        estimate(policy.config, **changes)
+        for changes in (
+            {},
+            {"sampler": "vllm"},
+            {"sampler": "vllm", "compute_dtype": "bfloat16", "sampling_batch_size": 4},
+        )
+    )
+    assert full.held["vLLM's weights"] == size == full.held["policy"]
+    assert half.held["vLLM's weights"] == size // 2
+    # 16 rows and one more, or 4 and one; a block of 32 holds the 8 + 24 tokens.
+    row = full.held["vLLM's key-value cache"] // 17
+    assert half.held["vLLM's key-value cache"] == 5 * row // 2
+    assert set(full.held) - set(own.held) == {"vLLM's weights", "vLLM's key-value cache"}
+    assert full.peak >= own.peak + size
+    words = 4 * 504  # of a completion's logits; probabilities and noise are as large
+    assert full.phases["sampling"] >= 16 * 3 * words

@@ -10,6 +10,7 @@ import yaml
 from snakemake.utils import update_config
 
 from warpflow.experiments import resolve_experiments
+from warpflow.pipeline.architectures import architectures_of_vllm
 from warpflow.pipeline.config import ConfigError, check_config
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -524,3 +525,55 @@ def test_stored_answers_to_other_prompts_are_an_error_before_any_job(config, tmp
 def test_benchmarks_of_points_that_are_not_made_are_an_error(config):
     config["benchmark_policy"] |= {"tasks": ["gsm8k"], "etas": [0, 0.4]}
     assert "warp has no point η = 0.4 in iteration 2" in message(config)
+
+
+def test_vllm_is_asked_for_before_any_job(config, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config["report_to"] = []
+    config["train_policy"]["sampler"] = "vllm"
+    text = message(config)
+    assert "train_policy.sampler: got vllm, which needs the package vllm" in text
+    assert "`make vllm` makes an environment that has it" in text
+    check_config(config, files=False)  # an estimate needs no such package
+    config["train_policy"]["sampler"] = "own"
+    config["experiments"]["quick"] = {"train_policy": {"sampler": "vllm"}}
+    assert "quick: train_policy.sampler: got vllm" in message(config)
+
+
+@pytest.fixture
+def with_vllm(tmp_path, monkeypatch):
+    """An installed vLLM of which there is nothing but a registry of two architectures."""
+    folder = tmp_path / "vllm/model_executor/models"
+    folder.mkdir(parents=True)
+    (tmp_path / "vllm/__init__.py").write_text("raise RuntimeError('it was imported')\n")
+    (folder / "registry.py").write_text(
+        "_TEXT_GENERATION_MODELS = {'GemmaForCausalLM': ('gemma', 'GemmaForCausalLM')}\n"
+        "_MULTIMODAL_MODELS = {'Qwen2VL': ('qwen2_vl', 'Qwen2VL')}\n"
+        "_EMBEDDING_MODELS = {'LlamaForCausalLM': ('llama', 'LlamaForCausalLM')}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    architectures_of_vllm.cache_clear()
+    yield
+    architectures_of_vllm.cache_clear()
+
+
+def test_an_architecture_that_vllm_lacks_is_named_before_any_job(config, with_vllm, tmp_path):
+    config["train_policy"]["sampler"] = "vllm"
+    config["policy"]["architecture"]["model_type"] = "gemma"
+    check_config(config)
+    config["policy"]["architecture"]["model_type"] = "llama"
+    assert "the installed vLLM has no architecture LlamaForCausalLM" in message(config)
+    config["policy"]["path"] = str(tmp_path / "policy")
+    (tmp_path / "policy").mkdir()
+    given = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "policy/config.json").write_text(json.dumps(given))
+    assert "no architecture LlamaForCausalLM, the policy's: set it to own" in message(config)
+
+
+def test_vllm_takes_over_whole_weights_at_a_temperature_of_its_own(config, with_vllm):
+    config["policy"]["architecture"]["model_type"] = "gemma"
+    config["train_policy"] |= {"sampler": "vllm", "lora_rank": 8}
+    assert "sampler: got vllm, which takes over whole weights, but lora_rank = 8" in message(config)
+    config["train_policy"]["lora_rank"] = None
+    config["policy"]["temperature"] = 0.001
+    assert "policy.temperature: got 0.001, but vLLM samples at 0.01 or more" in message(config)

@@ -184,9 +184,12 @@ UNTOLD: dict[str, Any] = {
     "anchor_every": 1,
     "attn_implementation": None,
     "carry_optimizer": False,
+    "importance_cap": 2.0,
     "kl_estimator": "k1",
     "optimizer": "adam",
     "reset_optimizer": False,
+    "sampler": "own",
+    "sampling_gap_limit": None,
     "weight_decay": 0.0,
 }
 

@@ -40,6 +40,7 @@ from warpflow.lm.log_probs import (
 from warpflow.lm.models import compute_in, round_matrices_
 from warpflow.lm.sampling import casting_once, draw_tokens, make_cache
 from warpflow.lm.scoring import can_pack
+from warpflow.lm.vllm_sampler import TOKENS_AT_ONCE, WIDTHS, cache_bytes
 from warpflow.settings.train_policy import BY_BITSANDBYTES
 from warpflow.training.anchors import is_sft_itself
 from warpflow.training.kl import KL_ESTIMATORS
@@ -180,6 +181,8 @@ def estimate_training(
         "LoRA": bytes_of(theta) - whole,
         "Adam": optimizer_bytes(theta, settings.optimizer) // shards,
     }
+    if settings.sampler == "vllm":
+        held |= engine_bytes(policy, whole // 4, settings, prompt_tokens)
     batch_size = settings.batch_size // shards
     rows = min(settings.micro_batch_size or batch_size, batch_size)
     packed = full_pack([theta, anchor], rows, settings, prompt_tokens) if shards == 1 else None
@@ -206,7 +209,11 @@ def estimate_training(
         )
         drawing = theta if shards == 1 else sampler
         phases: dict[str, Callable[[], object]] = {
-            "sampling": lambda: sample(drawing, drawn, each, settings.compute_dtype),
+            "sampling": lambda: (
+                sample(drawing, drawn, each, settings.compute_dtype)
+                if settings.sampler == "own"
+                else read_by_vllm(sampler, drawn, settings.compute_dtype)
+            ),
             "reward": lambda: judge_rows(judge, read, settings.compute_dtype) if judge else None,
             "anchor's scores": lambda: None if exact else score(anchor, part, settings),
             "forward and backward": lambda: backward(
@@ -278,6 +285,21 @@ def optimizer_bytes(model: torch.nn.Module, optimizer: str) -> int:
     if optimizer not in BY_BITSANDBYTES:
         return 2 * sum(parameter.nbytes for parameter in trained)
     return 2 * sum(n + 4 * -(-n // 256) if n >= 4096 else 4 * n for n in map(torch.numel, trained))
+
+
+def engine_bytes(
+    policy: PreTrainedConfig, weights: int, settings: ReinforceSettings, prompt_tokens: int
+) -> dict[str, int]:
+    """Return what sampler vllm holds throughout the run: a copy of the policy's weights, of which
+    there are `weights`, and the key-value cache that it is given."""
+    rows, tokens = (
+        settings.sampling_batch_size or settings.batch_size,
+        prompt_tokens + settings.max_new_tokens,
+    )
+    return {
+        "vLLM's weights": weights * WIDTHS[settings.compute_dtype],
+        "vLLM's key-value cache": cache_bytes(policy, rows, tokens, settings.compute_dtype),
+    }
 
 
 def anchor_bytes(model: PreTrainedModel, settings: ReinforceSettings) -> int:
@@ -352,6 +374,19 @@ def sample(model: PreTrainedModel, batch: Completions, each: int, dtype: str) ->
             cache.batch_repeat_interleave(each)
         output = model(input_ids=batch.prompt_ids[:, :1], **arguments)
         draw_tokens(output.logits[:, -1].float(), torch.zeros(rows, dtype=torch.float64))
+
+
+@torch.no_grad()
+def read_by_vllm(model: PreTrainedModel, batch: Completions, dtype: str) -> None:
+    """Read the prompts as vLLM does, one after the other in a row of tokens, and draw one token.
+    Logits, probabilities and noise of each completion are in fp32. Where `dtype` is bfloat16 the
+    model's weights are rounded already."""
+    tokens = min(batch.prompt_ids.numel(), TOKENS_AT_ONCE)
+    ids = batch.prompt_ids.flatten()[None, :tokens]
+    with compute_in(dtype, CPU):
+        output = model(input_ids=ids, use_cache=False, logits_to_keep=len(batch.prompt_ids))
+        logits = output.logits[0].float()
+        logits.softmax(-1).div_(torch.empty_like(logits)).argmax(-1)
 
 
 @torch.no_grad()

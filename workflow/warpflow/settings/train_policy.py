@@ -13,6 +13,7 @@ from warpflow.settings.base import (
     Natural,
     NonEmpty,
     NonNegative,
+    Number,
     Positive,
     Share,
     Unique,
@@ -31,6 +32,11 @@ FLASH_PACKAGES = {
     "flash_attention_2": "flash_attn",
     "flash_attention_3": "flash_attn_interface",
 }
+
+
+# Another sampler that needs an environment of its own.
+INSTALL_VLLM = "make vllm"
+LOWEST_OF_VLLM = 0.01  # temperature: vLLM raises a lower one to this
 
 
 @section
@@ -92,6 +98,19 @@ class TrainPolicy:
     """The number of completions that are sampled at once; lower it when their cache fills a GPU.
     null takes all of them. The completions are the same. At least the completions of one prompt are
     sampled together."""
+    sampler: Literal["own", "vllm"] = "own"
+    """What samples the completions of the RL runs: own, or vllm, which needs an environment of its
+    own (docs/vllm.md). own gives the same bytes from run to run. vllm keeps a second copy of the
+    weights, in compute_dtype. Each completion is weighted by how likely it is under the policy and
+    under vLLM. Evaluations always sample with own. vllm excludes LoRA, FSDP and several
+    processes."""
+    importance_cap: Annotated[Number, Field(ge=1)] = 2.0
+    """C of sampler vllm: a completion counts by min(π(y|x) / μ(y|x), C), where μ is what vLLM says
+    it drew from (truncated importance sampling). A lower C means less variance and more bias."""
+    sampling_gap_limit: Positive | None = None
+    """The largest mean of |log π − log μ| over a step's tokens with sampler vllm. A run stops
+    beyond it. null stands for 0.01, and for 0.1 with compute_dtype bfloat16, where rounding alone
+    gave about 0.05 (docs/vllm.md)."""
     gradient_checkpointing: Flag = False
     """Whether activations are computed again, which takes less memory and one more forward pass."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"

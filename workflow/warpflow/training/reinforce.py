@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -38,15 +39,26 @@ from warpflow.training.distributed import (
     shard,
 )
 from warpflow.training.kl import KL_ESTIMATORS, k1
+from warpflow.training.off_policy import correct
 from warpflow.training.optimizers import make_optimizer
 
 if TYPE_CHECKING:
     from warpflow.evaluation.rewards import Reward
 
 
+# Draws completions with the arguments of `lm.sampling.sample_completions`.
+Sampler = Callable[..., Completions]
+
+
 @dataclass(frozen=True)
 class StepRow:
-    """What one step reports. The values are means over the batch."""
+    """What one step reports. The values are means over the batch as it was drawn.
+
+    Attributes:
+        sampling_gap: the mean of |log π − log μ| over tokens, where the sampler is not the policy
+            itself (`warpflow.training.off_policy`).
+        sampling_weight: the mean of the weights of completions, there too.
+    """
 
     step: int
     loss: float
@@ -56,6 +68,12 @@ class StepRow:
     unfinished: float
     grad_norm: float
     learning_rate: float
+    sampling_gap: float | None = None
+    sampling_weight: float | None = None
+
+    def values(self) -> dict[str, float]:
+        """By name, those that there are."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def penalised_rewards(rewards: Tensor, kl: Tensor, beta: float) -> Tensor:
@@ -226,6 +244,25 @@ def check_sharding(settings: ReinforceSettings) -> None:
         )
 
 
+def check_sampler(settings: ReinforceSettings, accelerator: Accelerator) -> None:
+    """Raise ValueError for what sampler vllm cannot do: it takes over whole weights, of one
+    process."""
+    if settings.sampler == "own":
+        return
+    launched = [f"{accelerator.num_processes} processes"] if accelerator.num_processes > 1 else []
+    launched += ["FSDP"] if accelerator.is_fsdp2 else []
+    if launched:
+        raise ValueError(
+            f"train_policy.sampler: got {settings.sampler} in a run with {' and '.join(launched)}, "
+            "expected one process that has all weights: set it to own, or start one process"
+        )
+    if settings.lora_rank:
+        raise ValueError(
+            f"train_policy.sampler: got {settings.sampler}, which takes over whole weights, but "
+            f"lora_rank = {settings.lora_rank}: set it to own, or lora_rank to null"
+        )
+
+
 def finish_run(run: Run) -> PreTrainedModel:
     """Return the trained policy, with LoRA merged into its weights."""
     return merge_adapters(run.adapters) if run.adapters else run.policy
@@ -240,6 +277,7 @@ def train_policy(
     eos_ids: Sequence[int],
     pad_id: int,
     seed: int,
+    sampler: Sampler | None = None,
 ) -> Iterator[StepRow]:
     """Train `run.policy` in place up to `settings.steps`, yielding a row after each step.
 
@@ -247,12 +285,14 @@ def train_policy(
         prompts: token ids of each prompt.
         seed: the seed of the order of prompts and of sampling. Members differ in nothing else. Both
             depend only on the step, so that a loaded run goes on as if it had never stopped.
+        sampler: what draws the completions. None means our own sampler.
 
     Raises:
+        RuntimeError: the sampler's distribution is not the policy's (`off_policy.correct`).
         FloatingPointError: a loss, reward or gradient is not finite. The message names them.
     """
     for step in range(run.step + 1, settings.steps + 1):
-        batch = sample_batch(run.policy, prompts, settings, step, eos_ids, pad_id, seed)
+        batch = sample_batch(run.policy, prompts, settings, step, eos_ids, pad_id, seed, sampler)
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings)
         row = compute_gradient(run, reward(batch), batch, settings, step)
@@ -277,6 +317,7 @@ def sample_batch(
     eos_ids: Sequence[int],
     pad_id: int,
     seed: int,
+    sampler: Sampler | None = None,
 ) -> Completions:
     """Sample the completions of a step that belong to this process. Those of one prompt are
     adjacent rows. The prompt and the uniforms of a row do not depend on the number of processes."""
@@ -286,19 +327,19 @@ def sample_batch(
     prompt_ids, is_prompt = pad_left([prompts[i] for i in chosen], pad_id, policy.device)
     rows, length = settings.batch_size, settings.max_new_tokens
     uniforms = draw_uniforms(rows, length, policy.device, seed, "sampling", step)
+    draw = partial(
+        sampler or partial(sample_in_chunks, rows_at_once=settings.sampling_batch_size),
+        max_new_tokens=length,
+        temperature=settings.temperature,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+        uniforms=uniforms[own_part(rows, "train_policy.batch_size")],
+        samples_per_prompt=settings.samples_per_prompt,
+    )
+    if sampler:  # which has a precision of its own
+        return draw(policy, prompt_ids, is_prompt)
     with compute_in(settings.compute_dtype, policy.device), gathered(policy) as whole:
-        return sample_in_chunks(
-            whole,
-            prompt_ids,
-            is_prompt,
-            rows_at_once=settings.sampling_batch_size,
-            max_new_tokens=length,
-            temperature=settings.temperature,
-            eos_ids=eos_ids,
-            pad_id=pad_id,
-            uniforms=uniforms[own_part(rows, "train_policy.batch_size")],
-            samples_per_prompt=settings.samples_per_prompt,
-        )
+        return draw(whole, prompt_ids, is_prompt)
 
 
 def compute_gradient(
@@ -332,17 +373,27 @@ def compute_gradient(
             anchored = [token_scores(anchor, score, settings) for _, score in parts]
     graphs: list[Scored] = []
     log_prob, kl, measured = torch.empty(3, rows, device=device)
+    tokens = torch.zeros(batch.response_ids.shape, device=device)
+    weights = torch.ones(rows, device=device)  # a completion of π itself counts once
     # Without micro-batches one forward pass serves both the reward and the gradient.
     with torch.set_grad_enabled(size is None):
         for (part, score), under_anchor in zip(parts, anchored, strict=True):
-            graphs.append(score_policy(run, score, under_anchor, settings))
-            log_prob[part], kl[part], measured[part] = (t.detach() for t in graphs[-1])
+            scored = score_policy(run, score, under_anchor, settings)
+            graphs.append(scored)
+            log_prob[part], kl[part], measured[part] = (t.detach() for t in scored[:3])
+            tokens[part, : scored.tokens.shape[1]] = scored.tokens
+    correction = None
+    if batch.sampler_log_probs is not None:
+        given = batch.sampler_log_probs, batch.is_response
+        correction = correct(tokens, *given, settings, step)
+        weights = correction.weights
     lengths, finished = gather(batch.lengths), gather(batch.finished)
     every_reward, every_log_prob, every_kl = gather(rewards), gather(log_prob), gather(kl)
+    every_weight = gather(weights)
     shaped = every_reward - settings.length_penalty * lengths
     if estimator.in_reward:
         shaped = penalised_rewards(shaped, every_kl, settings.beta)
-    advantage = advantages(shaped, settings.baseline, settings.samples_per_prompt)
+    advantage = advantages(shaped, settings.baseline, settings.samples_per_prompt) * every_weight
     mine = advantage[own_part(len(advantage), "train_policy.batch_size")]
     beta_of_loss = settings.beta if estimator.in_loss else 0.0
     run.optimizer.zero_grad(set_to_none=True)
@@ -351,30 +402,36 @@ def compute_gradient(
             graph = score_policy(run, score, under_anchor, settings)
         term = reinforce_loss(graph.log_prob, mine[part])
         if beta_of_loss:
-            term = term + beta_of_loss * graph.kl.mean()
+            term = term + beta_of_loss * (weights[part] * graph.kl).mean()
         (term * (len(part) / rows)).backward()  # type: ignore[no-untyped-call]
     average_gradients_(run.policy)
     norm = torch.nn.utils.clip_grad_norm_(run.policy.parameters(), settings.max_grad_norm)
     return StepRow(
         step=step,
-        loss=(reinforce_loss(every_log_prob, advantage) + beta_of_loss * every_kl.mean()).item(),
+        loss=(
+            reinforce_loss(every_log_prob, advantage)
+            + beta_of_loss * (every_weight * every_kl).mean()
+        ).item(),
         reward=every_reward.mean().item(),
         kl_to_anchor=gather(measured).mean().item(),
         length=lengths.float().mean().item(),
         unfinished=1 - finished.float().mean().item(),
         grad_norm=norm.item(),
         learning_rate=run.optimizer.param_groups[0]["lr"],
+        sampling_gap=correction.gap if correction else None,
+        sampling_weight=weights.mean().item() if correction else None,
     )
 
 
 class Scored(NamedTuple):
     """Scores of a part's completions, [B] each: log π_θ(y|x), the estimator's value of the KL to
     the anchor, and an unbiased estimate of that KL. The first two have a gradient where one is
-    wanted."""
+    wanted. `tokens` holds log π_θ of each token, [B, C], without gradient."""
 
     log_prob: Tensor
     kl: Tensor
     measured: Tensor
+    tokens: Tensor
 
 
 def token_scores(model: PreTrainedModel, score: Score, settings: ReinforceSettings) -> Tensor:
@@ -400,10 +457,10 @@ def score_policy(
         ):
             tokens, kls = score.kls(policy, anchor)
         exact = kls.sum(1)
-        return Scored(tokens.sum(1), exact, exact)
+        return Scored(tokens.sum(1), exact, exact, tokens.detach())
     tokens = token_scores(policy, score, settings)
     kl = estimate(tokens, under_anchor)
-    return Scored(tokens.sum(1), kl, k1(tokens.detach(), under_anchor))
+    return Scored(tokens.sum(1), kl, k1(tokens.detach(), under_anchor), tokens.detach())
 
 
 @contextmanager
