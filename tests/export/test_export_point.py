@@ -11,6 +11,8 @@ import export_point
 import pytest
 import torch
 import yaml
+from conftest import MakeModel, MakeTokenizer
+from exported_run import MERGED, POINT, ROOT, make_run
 from huggingface_hub import ModelCard
 from receiving_hub import receiving_hub
 from safetensors.torch import load_file
@@ -19,10 +21,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from warpflow.merging.checkpoints import read_tensors
 from warpflow.merging.chunks import interpolate
 
-ROOT = Path(__file__).parents[2]
-MERGED = "merge_policies/warp/replicate1/iteration1"
-POINT = "interpolate_policy/warp/replicate1/iteration1/sft/eta0.5"
 TOKEN = "hf_secretsecretsecret"
+
+
+@pytest.fixture(scope="module")
+def run(
+    tmp_path_factory: pytest.TempPathFactory, make_model: MakeModel, make_tokenizer: MakeTokenizer
+) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"), make_model, make_tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
 
 
 def export(run: Path, out: Path, *words: str, point: str = "warp/1/0.5") -> None:

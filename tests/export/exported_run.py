@@ -4,18 +4,16 @@ import json
 from pathlib import Path
 
 import pandas as pd
-import pytest
 import yaml
+from conftest import MakeModel, MakeTokenizer
 
 ROOT = Path(__file__).parents[2]
 MERGED = "merge_policies/warp/replicate1/iteration1"
 POINT = "interpolate_policy/warp/replicate1/iteration1/sft/eta0.5"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, make_model, make_tokenizer) -> Path:
-    """A finished run of one iteration: SFT, the merge, and the evaluations of its front."""
-    folder = tmp_path_factory.mktemp("run")
+def make_run(folder: Path, make_model: MakeModel, make_tokenizer: MakeTokenizer) -> Path:
+    """Write a finished run of one iteration: SFT, the merge, and the evaluations of its front."""
     results = folder / "results"
     for result, seed in (("train_sft", 0), (MERGED, 1)):
         model = make_model("llama", seed)
@@ -54,8 +52,3 @@ def run(tmp_path_factory, make_model, make_tokenizer) -> Path:
     best = {"kind": "optimum", "kl": [0.0, 1.0], "reward": [0.0, 2.0], "gold": [0.0, 1.0]}
     pd.DataFrame({**best, "reliable": True}).to_csv(tables / "optimum.csv", index=False)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
