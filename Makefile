@@ -11,6 +11,9 @@ ifeq ($(shell [ -d "$$HOME" ] && { [ "$$HOME" != / ] || [ -w / ]; } && echo yes)
 export HOME := $(shell mktemp -d)
 endif
 
+# These tests kill jobs and nodes at given moments, so nothing runs beside them.
+CLUSTER_TESTS = tests/dag/test_slurm_cluster.py
+
 .PHONY: run smollm2 plan status why check smoke test trl trackers vllm test-vllm lint docs config-docs clean lock image
 run: $(VENV)/installed  ## the default run: everything, from data to report
 	snakemake --cores all
@@ -33,9 +36,10 @@ check: lint  ## before each commit: linters, and the unit tests that take no mod
 smoke: $(VENV)/installed  ## the whole DAG on the smallest settings, in results/smoke
 	snakemake --cores all --configfile config/smoke.yaml
 
-test: lint  ## linters, then all tests; those that run Snakemake, too, two files at a time
+test: lint  ## linters, then all tests; two files at a time, but for those of a cluster
 	pytest -m "not workflow" -n 2 --dist loadfile
-	pytest -m workflow -n 2 --dist loadfile
+	pytest -m workflow -n 2 --dist loadfile --ignore=$(CLUSTER_TESTS)
+	pytest -m workflow $(CLUSTER_TESTS)
 
 trl: $(VENV)/installed  ## TRL in an environment of its own: the test of our RL step against TRL's then runs too
 	python benchmarks/trl_environment.py
