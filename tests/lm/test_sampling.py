@@ -268,7 +268,7 @@ def test_chunks_are_sampled_as_the_whole(make_model: MakeModel, size: int) -> No
     whole = sample_completions(model, ids, mask, **given)
     chunks = sample_in_chunks(model, ids, mask, rows_at_once=size, **given)
     assert whole.finished.any() and not whole.finished.all()
-    for name, value in vars(whole).items():
+    for name, value in whole.tensors().items():
         assert torch.equal(getattr(chunks, name), value), name
 
 
@@ -299,7 +299,7 @@ def test_the_host_waits_every_few_tokens_and_samples_the_same(
     with Calls("_local_scalar_dense") as waits:
         seldom = sample(model, [[BOS, 3]] * 12, 40)
     assert seldom.finished.any()
-    for key, value in vars(every_token).items():
+    for key, value in every_token.tensors().items():
         assert torch.equal(getattr(seldom, key), value), key
     steps = int(seldom.lengths.max())
     assert steps > 16

@@ -46,7 +46,7 @@ def test_scores_and_gradient_are_those_of_the_librarys_forward_pass(
     covered: PreTrainedModel, each: int, padded: bool
 ) -> None:
     batch = completions_of(each, padded=padded)
-    batch = Completions(**{name: rows.to(covered.device) for name, rows in vars(batch).items()})
+    batch = Completions(**{name: rows.to(covered.device) for name, rows in batch.tensors().items()})
     packed = pack(batch, each)
     assert len(packed.shapes) > 1
 

@@ -84,7 +84,9 @@ def write_gguf(script: Path, folder: Path, dtypes: Iterable[torch.dtype]) -> tup
         made = Path(scratch, "model.gguf")
         command = [sys.executable, str(script), str(folder), "--outfile", str(made)]
         command += ["--outtype", out_type]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", check=False
+        )
         if done.returncode or not made.is_file():
             raise ValueError(
                 f"--gguf: {script} failed with exit status {done.returncode}; the model is in "

@@ -41,7 +41,7 @@ def place_texts(figure: Figure, axes: Axes, texts: Sequence[Placed], size: float
     for item in texts:
         if not (math.isfinite(item.x) and math.isfinite(item.y)):
             continue
-        note = write_text(axes, item, size)
+        note = write_label(axes, item, size)
         places = free_places(note, taken)
         if not places:
             note.remove()
@@ -51,7 +51,7 @@ def place_texts(figure: Figure, axes: Axes, texts: Sequence[Placed], size: float
         taken.append(box)
 
 
-def write_text(axes: Axes, item: Placed, size: float) -> Annotation:
+def write_label(axes: Axes, item: Placed, size: float) -> Annotation:
     """Write a text with a white rim whose left lower corner is at its point for now."""
     note = axes.annotate(
         item.text,

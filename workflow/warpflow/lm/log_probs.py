@@ -39,9 +39,13 @@ class Completions:
         """The number of sampled tokens, with the EOS, [B] int64."""
         return self.is_response.sum(1)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name, without those that are not there."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
     def cpu(self) -> Completions:
-        """Return a copy in host memory."""
-        return Completions(**{name: t.cpu() for name, t in vars(self).items() if t is not None})
+        """Return the completions in host memory."""
+        return Completions(**{name: tensor.cpu() for name, tensor in self.tensors().items()})
 
     def rows(self, index: Tensor | slice) -> Completions:
         """Return the completions at `index`, trimmed to the longest prompt and response among
