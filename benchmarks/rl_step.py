@@ -31,7 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trl_environment import ENVIRONMENT, PYTHON, make_environment
+from trl_environment import ENVIRONMENT, PYTHON, make_trl_environment
 
 PROMPTS, GENERATIONS, PROMPT_TOKENS = 16, 4, 8
 BETA, MU, LEARNING_RATE = 0.05, 0.01, 1e-8  # a larger rate moves the lengths within a few steps
@@ -122,7 +122,7 @@ def start_in_trl_environment() -> None:
     """Restart in an environment that has TRL and all that this one has."""
     if Path(sys.prefix) == ENVIRONMENT:
         return
-    make_environment()
+    make_trl_environment()
     os.execv(PYTHON, [str(PYTHON), *sys.argv])
 
 

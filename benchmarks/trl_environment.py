@@ -8,28 +8,17 @@ TRL is not a dependency. The benchmark of an RL step and the test that compares 
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from environments import ROOT, make_environment
 
-ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / ".venv-trl"
 PYTHON = ENVIRONMENT / "bin/python"
 
 
-def make_environment() -> None:
+def make_trl_environment() -> None:
     """Make the environment where it is not complete, which takes half a minute."""
-    if any(ENVIRONMENT.glob("lib/python*/site-packages/trl-*")):
-        return
-    subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
-    paths = [path for path in sys.path if path.endswith("site-packages")]
-    (site,) = ENVIRONMENT.glob("lib/python*/site-packages")
-    (site / "base.pth").write_text(
-        "\n".join([*paths, str(ROOT / "workflow")]) + "\n", encoding="utf-8"
-    )
-    pip = [PYTHON, "-m", "pip", "install", "--quiet", "-r", ROOT / "benchmarks/trl.lock"]
-    subprocess.run([*pip, "-c", ROOT / "requirements.lock"], check=True)
+    lock, constraints = ROOT / "benchmarks/trl.lock", ROOT / "requirements.lock"
+    make_environment(ENVIRONMENT, "trl", "-r", lock, "-c", constraints)
 
 
 if __name__ == "__main__":
-    make_environment()
+    make_trl_environment()

@@ -139,7 +139,7 @@ def accounts() -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def wait_until(true: Callable[[], object], what: str, seconds: float = 400) -> None:
+def wait_until(true: Callable[[], object], what: str, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, what
@@ -165,7 +165,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
 def finish(process: subprocess.Popen, folder: Path) -> str:
     """Wait for the end of the run, and return what it printed."""
     try:
-        process.wait(timeout=900)
+        process.wait(timeout=400)
     finally:
         process.kill()
         for job in running(folder):

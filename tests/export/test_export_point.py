@@ -11,8 +11,7 @@ import export_point
 import pytest
 import torch
 import yaml
-from conftest import MakeModel, MakeTokenizer
-from exported_run import MERGED, POINT, ROOT, make_run
+from exported_run import MERGED, POINT, ROOT
 from huggingface_hub import ModelCard
 from receiving_hub import receiving_hub
 from safetensors.torch import load_file
@@ -21,19 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from warpflow.merging.checkpoints import read_tensors
 from warpflow.merging.chunks import interpolate
 
+pytest_plugins = ["export_fixtures"]
+pytestmark = pytest.mark.usefixtures("in_project")
 TOKEN = "hf_secretsecretsecret"
-
-
-@pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory, make_model: MakeModel, make_tokenizer: MakeTokenizer
-) -> Path:
-    return make_run(tmp_path_factory.mktemp("run"), make_model, make_tokenizer)
-
-
-@pytest.fixture(autouse=True)
-def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
 
 
 def export(run: Path, out: Path, *words: str, point: str = "warp/1/0.5") -> None:

@@ -6,27 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MakeModel, MakeTokenizer
-from exported_run import ROOT, make_run
 from test_export_point import export
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from warpflow.export import llama_cpp
 from warpflow.export.llama_cpp import CHECKOUT, SCRIPT, find_converter, read_gguf, write_gguf
 
-
-@pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory, make_model: MakeModel, make_tokenizer: MakeTokenizer
-) -> Path:
-    return make_run(tmp_path_factory.mktemp("run"), make_model, make_tokenizer)
-
-
-@pytest.fixture(autouse=True)
-def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-
-
+pytest_plugins = ["export_fixtures"]
+pytestmark = pytest.mark.usefixtures("in_project")
 gguf = pytest.importorskip("gguf")
 
 # Writes the model's tensors under their own names: what is tested is how it is run and read.

@@ -47,7 +47,7 @@ def endpoint_calls(rewards: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def gold_calls(gold: Any) -> dict[str, dict[str, Any]]:
-    """The same of the endpoints in `evaluate_policy.gold`."""
+    """Return the same as `endpoint_calls` for the endpoints in `evaluate_policy.gold`."""
     return {
         f"evaluate_policy.{column}": calls_of(Served(**source))
         for column, source in golds_by_column(gold).items()

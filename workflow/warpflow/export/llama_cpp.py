@@ -43,13 +43,13 @@ class GgufContent:
 
 
 def find_converter(checkout: str | None) -> Path:
-    """The script of a llama.cpp checkout.
+    """Return the converter script of a llama.cpp checkout.
 
     Args:
-        checkout: its folder; None: that of the environment variable LLAMA_CPP.
+        checkout: its folder. None takes the one that the environment variable LLAMA_CPP names.
 
     Raises:
-        ValueError: there is none, or what reads its result is not installed.
+        ValueError: there is no such script, or the package that reads GGUF is not installed.
     """
     folder = checkout or os.environ.get(CHECKOUT)
     get_it = "`git clone --depth 1 https://github.com/ggml-org/llama.cpp`"
@@ -101,8 +101,8 @@ def write_gguf(script: Path, folder: Path, dtypes: Iterable[torch.dtype]) -> tup
 
 
 def require_whole(content: GgufContent, folder: Path) -> None:
-    """ValueError unless a GGUF file has an architecture, and all parameters of the folder that it
-    was made of. It may have more: tables of positions, or an output layer that was tied."""
+    """Raise ValueError unless a GGUF file has an architecture and all parameters of the folder that
+    it was made from. It may have more: tables of positions, or an output layer that was tied."""
     expected = count_parameters(folder)
     if not content.architecture or content.parameters < expected:
         raise ValueError(
@@ -128,7 +128,7 @@ def read_gguf(file: Path) -> GgufContent:
 
 
 def count_parameters(folder: Path) -> int:
-    """Numbers in the safetensors files of a folder."""
+    """Return how many numbers the safetensors files of a folder hold."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as weights:

@@ -68,8 +68,8 @@ def write_label(axes: Axes, item: Placed, size: float) -> Annotation:
 
 
 def free_places(note: Annotation, taken: Sequence[Bbox]) -> list[tuple[float, float, Bbox]]:
-    """Offsets in points of a text from its point that leave it free, all at the smallest gap that
-    has one, each with the box in pixels."""
+    """Return the offsets of a text from its point at which it covers nothing, in points, each with
+    its box in pixels. All are at the smallest gap that has one."""
     axes, figure = note.axes, note.get_figure(root=True)
     assert axes is not None and figure is not None
     pixels = figure.dpi / 72
@@ -92,7 +92,7 @@ def lies_inside(box: Bbox, frame: Bbox) -> bool:
 
 
 def marker_boxes(line: Line2D, pixels: float) -> Iterator[Bbox]:
-    """The boxes of a line's markers. pixels: in a point, the unit of their size."""
+    """Yield the boxes of a line's markers. `pixels` is the number of pixels in a point."""
     if line.get_marker() in ("", " ", "None", "none", None) or not line.get_markersize():
         return
     half = line.get_markersize() * pixels / 2
@@ -102,7 +102,7 @@ def marker_boxes(line: Line2D, pixels: float) -> Iterator[Bbox]:
 
 
 def path_of(line: Line2D) -> Path | None:
-    """A line in pixels; None where only its markers are drawn."""
+    """Return a line in pixels, or None where only its markers are drawn."""
     if line.get_linestyle() in ("", " ", "None", "none"):
         return None
     return line.get_transform().transform_path(line.get_path()).cleaned(remove_nans=True)

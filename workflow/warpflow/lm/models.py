@@ -401,6 +401,21 @@ def require_context(config: PreTrainedConfig, tokens: int, path: str | Path) -> 
         )
 
 
+def head_width(config: PreTrainedConfig) -> int:
+    """Return the width of an attention head."""
+    config = config.get_text_config()
+    given: int | None = getattr(config, "head_dim", None)
+    return given or config.hidden_size // config.num_attention_heads
+
+
+def cached_numbers(config: PreTrainedConfig) -> int:
+    """Return how many numbers the keys and values of one token are, in all layers."""
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    count: int = 2 * config.num_hidden_layers * heads * head_width(config)
+    return count
+
+
 def require_room(config: PreTrainedConfig, tokens: int, path: str | Path) -> None:
     """Raise ValueError where no batch is small enough, because the logits of a single token, or the
     keys and values of a single completion, do not fit."""
@@ -410,9 +425,7 @@ def require_room(config: PreTrainedConfig, tokens: int, path: str | Path) -> Non
             f"{path}: the logits of one token are {config.vocab_size:,} numbers (vocab_size), "
             f"expected at most {LOGITS_AT_ONCE:,}: no part of a batch can be smaller"
         )
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * 4 * config.num_hidden_layers * heads * width * tokens
+    cache = 4 * cached_numbers(config) * tokens
     room = device_memory()
     if cache > room:
         raise ValueError(

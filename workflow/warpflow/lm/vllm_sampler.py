@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from warpflow.lm.log_probs import Completions
+from warpflow.lm.models import cached_numbers, head_width
 from warpflow.settings.train_policy import LOWEST_OF_VLLM
 
 # In this process and with no thread bound to a core; nothing is reported to anyone.
@@ -61,18 +62,8 @@ def version() -> str:
 def cache_bytes(config: PreTrainedConfig, rows: int, tokens: int, dtype: str) -> int:
     """Return the bytes of the key-value cache that the engine is given. It holds `rows` sequences
     of at most `tokens` tokens, and one more, since vLLM keeps a block for itself."""
-    config = config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = heads * head_width(config) * config.num_hidden_layers
     blocks = -(-tokens // BLOCK) * (rows + 1)
-    return 2 * width * BLOCK * blocks * WIDTHS[dtype]
-
-
-def head_width(config: PreTrainedConfig) -> int:
-    """Return the width of an attention head."""
-    config = config.get_text_config()
-    given: int | None = getattr(config, "head_dim", None)
-    return given or config.hidden_size // config.num_attention_heads
+    return cached_numbers(config) * BLOCK * blocks * WIDTHS[dtype]
 
 
 def require_room(needed: int, free: int) -> None:

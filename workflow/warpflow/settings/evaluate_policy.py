@@ -49,15 +49,15 @@ def is_function_or_model(source: str) -> str:
 
 
 def kind_of_source(given: Any) -> str:
-    """What a gold is, so that an error is told of this type alone. Tags have blanks, as names of
-    golds have none."""
+    """Return what kind of gold this is, so that an error is about this kind only. The tags have
+    blanks because a gold's name has none."""
     if not isinstance(given, Mapping):
         return "a function or a model"
     return "held out" if "held_out_preferences" in given else "an endpoint"
 
 
 def kind_of_gold(given: Any) -> str:
-    """The same, of what may also be several golds by name."""
+    """Return whether this is one gold, or several golds by name."""
     is_one = not isinstance(given, Mapping) or {"held_out_preferences", "url"} & given.keys()
     return "one gold" if is_one else "several golds"
 

@@ -72,7 +72,7 @@ class StepRow:
     sampling_weight: float | None = None
 
     def values(self) -> dict[str, float]:
-        """By name, those that there are."""
+        """Return the values by name, without those that are absent."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -373,23 +373,24 @@ def compute_gradient(
             anchored = [token_scores(anchor, score, settings) for _, score in parts]
     graphs: list[Scored] = []
     log_prob, kl, measured = torch.empty(3, rows, device=device)
-    tokens = torch.zeros(batch.response_ids.shape, device=device)
-    weights = torch.ones(rows, device=device)  # a completion of π itself counts once
     # Without micro-batches one forward pass serves both the reward and the gradient.
     with torch.set_grad_enabled(size is None):
         for (part, score), under_anchor in zip(parts, anchored, strict=True):
             scored = score_policy(run, score, under_anchor, settings)
             graphs.append(scored)
             log_prob[part], kl[part], measured[part] = (t.detach() for t in scored[:3])
-            tokens[part, : scored.tokens.shape[1]] = scored.tokens
     correction = None
     if batch.sampler_log_probs is not None:
+        tokens = torch.zeros_like(batch.sampler_log_probs)
+        for (part, _), scored in zip(parts, graphs, strict=True):
+            tokens[part, : scored.tokens.shape[1]] = scored.tokens
         given = batch.sampler_log_probs, batch.is_response
         correction = correct(tokens, *given, settings, step)
-        weights = correction.weights
     lengths, finished = gather(batch.lengths), gather(batch.finished)
     every_reward, every_log_prob, every_kl = gather(rewards), gather(log_prob), gather(kl)
-    every_weight = gather(weights)
+    # A completion of π itself counts once.
+    weights = correction.weights if correction else torch.ones_like(kl)
+    every_weight = gather(weights) if correction else torch.ones_like(every_kl)
     shaped = every_reward - settings.length_penalty * lengths
     if estimator.in_reward:
         shaped = penalised_rewards(shaped, every_kl, settings.beta)
