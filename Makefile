@@ -37,9 +37,8 @@ smoke: $(VENV)/installed  ## the whole DAG on the smallest settings, in results/
 	snakemake --cores all --configfile config/smoke.yaml
 
 test: lint  ## linters, then all tests; two files at a time, but for those of a cluster
-	pytest -m "not workflow" -n 2 --dist loadfile
-	pytest -m workflow -n 2 --dist loadfile --ignore=$(CLUSTER_TESTS)
-	pytest -m workflow $(CLUSTER_TESTS)
+	pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=$(CLUSTER_TESTS)
+	pytest $(CLUSTER_TESTS)
 
 trl: $(VENV)/installed  ## TRL in an environment of its own: the test of our RL step against TRL's then runs too
 	python benchmarks/trl_environment.py

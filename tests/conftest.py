@@ -21,6 +21,7 @@ from warpflow.lm.models import build_policy, to_device
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests load local folders only
 torch.set_num_threads(1)  # same sums in the same order on every machine, and no over-subscription
+os.environ["OMP_NUM_THREADS"] = "1"  # the same for the processes that tests start
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 PAD, BOS, EOS = 0, 1, 2
@@ -106,6 +107,13 @@ def pytest_configure(config: pytest.Config) -> None:
     `make_model` on the GPU in tests that are marked for it."""
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files of tests that run Snakemake first. They take minutes, and two processes that
+    share the files end together where the short ones come last."""
+    long = {item.path for item in items if item.get_closest_marker("workflow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True)

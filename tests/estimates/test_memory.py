@@ -3,10 +3,10 @@ setting promises it."""
 
 import dataclasses
 import re
-import subprocess
-import sys
+from pathlib import Path
 
 import estimate_resources
+import memory as benchmark
 import pytest
 import torch
 import train_policy as script
@@ -169,13 +169,13 @@ def test_out_of_memory_names_the_settings_to_lower_and_the_estimate(
 
 
 @pytest.mark.slow
-def test_the_estimate_is_within_15_percent_of_a_real_run() -> None:
-    """This is the benchmark's own command at its smallest size. docs/memory.md has the others."""
-    command = [sys.executable, str(ROOT / "benchmarks/memory.py"), "--rows", "0"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    cells = done.stdout.splitlines()[-1].split(" | ")
-    expected, measured = float(cells[2]), float(cells[3])
+def test_the_estimate_is_within_15_percent_of_a_real_run(tmp_path: Path) -> None:
+    """This is the benchmark's run at its smallest size. docs/memory.md has the others."""
+    size, changes = benchmark.VARIANTS[0]
+    benchmark.make_inputs(tmp_path, benchmark.SIZES[size])
+    expected = benchmark.expect(tmp_path, changes, "cpu")
+    settings = benchmark.SETTINGS | changes
+    measured, _ = benchmark.measure(tmp_path, settings, benchmark.GIVE_BACK)
     assert abs(expected / measured - 1) < 0.15
 
 

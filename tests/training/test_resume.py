@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import EOS, PAD, MakeModel
@@ -27,7 +28,7 @@ from warpflow.training.resume import (
 
 ROOT = Path(__file__).parents[2]
 KILLS = 20
-STEPS = 400
+STEPS = 120
 
 
 def train(run, chosen, stop: int | None = None) -> list:
@@ -128,10 +129,10 @@ def saved_step(state: Path) -> int:
     return json.loads(path.read_text())["step"] if path.is_file() else 0
 
 
-def wait_for_training(state: Path, process: subprocess.Popen) -> None:
-    """Wait until the process saved its own state, or ended."""
+def wait_for_training(state: Path, process: int) -> None:
+    """Wait until the process saved a state of its own, or ended."""
     before = (state / LAST).stat().st_mtime_ns if (state / LAST).is_file() else None
-    while process.poll() is None:
+    while psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
         now = (state / LAST).stat().st_mtime_ns if (state / LAST).is_file() else None
         if now != before:
             return
@@ -157,17 +158,27 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     inputs: Path, undisturbed: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     """SIGKILL comes some milliseconds after a save, twenty times: in a step, and in the next
-    save."""
+    save. The runs that are killed are forks (forked_runs.py), since imports take most of a start;
+    the last run is a fresh process."""
     moments, state = random.Random(0), tmp_path / "state"
     steps = [0]
-    for _ in range(KILLS):
-        process = subprocess.Popen(command(inputs, tmp_path / "out", state))
-        wait_for_training(state, process)
-        time.sleep(moments.uniform(0, 0.06))
-        assert process.poll() is None, "the run ended before it was killed: raise STEPS"
-        process.kill()
-        process.wait()
-        steps.append(saved_step(state))
+    program = [sys.executable, str(ROOT / "tests/training/forked_runs.py")]
+    folders = os.pathsep.join(str(ROOT / name) for name in ("workflow", "scripts"))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(program, env={**os.environ, "PYTHONPATH": folders}, **pipes) as runs:
+        assert runs.stdin and runs.stdout
+        for _ in range(KILLS):
+            _, _, *words = command(inputs, tmp_path / "out", state)
+            runs.stdin.write(json.dumps(words) + "\n")
+            runs.stdin.flush()
+            run = int(runs.stdout.readline())
+            wait_for_training(state, run)
+            time.sleep(moments.uniform(0, 0.06))
+            os.kill(run, signal.SIGKILL)
+            ended = int(runs.stdout.readline())
+            assert ended == -signal.SIGKILL, "the run ended before it was killed: raise STEPS"
+            steps.append(saved_step(state))
+        runs.stdin.close()
     assert steps == sorted(steps), "a saved step was lost"
     assert steps[-1] >= KILLS
     assert not (tmp_path / "out").exists()
@@ -183,7 +194,7 @@ def test_sigterm_saves_and_asks_to_be_started_again(
 ) -> None:
     state = tmp_path / "state"
     process = subprocess.Popen(command(inputs, tmp_path / "out", state))
-    wait_for_training(state, process)
+    wait_for_training(state, process.pid)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == STOPPED
     assert 0 < saved_step(state) < STEPS
