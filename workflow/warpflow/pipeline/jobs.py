@@ -478,18 +478,23 @@ def stop_without_result(folder: Path, provenance: Path) -> NoReturn:
     )
 
 
-def run_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the arguments of ``run``, those before ``--``."""
-    parser.add_argument("--makes", type=Path, nargs="+", required=True, help="folders or a file")
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every job says of its command: log, inputs, code and models of the user, GPUs."""
     parser.add_argument("--log", type=Path, required=True, help="the log of the command")
-    parser.add_argument("--inputs", nargs="*", default=[], help="the declared inputs of the rule")
+    parser.add_argument("--inputs", nargs="*", default=[], help="the declared inputs")
     parser.add_argument(
         "--runtime_args", default="", help="arguments that do not change the result"
     )
     parser.add_argument("--functions", nargs="*", default=[], help="module:function of settings")
     parser.add_argument("--models", nargs="*", default=[], help="the user's models that are loaded")
-    parser.add_argument("--results", type=Path, help="folder; code/ in it says what the code did")
     parser.add_argument("--gpus", type=int, default=0, help="the GPUs that the command holds")
+
+
+def run_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the arguments of ``run``, those before ``--``."""
+    add_job_arguments(parser)
+    parser.add_argument("--makes", type=Path, nargs="+", required=True, help="folders or a file")
+    parser.add_argument("--results", type=Path, help="folder; code/ in it says what the code did")
     parser.add_argument("--processes", type=int, default=1, help="0 starts one on each GPU")
     parser.add_argument("--nodes", type=int, default=1, help="nodes of this SLURM job to run on")
     parser.add_argument("--accelerate", default="ddp", help="a file of config/accelerate/")

@@ -27,6 +27,7 @@ from warpflow.pipeline.contents import checksum, write_atomically
 from warpflow.pipeline.dvc_cache import KEPT
 from warpflow.pipeline.jobs import (
     ONE,
+    add_job_arguments,
     code_of,
     compute,
     environment,
@@ -267,15 +268,10 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_job_arguments(made)
     made.add_argument("--points", required=True, help="a JSON list of out, policy, init and eta")
     made.add_argument("--index", type=Path, required=True, help="the file that names what was made")
     made.add_argument("--results", type=Path, required=True, help="the folder of all results")
-    made.add_argument("--log", type=Path, required=True, help="the log of the command")
-    made.add_argument("--inputs", nargs="*", default=[], help="the inputs that all points share")
-    made.add_argument("--functions", nargs="*", default=[], help="module:function of settings")
-    made.add_argument("--models", nargs="*", default=[], help="the user's models that are loaded")
-    made.add_argument("--runtime_args", default="", help="arguments that do not change the result")
-    made.add_argument("--gpus", type=int, default=0, help="the GPUs that the command holds")
     return made
 
 
