@@ -1,6 +1,9 @@
 """Tiny models made on the spot, their tokenizer, exact enumeration of what they can say; and a
 finished smoke run."""
 
+import quick_imports  # noqa: F401  # first: see there
+
+import gc
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -114,6 +117,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     share the files end together where the short ones come last."""
     long = {item.path for item in items if item.get_closest_marker("workflow")}
     items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from now on, but not among what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

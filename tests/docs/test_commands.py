@@ -24,6 +24,7 @@ from warpflow.settings.config import Config
 ELSEWHERE = {"cd", "git", "pip", "docker", "export", ".", "cut", "squeue", "sacct", "pre-commit"}
 # What the reader is to write, and what a run makes.
 YOURS = ("config/mine.yaml", "results/")
+TEST_MODULES = [f"tests/{name}.py" for name in ("conftest", "project", "quick_imports")]
 PAGES = pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 
 
@@ -137,7 +138,7 @@ def test_the_merge_method_of_the_page_passes_the_tests_of_all(tmp_path: Path) ->
     """The example of docs/extend.md is written into a copy of the project as the page says."""
     for name in ("workflow/warpflow", "tests/merging"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("tests/conftest.py", "tests/project.py", "pyproject.toml"):
+    for name in (*TEST_MODULES, "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
     blocks = FENCE.findall((ROOT / "docs/extend.md").read_text(encoding="utf-8"))
     function, line, test = [block for language, block in blocks if language == "python"][:3]
