@@ -35,6 +35,7 @@ from warpflow.data.files import write_jsonl
 from warpflow.evaluation.rewards import Reading
 from warpflow.evaluation.sample import completion_rows, sample_and_measure
 from warpflow.evaluation.task import JudgeArguments, Judges, load_judges
+from warpflow.lm.kernels import use_kernels_
 from warpflow.lm.models import (
     compute_in,
     keep_in_host_memory_,
@@ -144,6 +145,9 @@ def train(
     attention = settings.attn_implementation
     judges = load_judges(given, settings.max_new_tokens, reading(settings), attention)
     policy = load_policy(arguments.init, attention)
+    if settings.use_kernels:
+        for model in (policy, judges.sft):
+            use_kernels_(model)
     replicate = derive_seed(arguments.seed, "replicate", arguments.replicate)
     lora_seed = derive_seed(replicate, "lora", arguments.iteration)  # members start alike
     run = start_run(policy, judges.sft, settings, lora_seed, accelerator)

@@ -1,16 +1,19 @@
 """Bad configurations get one clear message, before any job and without touching a file."""
 
 import copy
+import importlib.util
 import json
+import tomllib
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 from snakemake.utils import update_config
+from transformers.utils import import_utils
 
 from warpflow.experiments import resolve_experiments
-from warpflow.pipeline.architectures import architectures_of_vllm
+from warpflow.pipeline.architectures import architectures_of_vllm, kernels_versions
 from warpflow.pipeline.config import ConfigError, check_config
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -188,6 +191,44 @@ def test_a_package_that_is_not_installed_is_named_before_any_job(config, monkeyp
     flash = {"attn_implementation": "flash_attention_2", "compute_dtype": "bfloat16"}
     config["train_policy"] |= {"optimizer": "adam"} | flash
     assert "flash_attention_2, which needs the package flash_attn, and that" in message(config)
+
+
+@pytest.mark.parametrize(
+    ("version", "found"),
+    [(None, "that is not installed"), ("0.17.2", "0.17.2 is installed"), ("0.19.1", "0.19.1 is")],
+)
+def test_kernels_of_a_version_that_transformers_does_not_take_are_named(
+    config, monkeypatch, version, found
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: version if name == "kernels" else find(name)
+    )
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    monkeypatch.setattr("warpflow.pipeline.config.kernels_versions", lambda: ("0.18.2", "0.19.0"))
+    config["experiments"]["one"] = {"train_policy": {"use_kernels": True}}
+    text = message(config)
+    assert (
+        "- one: train_policy.use_kernels: got true, which needs the package kernels, 0.18.2 or "
+        f"later, below 0.19.0, and {found}"
+    ) in text
+    assert "`pip install kernels==0.18.2`, or set it to false" in text
+    monkeypatch.setattr("warpflow.pipeline.config.kernels_versions", lambda: None)
+    if version is None:
+        assert "kernels, and that is not installed: `pip install kernels`, or" in message(config)
+    else:
+        check_config(config)  # nothing is known of what transformers takes
+    version = "0.18.10"
+    monkeypatch.setattr("warpflow.pipeline.config.kernels_versions", lambda: ("0.18.2", "0.19.0"))
+    check_config(config)
+
+
+def test_the_extra_has_the_version_of_kernels_that_transformers_asks_for():
+    """The files of transformers are read and not run, so they must have the expected form."""
+    versions = (import_utils.KERNELS_MIN_VERSION, import_utils.KERNELS_MAX_VERSION)
+    assert kernels_versions() == versions
+    project = tomllib.loads((CONFIG.parent / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["kernels"] == [f"kernels=={versions[0]}"]
 
 
 def test_the_exact_kl_wants_the_anchor_on_the_device(config):

