@@ -89,7 +89,8 @@ def test_a_whole_run_on_a_scratch_file_system(tmp_path, monkeypatch):
     itself stays as it is. A setting that is set back is computed again, since there is no cache."""
     folder, scratch = copy_project(tmp_path / "project"), tmp_path / "scratch space"
     monkeypatch.setenv("SCRATCH_OF_ADA", str(scratch))
-    settings = {"results": "$SCRATCH_OF_ADA/run1", "iterations": 1}
+    fewer = {"lerp": None, "sft_anchor_beta_0.1": None, "slerp_lambda_0.5": None}
+    settings = {"results": "$SCRATCH_OF_ADA/run1", "iterations": 1, "experiments": fewer}
     (folder / "mine.yaml").write_text(yaml.safe_dump(settings))
     commit(folder, "a config")
     configs = ("--configfile", "config/smoke.yaml", "mine.yaml")

@@ -120,6 +120,7 @@ def push(run: Path, out: Path, endpoint: str, *words: str, token: str | None = T
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_push_makes_a_private_repository_of_the_folder(run, tmp_path):
     out = tmp_path / "point"
     with receiving_hub() as hub:
@@ -139,6 +140,7 @@ def test_a_push_makes_a_private_repository_of_the_folder(run, tmp_path):
         assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_a_push_without_token_or_with_a_wrong_name_does_no_work(run, tmp_path):
     out = tmp_path / "point"
     with receiving_hub() as hub:
@@ -151,6 +153,7 @@ def test_a_push_without_token_or_with_a_wrong_name_does_no_work(run, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_hub_that_refuses_is_said_and_the_folder_stays(run, tmp_path):
     out = tmp_path / "point"
     with receiving_hub() as hub:

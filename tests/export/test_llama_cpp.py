@@ -47,6 +47,7 @@ def checkout(folder: Path, text: str = STUB.replace("SKIPPED", "0")) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "out_type"), [(None, "f32"), ("bfloat16", "bf16")])
 def test_a_file_in_gguf_lies_beside_the_weights(
     run,
