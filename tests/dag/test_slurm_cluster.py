@@ -197,7 +197,11 @@ def cancel(job: str) -> None:
 
 
 def reach_time_limit(job: str) -> None:
-    control("scontrol", "update", f"jobid={job}", "endtime=now")
+    """SLURM refuses a time that has passed, as `now` may have by the second that it is read."""
+    command = ["scontrol", "update", f"jobid={job}", "endtime=now"]
+    wait_until(
+        lambda: subprocess.run(command, capture_output=True).returncode == 0, "no time limit", 5
+    )
 
 
 def near_time_limit(job: str) -> None:
