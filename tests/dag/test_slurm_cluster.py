@@ -387,19 +387,22 @@ def largest_difference(*folders: Path) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-@pytest.mark.parametrize(("fault", "repeated"), [(preempt, 0), (lose_node, SAVE_EVERY)])
-def test_what_slurm_itself_starts_again_goes_on_to_the_same_bytes(
-    cluster, prepared, undisturbed, tmp_path, runs_at_once, fault, repeated
-):
-    """This test runs after those that it would disturb."""
+@pytest.fixture(scope="module")
+def runs_alone(
+    cluster, prepared, runs_at_once, tmp_path_factory
+) -> Iterator[dict[str, tuple[Path, Future[str]]]]:
+    """The same for faults that would disturb other jobs, one after the other. They come after those
+    runs, and go on while tests run that need no cluster."""
     wait([printed for _, printed in runs_at_once.values()])
-    folder = copy_finished(prepared, tmp_path / "project")
-    printed = disturbed(folder, fault)
-    assert printed.count(SUBMITTED) == 1
-    assert_same(folder, undisturbed, repeated)  # nothing before the last save
+    with ThreadPoolExecutor(1) as pool:
+        found = {}
+        for fault in (preempt, lose_node):
+            folder = copy_finished(prepared, tmp_path_factory.mktemp("cluster") / "project")
+            found[fault.__name__] = folder, pool.submit(disturbed, folder, fault)
+        yield found
 
 
-def test_what_no_node_has_is_said_before_anything_is_submitted(cluster, prepared):
+def test_what_no_node_has_is_said_before_anything_is_submitted(runs_alone, prepared):
     too_much = ("--set-resources", "train_policy:mem_mb=900000")
     printed = execute(prepared, "snakemake", POLICY, *PROFILE, *too_much, *SMOKE, succeeds=False)
     assert "mem_mb = 900000, but the largest node has 8000" in printed
@@ -474,3 +477,15 @@ def test_a_second_snakemake_is_told_of_the_first_and_disturbs_nothing(
     assert "--unlock" in printed
     assert first.wait() == 0
     assert_same(folder, undisturbed, repeated=0)
+
+
+# --- the end of what began before those ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fault", "repeated"), [("preempt", 0), ("lose_node", SAVE_EVERY)])
+def test_what_slurm_itself_starts_again_goes_on_to_the_same_bytes(
+    runs_alone, undisturbed, fault, repeated
+):
+    folder, printed = runs_alone[fault]
+    assert printed.result().count(SUBMITTED) == 1
+    assert_same(folder, undisturbed, repeated)  # nothing before the last save
