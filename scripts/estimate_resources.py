@@ -38,16 +38,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     tried = (pair.partition("=") for pair in arguments.set)
     config["train_policy"] |= {key: yaml.safe_load(value) for key, _, value in tried}
     check_config(config, files=False)  # nothing is loaded, so files may come later
-    experiments = resolve_experiments(config).values()
-    settings = {experiment.name: policy_settings(experiment, 1) for experiment in experiments}
     # Few experiments differ in what takes memory, and each estimate goes through a whole step.
     texts: dict[str, str] = {}
     seen: dict[str, list[str]] = {}
-    for name, chosen in settings.items():
+    for experiment in resolve_experiments(config).values():
+        chosen = policy_settings(experiment, 1)
         same = json.dumps(chosen, sort_keys=True)
         if same not in texts:
             texts[same] = describe(estimate_memory(config, chosen, arguments.shards))
-        seen.setdefault(texts[same], []).append(name)
+        seen.setdefault(texts[same], []).append(experiment.name)
     for text, names in seen.items():
         print(f"train_policy of {', '.join(names)}\n{text}\n")
 

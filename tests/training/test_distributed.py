@@ -23,7 +23,6 @@ OPTIONS = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "dyna
 LAUNCH = ["accelerate", "launch", "--multi_gpu", "--main_process_port", "0", *flags(**OPTIONS)]
 ENVIRONMENT = {
     **os.environ,
-    "OMP_NUM_THREADS": "1",
     "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "workflow", ROOT / "scripts", ROOT / "tests"))),
 }
 

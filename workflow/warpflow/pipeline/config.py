@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from warpflow.data.dataset_formats import COLUMN_KEYS, columns_of, named_columns
 from warpflow.data.files import read_label, require_columns
 from warpflow.data.hub import hub_problem, is_hub
@@ -416,17 +418,12 @@ def kernels_problem() -> str | None:
         found = "that is not installed"
     else:
         version = importlib.metadata.version("kernels")
-        if versions is None or numbers(versions[0]) <= numbers(version) < numbers(versions[1]):
+        if versions is None or Version(versions[0]) <= Version(version) < Version(versions[1]):
             return None
         found = f"{version} is installed"
     wanted = f"{versions[0]} or later, below {versions[1]}, " if versions else ""
     pinned = f"kernels=={versions[0]}" if versions else "kernels"
     return f"which needs the package kernels, {wanted}and {found}: `pip install {pinned}`"
-
-
-def numbers(version: str) -> list[int]:
-    """Return the numbers of a release, [0, 18, 2] for 0.18.2."""
-    return [int(number) for number in re.findall(r"\d+", version)[:3]]
 
 
 def check_vllm(config: Mapping[str, Any]) -> Iterator[str]:
